@@ -1,0 +1,44 @@
+"""KD: match the teacher's softened logits.
+
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015. Weights as in the CRD protocol (r = 0.1, a = 0.9, T = 4).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.base import Batch, Method, Needs
+from methods.registry import register
+from models.outputs import Outputs
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 / B * sum KL(softmax(z_t / T) || softmax(z_s / T)); logits (B, classes) -> scalar (Hinton et al. 2015, section 2)."""
+    log_q = F.log_softmax(student_logits / temperature, dim=1)
+    log_p = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """CRD protocol's weights."""
+
+    ce_weight: float = 0.1
+    kd_weight: float = 0.9
+    temperature: float = 4.0
+
+
+@register("kd")
+class KD(Method):
+    title = "KD"
+    paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
+    Hyper = Hyper
+    teacher = Needs(logits=True)
+    fp32 = True
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "ce": self.hyper.ce_weight * F.cross_entropy(student.logits, batch.labels),
+            "kd": self.hyper.kd_weight * kd_loss(student.logits, teacher.logits, self.hyper.temperature),
+        }

@@ -1,0 +1,101 @@
+"""The registry of methods: found by scanning this package, and through the entry-point group `kd_bench.methods`."""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import methods
+from methods.base import Method, MethodError
+
+ENTRY_POINTS = "kd_bench.methods"
+_PLUMBING = {"base", "registry"}
+_methods: dict[str, type[Method]] = {}
+_broken: dict[str, str] = {}
+_discovered = False
+
+
+def register(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Class decorator that adds a method under `name` (lower case, digits, underscore).
+
+    Raises MethodError for a bad or taken name, or a class that breaks the contract's form.
+    """
+
+    def add(cls: type[Method]) -> type[Method]:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise MethodError(f"method name {name!r} is not lower case letters, digits and underscores")
+        if name in _methods:
+            raise MethodError(f"method name {name!r} is taken by {_methods[name].__module__}")
+        if not issubclass(cls, Method):
+            raise MethodError(f"{cls.__name__} is not a methods.base.Method")
+        if not dataclasses.is_dataclass(cls.Hyper) or not cls.Hyper.__dataclass_params__.frozen:
+            raise MethodError(f"{cls.__name__}.Hyper is not a frozen dataclass")
+        cls.name = name
+        cls.title = cls.title or name
+        _methods[name] = cls
+        return cls
+
+    return add
+
+
+def discover() -> None:
+    """Import every module of this package and every entry point once; one that fails is kept with its error and breaks nothing else."""
+    global _discovered
+    if _discovered:
+        return
+    _discovered = True
+    for module in sorted(m.name for m in pkgutil.iter_modules(methods.__path__)):
+        if module not in _PLUMBING and not module.startswith("_"):
+            _load(module, lambda module=module: importlib.import_module(f"methods.{module}"))
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        _load(point.name, point.load)
+
+
+def _load(name: str, action: Callable[[], object]) -> None:
+    before = set(_methods)
+    try:
+        action()
+    except Exception as error:  # a stranger's file may raise anything; it is reported where methods are listed
+        for half in set(_methods) - before:
+            del _methods[half]
+        _broken[name] = " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def names() -> list[str]:
+    """All registered names, natural order."""
+    discover()
+    return sorted(_methods)
+
+
+def broken() -> dict[str, str]:
+    """Files or entry points that could not be loaded, with the error."""
+    discover()
+    return dict(_broken)
+
+
+def get(name: str) -> type[Method]:
+    """The class registered under `name`. Raises MethodError naming close matches, or the error of a broken file."""
+    discover()
+    if name in _methods:
+        return _methods[name]
+    if name in _broken:
+        raise MethodError(f"method file {name!r} is broken: {_broken[name]}")
+    close = difflib.get_close_matches(name, _methods, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names())}"
+    raise MethodError(f"unknown method {name!r}; {hint}")
+
+
+def source_hash(name: str) -> str:
+    """SHA-256 of the method's source (its file, or all files of its package), 16 hex digits: recorded with each run."""
+    path = Path(inspect.getfile(get(name)))
+    files = sorted(path.parent.rglob("*.py")) if path.parent != Path(methods.__path__[0]) and (path.parent / "__init__.py").exists() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
