@@ -1,0 +1,324 @@
+"""Costs: what one training step of a (pair, method) takes on this device, measured with the device to itself.
+
+Training groups share a device and a teacher pass, so their times say nothing of one method. A probe trains the method alone, with a
+live teacher, through the trainer's own step (gather and augmentation, teacher, student, losses, backward, SGD), and leaves a record in
+results/costs/<device>/. Probes of a machine take turns on each device by a lock; that no training runs beside them is the launcher's part.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import re
+import signal
+import statistics
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch import nn
+
+import models
+from bench import data, engine, environment, members, meters, preparations, store, teachers
+from bench.data import augment
+from bench.jobs import DONE, TROUBLE, Group, Where
+from bench.learner import Learner
+from bench.members import Member
+from bench.protocol import Protocol, UsageError
+from bench.stop import Stop, Stopped
+from methods.base import Prepared
+from models.randomness import keyed
+
+FORMAT = 1
+SEED = 1
+STEPS = {"cpu": (12, 3), "cuda": (200, 20)}
+"""Timed steps and warm-up steps where none are asked for."""
+PLACEHOLDER_PER_CLASS = 3
+"""Training images of each class that a placeholder preparation sees."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to probe; crosses a process boundary."""
+
+    group: Group  # of one method
+    where: Where
+    steps: int
+    warmup: int
+
+
+def probe(
+    teacher: str | None,
+    student: str,
+    method: str,
+    precision: str,
+    where: Where,
+    protocol: Protocol,
+    *,
+    steps: int | None = None,
+    warmup: int | None = None,
+    hyper: tuple[tuple[str, str, object], ...] = (),
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Measure one (pair, method) alone on the device and return its record (times in ms, memory in bytes).
+
+    A teacher that is not in the results folder is replaced by an untrained one and recorded so (`teacher_trained` false). On a CPU the
+    measuring is done by a fresh process, whose high-water mark is the probe's own. `check` is called while waiting and may raise to stop.
+    Raises UsageError for bad input and for a pair that the method cannot do.
+    """
+    device = environment.select(where.device)
+    timed, warm = STEPS[device.type]
+    request = Request(Group(teacher, student, SEED, protocol, precision, (method,), hyper), where, steps or timed, warm if warmup is None else warmup)
+    if request.steps < 1 or request.warmup < 0:
+        raise UsageError(f"a probe of {steps} steps after {warmup}: at least 1 and 0")
+    with exclusive(device, check):
+        return _in_fresh_process(request, check) if device.type == "cpu" else measure(request)
+
+
+def run_probe(
+    teacher: str | None,
+    student: str,
+    method: str,
+    precision: str,
+    where: Where,
+    protocol: Protocol,
+    steps: int | None = None,
+    warmup: int | None = None,
+    hyper: tuple[tuple[str, str, object], ...] = (),
+) -> int:
+    """Probe and write the record below results/costs; a cost that was measured the same way is kept unless `where.redo`.
+
+    Returns an exit code of bench.jobs. Raises UsageError for bad input, before anything is written.
+    """
+    device = environment.select(where.device)
+    member = members.resolve(Group(teacher, student, SEED, protocol, precision, (method,), hyper), "", 100, protocol.image_size, 50_000, None)[0]
+    path = record_path(Path(where.results), device, member.run.teacher, student, method, precision)
+    if not where.redo and _measured(path, protocol):
+        return DONE
+    stop = Stop(where.stop_after_seconds).install()
+    try:
+        record = probe(teacher, student, method, precision, where, protocol, steps=steps, warmup=warmup, hyper=hyper, check=stop.check)
+    except Stopped:
+        return stop.code or TROUBLE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_json(path, record)
+    return DONE
+
+
+def record_path(results: Path, device: torch.device, teacher: str | None, student: str, method: str, precision: str) -> Path:
+    """Where the cost of a (pair, method, precision) on this device stands; `teacher` None for a method that uses none."""
+    name = "-".join(part for part in (teacher, student, method, precision) if part)
+    return results / "costs" / slug(environment.device_facts(device)["name"]) / f"{name}.json"
+
+
+def slug(name: str) -> str:
+    """A folder's name for a device, e.g. `nvidia-h200`."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
+
+
+def _measured(path: Path, protocol: Protocol) -> bool:
+    try:
+        record = store.read_json(path)
+    except store.StoreError:
+        return False  # damaged: measured again and replaced
+    if record is None:
+        return False
+    return (record.get("protocol"), record.get("dataset"), record.get("batch")) == (protocol.name, protocol.dataset, protocol.batch)
+
+
+@contextlib.contextmanager
+def exclusive(device: torch.device, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """The machine-wide lock of a device; waits for other probes, calling `check` once a second."""
+    name = "cpu" if device.type == "cpu" else f"gpu-{torch.cuda.get_device_properties(device).uuid}"
+    # Other users' probes count too: the file can be opened by everyone.
+    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"kd-bench-probe-{name}.lock", mode=0o666)
+    while True:
+        check()
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=1.0)
+            break
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _in_fresh_process(request: Request, check: Callable[[], None]) -> dict[str, Any]:
+    """`measure` in a process of its own, which ends with ours or when `check` raises."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(request, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while not ours.poll(1.0):
+            check()
+        result = ours.recv()
+    except EOFError:
+        process.join()
+        check()  # a signal to the whole process group ends it too
+        raise RuntimeError(f"the probe's process ended without a result, exit code {process.exitcode}") from None
+    finally:
+        if process.is_alive():
+            process.terminate()
+        process.join()
+        ours.close()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _child(request: Request, pipe) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    try:
+        pipe.send(measure(request))
+    except UsageError as error:
+        pipe.send(error)
+    except Exception:  # whatever a method raised, told to the parent as text: not every exception can be pickled
+        pipe.send(RuntimeError(f"the probe failed:\n{traceback.format_exc()}"))
+
+
+@lru_cache(maxsize=1)
+def _load(protocol: Protocol, data_root: str | None, download: bool):
+    """One data set in a process: probes of a device follow each other."""
+    return data.load(protocol, Path(data_root) if data_root else None, download)
+
+
+def measure(request: Request) -> dict[str, Any]:
+    """The probe itself, in this process, on a device that is ours."""
+    group, where = request.group, request.where
+    device = environment.select(where.device)
+    environment.configure(group.precision, where.threads, where.deterministic)
+    dataset = _load(group.protocol, where.data_root, where.download)
+    images = augment.Augmenter(dataset, device)
+    file = teachers.find(Path(where.results), dataset.name, group.teacher) if group.teacher else None
+    size, count = group.protocol.image_size, len(dataset.train_labels)
+    member = members.resolve(group, dataset.hash, len(dataset.classes), size, count, file.hash if file else "untrained")[0]
+    if member.skipped:
+        raise UsageError(f"{group.methods[0]} cannot be probed on {member.setting.pair}: {member.skipped}")
+    classes = len(dataset.classes)
+    prepared, seconds = _preparation(member, request, dataset, images, file, device)
+
+    memory = meters.Memory(device, images)
+    needs = member.method.teacher_needs(member.hyper)
+    teacher = _teacher(group.teacher, file, classes, device) if needs else None
+    learner = Learner(member.run, member.method, member.hyper, member.setting, prepared, device)
+    learner.begin_epoch(1)
+    positions = _Positions(count, group.protocol.batch)
+    eager = engine.Eager(images, teacher, [learner], group.precision)
+    chosen = engine.choose(where.engine, device)
+
+    def step(runner) -> None:
+        for _, error in runner.step(*positions.next(runner, group.protocol)):
+            raise error
+
+    for _ in range(2):  # the first steps make optimiser state and, on CUDA, try algorithms in scratch memory that training does not need
+        step(eager)
+    memory.restart()
+    for _ in range(2):
+        step(eager)
+    peaks = memory.peaks()
+    runner = eager if chosen is engine.Eager else chosen(images, teacher, [learner], group.precision)
+    positions.rewind()
+    for _ in range(request.warmup):
+        step(runner)
+    energy = meters.Energy(device)
+    times = meters.timed(lambda: step(runner), request.steps, device)
+    joules = energy.spent()
+    peaks |= memory.end()
+    if not learner.finite() and (file or teacher is None):
+        raise UsageError(f"{member.run.method} on {member.setting.pair} gives losses that are not finite; a probe of it says nothing")
+
+    batch = group.protocol.batch
+    first, median, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return {
+        "format": FORMAT,
+        "teacher": member.run.teacher,
+        "student": group.student,
+        "method": member.run.method,
+        "method_version": member.run.method_version,
+        "hyper": member.run.hyper,
+        "precision": group.precision,
+        "protocol": group.protocol.name,
+        "dataset": group.protocol.dataset,
+        "device": environment.device_facts(device),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+        "images_per_second": 1000 * batch / median,
+        "step_ms_median": median,
+        "step_ms_iqr": [first, third],
+        "steps_timed": len(times),
+        "warmup_steps": request.warmup,
+        "batch": batch,
+        **peaks,
+        "joules_per_image": joules / (batch * len(times)) if joules is not None else None,
+        "preparation_seconds": seconds,
+        "student_macs": models.macs(group.student, classes, size),
+        "teacher_macs": models.macs(group.teacher, classes, size) if needs else 0,
+        "teacher_trained": bool(file and file.record["trained"]),
+        "threads": torch.get_num_threads(),
+        "engine": runner.name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+class _Positions:
+    """Full batches of the epochs' orders, one after the other; the remainder of an epoch is left out, a step being one batch."""
+
+    def __init__(self, count: int, batch: int) -> None:
+        if count < batch:
+            raise UsageError(f"a probe needs a full batch of {batch} images, the training set has {count}")
+        self.count, self.batch = count, batch
+        self.rewind()
+
+    def rewind(self) -> None:
+        self.epoch, self.start = 0, self.count
+
+    def next(self, runner, protocol: Protocol) -> tuple[int, int]:
+        if self.start + self.batch > self.count:
+            self.epoch, self.start = self.epoch + 1, 0
+            runner.begin_epoch(augment.draws(SEED, self.epoch, self.count))
+        start, self.start = self.start, self.start + self.batch
+        return start, self.start
+
+
+def _teacher(architecture: str, file: teachers.TeacherFile | None, classes: int, device: torch.device) -> nn.Module:
+    """The teacher of the results folder, or an untrained one where there is none: its forward pass costs the same."""
+    if file is None:
+        with keyed(SEED, f"init/{architecture}"):
+            network = models.build(architecture, classes)
+    else:
+        network = teachers.network(architecture, teachers.read_state(file.folder / "teacher.pt"), classes, file.folder / "teacher.pt")
+    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _preparation(member: Member, request: Request, dataset, images, file, device: torch.device) -> tuple[Prepared | None, float | None]:
+    """The stored preparation with its recorded seconds; where none is stored, a placeholder from a few images, and None."""
+    preparation = member.method.preparation(member.hyper, member.setting)
+    if preparation is None:
+        return None, None
+    if file is not None:
+        wanted = preparations.identity(preparation, file.hash, dataset.hash)
+        folder = preparations.folder(Path(request.where.results), wanted)
+        if (folder / "prepared.json").exists():
+            built = preparations.read(folder, wanted)
+            return built.prepared, built.seconds
+    if hasattr(member.method.Hyper, "quick"):
+        preparation = member.method.preparation(member.method.Hyper.quick(), member.setting)
+    few = _few(dataset, PLACEHOLDER_PER_CLASS)
+    seen = preparations.TrainingImages(few, augment.Augmenter(few, device), preparation.name, lambda message: None, lambda: None)
+    teacher = _teacher(request.group.teacher, file, len(dataset.classes), device)
+    return preparation.build(teacher, seen), None
+
+
+def _few(dataset, per_class: int):
+    """The data set with the first `per_class` training images of each class."""
+    labels = dataset.train_labels
+    keep = torch.cat([(labels == c).nonzero().flatten()[:per_class] for c in range(len(dataset.classes))]).sort().values
+    return dataclasses.replace(dataset, train_images=dataset.train_images[keep], train_labels=labels[keep])

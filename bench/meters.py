@@ -1,0 +1,118 @@
+"""Instruments of a cost probe: the time of a step, its peak memory, the energy it took."""
+
+import contextlib
+import ctypes
+import gc
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def timed(step: Callable[[], None], steps: int, device: torch.device) -> list[float]:
+    """Milliseconds of each step: by events on CUDA, where the host runs ahead, by the clock elsewhere."""
+    if device.type == "cuda":
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+        torch.cuda.synchronize(device)
+        marks[0].record()
+        for mark in marks[1:]:
+            step()
+            mark.record()
+        torch.cuda.synchronize(device)
+        return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        step()
+        times.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+class Memory:
+    """Peak memory of a step. CUDA: what torch's allocator held, the data set included (given beside it). CPU: the process's
+    high-water mark above what it used before the networks were made."""
+
+    def __init__(self, device: torch.device, images) -> None:
+        self.device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            self.base = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        _first_use(images)
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # freed memory that malloc keeps would hide the first allocations
+            ctypes.CDLL(None).malloc_trim(0)
+        self.base = _reset_high_water()
+
+    def restart(self) -> None:
+        """Forget the peak of the steps before (CUDA)."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peaks(self) -> dict[str, Any]:
+        """After the steps that count."""
+        if self.device.type == "cuda":
+            return {"peak_memory_bytes": torch.cuda.max_memory_allocated(self.device), "peak_memory_kind": "allocated", "data_bytes": self.base}
+        return {"peak_memory_bytes": max(0, _high_water() - self.base), "peak_memory_kind": "process high-water above baseline"}
+
+    def end(self) -> dict[str, Any]:
+        """After all steps: what the allocator reserved, with a captured step's own pool."""
+        return {"peak_reserved_bytes": torch.cuda.memory_reserved(self.device)} if self.device.type == "cuda" else {}
+
+
+def _first_use(images) -> None:
+    """One tiny step, so that what torch sets up once in a process is in the baseline and not in the method's memory."""
+    index = torch.arange(2)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    x = images.train_batch(index, zeros, zeros, zeros.bool())
+    layer = nn.Conv2d(x.shape[1], 2, 3).to(memory_format=torch.channels_last)
+    nn.functional.cross_entropy(layer(x).mean((2, 3)), zeros).backward()
+    torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, fused=True).step()
+
+
+def _reset_high_water() -> int:
+    """Set the process's high-water mark back to its present size where the kernel can, and return the baseline in bytes."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the mark so far is then the baseline
+    return _high_water()
+
+
+def _high_water() -> int:
+    """The process's largest resident size so far, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Energy:
+    """Joules that a GPU used, by NVML's counter; None where there is no NVML or counter."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._read: Callable[[], float] | None = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+        except ImportError:
+            return
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            self._read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+            torch.cuda.synchronize(device)
+            self._start = self._read()
+
+    def spent(self) -> float | None:
+        """Since this was made; the device must be synchronised."""
+        return None if self._read is None else self._read() - self._start

@@ -1,0 +1,126 @@
+"""What is sound to say about a handful of seeds: sample standard deviation (ddof 1), paired differences, t-intervals, comparison with a printed one.
+
+All intervals are two-sided, 95 %, in the unit of their input (percentage points of top-1), and not corrected for the number of comparisons.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+LEVEL = 0.95
+TOO_WIDE = 1.0
+"""Points: an interval wider than plus or minus this that holds zero says nothing about agreement."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, sample standard deviation (None for n = 1) and n of values of one kind."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference, the half-width of its interval (None where there is no saying), and how many differences entered."""
+
+    mean: float
+    half: float | None
+    n: int
+    df: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Ours against a published number: `agrees`, `differs` or `cannot tell`, ours minus published, half-width (None if unknown), and why."""
+
+    word: str
+    mean: float
+    half: float | None
+    why: str = ""
+
+
+@lru_cache(4096)
+def t_quantile(df: float, level: float = LEVEL) -> float:
+    """The two-sided quantile of Student's t: a share `level` lies within plus or minus it. df > 0, need not be whole."""
+    from scipy.special import stdtrit  # imported here: the report starts without it
+
+    return float(stdtrit(df, 0.5 + level / 2))
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, sd (ddof 1) and n. Raises ValueError for no values."""
+    n = len(values)
+    if not n:
+        raise ValueError("no values")
+    mean = math.fsum(values) / n
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
+    return Summary(mean, sd, n)
+
+
+def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int, float]:
+    """Ours minus baseline for each seed that both have."""
+    return {seed: ours[seed] - baseline[seed] for seed in sorted(ours.keys() & baseline.keys())}
+
+
+def difference(differences: Sequence[float]) -> Difference | None:
+    """The mean of paired differences with its t-interval; no interval for one of them; None for none."""
+    if not differences:
+        return None
+    s = summarise(differences)
+    if s.sd is None:
+        return Difference(s.mean, None, 1)
+    return Difference(s.mean, t_quantile(s.n - 1) * s.sd / math.sqrt(s.n), s.n, s.n - 1)
+
+
+def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, str]) -> Difference | None:
+    """The mean over pairs of the mean paired difference, with an interval for these very pairs.
+
+    differences: pair -> {seed: difference}; shared: pair -> what names its baseline's network. Pairs that share a baseline share its noise seed
+    by seed, so their differences at one seed are one cluster. The variance is the sum over clusters of the squared sum of residuals / (pairs x n),
+    each group of clusters with the factor k/(k-1), k its number of seeds; degrees of freedom by Welch and Satterthwaite over the groups.
+    No interval where a pair has one seed only.
+    """
+    filled = {pair: by_seed for pair, by_seed in differences.items() if by_seed}
+    if not filled:
+        return None
+    means = {pair: summarise(list(by_seed.values())) for pair, by_seed in filled.items()}
+    mean = math.fsum(m.mean for m in means.values()) / len(means)
+    count = sum(m.n for m in means.values())
+    if any(m.n < 2 for m in means.values()):
+        return Difference(mean, None, count)
+    clusters: dict[str, dict[int, float]] = {}
+    for pair, by_seed in filled.items():
+        group = clusters.setdefault(shared[pair], {})
+        for seed, value in by_seed.items():
+            group[seed] = group.get(seed, 0.0) + (value - means[pair].mean) / (len(means) * means[pair].n)
+    variances = [(math.fsum(e * e for e in group.values()) * len(group) / (len(group) - 1), len(group) - 1) for group in clusters.values()]
+    variance = math.fsum(v for v, _ in variances)
+    if variance == 0:
+        return Difference(mean, 0.0, count, float(sum(k for _, k in variances)))
+    df = variance**2 / math.fsum(v * v / k for v, k in variances)
+    return Difference(mean, t_quantile(round(df, 6)) * math.sqrt(variance), count, df)
+
+
+def against_published(ours: Summary, mean: float, sd: float | None, n: int | None) -> Verdict:
+    """Welch's interval of ours minus the published mean; it agrees where the interval holds zero and is not wider than TOO_WIDE."""
+    delta = ours.mean - mean
+    if sd is None or n is None or n < 2:
+        return Verdict("cannot tell", delta, None, "no published standard deviation")
+    if ours.sd is None:
+        return Verdict("cannot tell", delta, None, "one seed")
+    a, b = ours.sd**2 / ours.n, sd**2 / n
+    if a + b == 0:
+        return Verdict("agrees" if delta == 0 else "differs", delta, 0.0)
+    df = (a + b) ** 2 / (a * a / (ours.n - 1) + b * b / (n - 1))
+    half = t_quantile(round(df, 6)) * math.sqrt(a + b)
+    if abs(delta) > half:
+        return Verdict("differs", delta, half)
+    return Verdict("agrees", delta, half) if half <= TOO_WIDE else Verdict("cannot tell", delta, half, f"the interval is wider than {TOO_WIDE:g}")
+
+
+def geometric_mean(values: Sequence[float]) -> float | None:
+    """The geometric mean of positive values; None for none."""
+    return math.exp(math.fsum(math.log(v) for v in values) / len(values)) if values else None

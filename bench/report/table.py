@@ -1,0 +1,366 @@
+"""Table 1 as data: one table per set of results, protocol and precision. What may not be averaged is kept apart, and listed with the reason."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.identity import canonical
+from bench.protocol import UsageError, unknown
+from bench.report import cost_sheets, published, statistics
+from bench.report.published import Published
+from bench.report.statistics import Difference, Summary, Verdict
+from bench.store import Problem, RunView, StoreError, read_json, scan
+
+ORDER = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
+PAIRS = (
+    ("wrn_40_2", "wrn_16_2"),
+    ("resnet56", "resnet20"),
+    ("resnet110", "resnet20"),
+    ("resnet110", "resnet32"),
+    ("resnet32x4", "resnet8x4"),
+    ("vgg13", "vgg8"),
+)
+OWN = "own runs"
+
+
+@dataclass
+class Pair:
+    """A column. `top1`: the teacher's, from the records that used it; `error`: why nothing of this pair counts."""
+
+    teacher: str | None
+    student: str
+    top1: float | None = None
+    published: Published | None = None
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[str | None, str]:
+        return self.teacher, self.student
+
+    @property
+    def title(self) -> str:
+        return f"{name(self.teacher) if self.teacher else 'no teacher'} → {name(self.student)}"
+
+
+@dataclass
+class Cell:
+    """A method on a pair. `values`: seed -> top-1 of the last epoch, done runs only; `others`: seed -> what became of it instead."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    others: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    runs: dict[int, RunView] = field(default_factory=dict)
+    summary: Summary | None = None
+    difference: Difference | None = None
+    published: Published | None = None
+    verdict: Verdict | None = None
+    best: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.values) and not self.others
+
+    @property
+    def note(self) -> str:
+        """What is not done, e.g. `1 diverged, 1 missing`."""
+        return ", ".join(f"{count} {state}" for state, count in sorted(Counter(self.others.values()).items()))
+
+
+@dataclass
+class Row:
+    """A method, or a variant of one with other hyper-parameters. Costs are multiples of the plain student's, geometric mean over `cost_pairs` pairs."""
+
+    method: str
+    title: str
+    variant: str
+    cells: list[Cell]
+    pooled: Difference | None = None
+    pooled_pairs: int = 0
+    speed: float | None = None
+    memory: float | None = None
+    cost_pairs: int = 0
+    preparation: float | None = None
+
+
+@dataclass
+class Table:
+    """One table: everything in it was made under one protocol and one precision."""
+
+    protocol: dict[str, Any]
+    precision: str
+    baseline: str
+    seeds: list[int]
+    pairs: list[Pair]
+    rows: list[Row]
+    facts: dict[str, list[str]]
+    sheet: cost_sheets.Sheet | None
+    excluded: list[Problem]
+    warnings: list[str]
+
+    @property
+    def trial(self) -> str:
+        return str(self.protocol.get("trial") or "")
+
+
+@dataclass
+class ResultSet:
+    """Own runs, or one evidence set. `problems`: files and runs left out that belong to no table."""
+
+    name: str
+    folder: Path
+    tables: list[Table]
+    sheets: list[cost_sheets.Sheet]
+    problems: list[Problem]
+
+    @property
+    def faults(self) -> int:
+        """What --strict fails on: left-out runs and warnings."""
+        return len(self.problems) + sum(len(t.excluded) + len(t.warnings) for t in self.tables)
+
+
+def name(architecture: str) -> str:
+    """The name papers print: wrn_40_2 is WRN-40-2; others as they are."""
+    return architecture.upper().replace("_", "-") if architecture.startswith("wrn_") else architecture
+
+
+def _place(value: Any, order: Iterable[Any]) -> tuple[int, str]:
+    known = list(order)
+    return (known.index(value) if value in known else len(known), str(value))
+
+
+def _without(runs: list[RunView], reasons: dict[str, str], excluded: list[Problem]) -> list[RunView]:
+    excluded.extend(Problem(run.id, reasons[run.id]) for run in runs if run.id in reasons)
+    return [run for run in runs if run.id not in reasons]
+
+
+def _variants(runs: list[RunView], planned: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """For the runs of one method and pair: run id -> label of its variant (empty for the main one), and run id -> why it is left out.
+
+    The main one is the planned one, else the newest version, else the one with most runs. Older versions are left out; other settings get a row.
+    """
+    groups: dict[tuple[int, str], list[RunView]] = defaultdict(list)
+    for run in runs:
+        groups[run.identity["method_version"], canonical(run.identity["hyper"])].append(run)
+    main = max(groups, key=lambda key: (any(r.id in planned for r in groups[key]), key[0], len(groups[key]), key[1]))
+    base = groups[main][0].identity["hyper"]
+    labels, out = {}, {}
+    for (version, _), members in groups.items():
+        hyper = members[0].identity["hyper"]
+        changed = ", ".join(f"{k}={hyper.get(k)}" for k in sorted(base.keys() | hyper.keys()) if hyper.get(k) != base.get(k))
+        for run in members:
+            if version != main[0]:
+                out[run.id] = f"version {version} of {run.method}; the table shows version {main[0]}"
+            else:
+                labels[run.id] = changed
+    return labels, out
+
+
+def _mixed(runs: list[RunView], pair: Pair) -> str:
+    """Why the done runs of a pair do not belong together, or an empty string."""
+    teachers = sorted({str(r.identity.get("teacher_hash")) for r in runs if r.teacher})
+    if len(teachers) > 1:
+        return f"mixes {len(teachers)} teachers ({', '.join(t[:12] for t in teachers)}); keep the runs of one"
+    data = sorted({r.identity["data_hash"] for r in runs})
+    return f"mixes {len(data)} data sets ({', '.join(d[:12] for d in data)}); keep the runs of one" if len(data) > 1 else ""
+
+
+def _facts(runs: list[RunView]) -> dict[str, list[str]]:
+    """What the done runs were made with: field -> the values met, e.g. device -> [H200]."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in (r.record for r in runs if r.record):
+        device, versions = record.get("device"), record.get("versions")
+        if isinstance(device, dict):
+            found["device"].add(str(device.get("name") or device.get("type")))
+        for key in ("torch", "suite", "python") if isinstance(versions, dict) else ():
+            if versions.get(key):
+                found[key].add(str(versions[key]))
+        found["engine"].add(str(record.get("engine")))
+        found["deterministic"].add(str(bool(record.get("deterministic"))).lower())
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def _warnings(runs: list[RunView]) -> list[str]:
+    done = [(r, r.record) for r in runs if r.record]
+    warnings = []
+    commits = Counter(str(record.get("commit")) for _, record in done)
+    if len(commits) > 1:
+        warnings.append("runs of different commits: " + ", ".join(f"{c[:12]} ({n} run{'s' * (n > 1)})" for c, n in commits.most_common()))
+    sources: dict[str, set[str]] = defaultdict(set)
+    for run, record in done:
+        sources[run.method].update({str(record.get("method_source")), run.method_source})
+    for method in sorted(m for m, met in sources.items() if len(met) > 1):
+        warnings.append(f"the source of {method} changed between its done runs: --redo them or give the method a new version")
+    return warnings
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    """plan.json, {} where there is none. Raises StoreError."""
+    plan = read_json(folder / "plan.json")
+    if plan is None:
+        return {}
+    try:
+        cells = {(c["teacher"], c["student"], c["method"], c["seed"]): c for c in plan["cells"]}
+        pairs = [(p["teacher"], p["student"]) for p in plan["pairs"]]
+        rows = {r["method"]: str(r["title"]) for r in plan["rows"]}
+        return {"key": (canonical(plan["protocol"]), plan["precision"]), "protocol": plan["protocol"], "precision": plan["precision"],
+                "seeds": sorted(plan["seeds"]), "cells": cells, "pairs": pairs, "rows": rows}  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{folder / 'plan.json'}: not a plan ({type(error).__name__}: {error})") from error
+
+
+def build_table(
+    runs: list[RunView], plan: dict[str, Any], sheets: list[cost_sheets.Sheet], index: published.Index, baseline: str, broken: set[str]
+) -> Table:
+    """A table from runs of one protocol and precision. `plan` may be {}; `broken`: ids of runs whose files cannot be trusted."""
+    protocol, precision = (runs[0].protocol, runs[0].precision) if runs else (plan["protocol"], plan["precision"])
+    planned = {c["run"] for c in plan.get("cells", {}).values() if c["run"]}
+    warnings, excluded = _warnings(runs), []
+    untrained = {
+        r.id: "its teacher is not trained" for r in runs if r.record and r.teacher and not (r.record.get("teacher") or {}).get("trained", False)
+    }
+    usable = _without(runs, untrained, excluded)
+    taken = {r.student for r in runs if r.teacher} | {s for _, s in plan.get("pairs", ())}
+    keys = {(r.teacher, r.student) for r in runs if r.teacher or r.student not in taken}
+    keys = [*plan.get("pairs", ()), *sorted(keys - set(plan.get("pairs", ())), key=lambda k: _place(k, PAIRS))]
+    pairs = [Pair(t, s, published=published.look_up(index, protocol, t, s, "teacher")) for t, s in keys]
+    titles = dict(plan.get("rows", {}))
+    for run in usable:
+        titles.setdefault(run.method, run.title)
+    found: dict[tuple[str, str], dict[tuple[str | None, str], list[RunView]]] = defaultdict(lambda: defaultdict(list))
+    out: dict[str, str] = dict(untrained)
+    for pair in pairs:
+        members = [r for r in usable if r.student == pair.student and r.teacher in (pair.teacher, None)]
+        by_method: dict[str, list[RunView]] = defaultdict(list)
+        for run in members:
+            by_method[run.method].append(run)
+        for method, several in by_method.items():
+            labels, left = _variants(several, planned)
+            out |= left
+            for run in several:
+                if run.id in labels:
+                    found[method, labels[run.id]][pair.key].append(run)
+        pair.error = _mixed([r for r in members if r.record and r.id not in out], pair)
+        if pair.error:
+            excluded.append(Problem(pair.title, pair.error))
+        tops = [r.record["teacher"].get("test_top1") for r in members if r.record and r.teacher and r.id not in out]
+        pair.top1 = next((t for t in tops if t is not None), None)
+    for method in titles:
+        found[method, ""]  # a planned row stands even where nothing has run
+    excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
+    seeds = plan.get("seeds") or sorted({r.seed for r in runs})
+    order = [*plan.get("rows", ()), *ORDER]
+    rows = []
+    for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), k[1])):
+        cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken, untrained) for p in pairs]
+        for pair, cell in zip(pairs, cells, strict=True):
+            cell.published = published.look_up(index, protocol, pair.teacher, pair.student, method) if not variant else None
+            if cell.published and cell.summary:
+                cell.verdict = statistics.against_published(cell.summary, cell.published.top1, cell.published.sd, cell.published.n)
+        rows.append(Row(method, titles[method], variant, cells))
+    _compare(rows, pairs, baseline)
+    facts = _facts([r for r in usable if r.id not in out])
+    sheet = cost_sheets.choose(sheets, precision, protocol.get("batch", 0), keys, list(titles), set(facts.get("device", ())))
+    for row in rows if sheet else ():
+        _add_costs(row, pairs, sheet)
+    return Table(protocol, precision, baseline, seeds, pairs, rows, facts, sheet, excluded, warnings)
+
+
+def _cell(
+    runs: list[RunView], pair: Pair, method: str, variant: str, seeds: list[int], plan: dict[str, Any], broken: set[str], out: dict[str, str]
+) -> Cell:
+    cell = Cell()
+    by_seed = {run.seed: run for run in sorted(runs, key=lambda r: r.record is not None)}
+    for seed in sorted(set(seeds) | set(by_seed)) if not variant else sorted(by_seed):
+        run = by_seed.get(seed)
+        asked = plan.get("cells", {}).get((pair.teacher, pair.student, method, seed), {})
+        if run is not None:
+            cell.runs[seed] = run
+            if run.record is not None and not pair.error:
+                cell.values[seed] = float(run.record["test_top1"])
+            else:
+                cell.others[seed] = "excluded" if run.record is not None else run.status
+                cell.reasons[seed] = pair.error or run.reason
+        elif asked.get("run") in broken or asked.get("run") in out:
+            cell.others[seed] = "excluded"
+        elif asked.get("skipped"):
+            cell.others[seed], cell.reasons[seed] = "skipped", str(asked["skipped"])
+        else:
+            cell.others[seed] = "missing"
+    cell.summary = statistics.summarise(list(cell.values.values())) if cell.values else None
+    return cell
+
+
+def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
+    """Paired differences to the baseline row, pooled over pairs, and the best complete cell of each column."""
+    base = next((row for row in rows if row.method == baseline and not row.variant), None)
+    if base is None and rows:
+        raise unknown("--baseline row", baseline, sorted({row.method for row in rows}))
+    for row in rows:
+        if base is None or row is base:
+            continue
+        by_pair = {}
+        for pair, cell, plain in zip(pairs, row.cells, base.cells, strict=True):
+            by_pair[pair.title] = statistics.paired(cell.values, plain.values)
+            cell.difference = statistics.difference(list(by_pair[pair.title].values()))
+        shared = {pair.title: ",".join(sorted(r.id for r in plain.runs.values())) for pair, plain in zip(pairs, base.cells, strict=True)}
+        row.pooled = statistics.pooled(by_pair, shared)
+        row.pooled_pairs = sum(bool(d) for d in by_pair.values())
+    for column in range(len(pairs)):
+        means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(rows) if row.cells[column].complete}
+        for i in (i for i in means if len(means) > 1 and means[i] == max(means.values())):
+            rows[i].cells[column].best = True
+
+
+def _add_costs(row: Row, pairs: list[Pair], sheet: cost_sheets.Sheet) -> None:
+    if row.variant:
+        return
+    ratios = [r for p in pairs if (r := sheet.relative(p.teacher, p.student, row.method))]
+    costs = [c for p in pairs if (c := sheet.get(p.teacher, p.student, row.method))]
+    row.cost_pairs = len(ratios)
+    row.speed = statistics.geometric_mean([speed for speed, _ in ratios])
+    row.memory = statistics.geometric_mean([memory for _, memory in ratios])
+    seconds = [c.preparation for c in costs if c.preparation is not None]
+    row.preparation = statistics.summarise(seconds).mean if seconds else None
+
+
+def build_set(title: str, folder: Path, index: published.Index, baseline: str = "student") -> ResultSet:
+    """Everything in one folder of results. Raises UsageError for a baseline that no table has."""
+    runs, problems = scan(folder)
+    sheets, more = cost_sheets.load(folder)
+    problems += more
+    plan: dict[str, Any] = {}
+    try:
+        plan = _plan(folder)
+    except StoreError as error:
+        problems.append(Problem("plan.json", str(error)))
+    groups: dict[tuple[str, str], list[RunView]] = defaultdict(list)
+    for run in runs:
+        groups[canonical(run.protocol), run.precision].append(run)
+    if plan and plan["key"] not in groups:
+        groups[plan["key"]] = []
+    broken = {p.where for p in problems}
+    keys = sorted(groups, key=lambda k: (k != plan.get("key"), bool(groups[k] and groups[k][0].protocol.get("trial")), k))
+    tables, failures = [], []
+    for key in keys:
+        asked = plan if key == plan.get("key") else {}
+        try:
+            tables.append(build_table(groups[key], asked, sheets, index, baseline, broken))
+        except UsageError as error:
+            failures.append(error)
+            tables.append(build_table(groups[key], asked, sheets, index, (groups[key][0].method if groups[key] else baseline), broken))
+    if failures and len(failures) == len(tables) and baseline != "student":
+        raise failures[0]
+    return ResultSet(title, folder, tables, sheets, problems)
+
+
+def build(results: Path, baseline: str = "student") -> list[ResultSet]:
+    """Own runs first (their tables may be none), then each evidence set by name. Raises UsageError, StoreError for the published numbers."""
+    own_published = results / "published"
+    index = published.load(own_published if own_published.is_dir() else None)
+    sets = [build_set(OWN, results, index, baseline)]
+    evidence = results / "evidence"
+    for folder in sorted(p for p in evidence.iterdir() if p.is_dir() and not p.name.startswith(".")) if evidence.is_dir() else ():
+        sets.append(build_set(f"evidence/{folder.name}", folder, index, baseline))
+    return sets

@@ -1,0 +1,88 @@
+"""A run's folder as its trainer writes it: configuration, rows, status, log, final record."""
+
+import io
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import checkpoint, store
+from bench.lease import Lease
+from bench.members import Member
+from methods import registry
+
+STATUS_SECONDS = 2.0
+
+
+class RunFolder:
+    """results/runs/<run id>/ under a lease of its own."""
+
+    def __init__(self, results: Path, member: Member) -> None:
+        self.results, self.member, self.id = results, member, member.run.id
+        self.path = results / "runs" / self.id
+        self.lease = Lease(self.path)
+        self.attempt = 1
+        self._status: dict[str, Any] = {}
+        self._written = 0.0
+
+    def settled(self) -> bool:
+        """Whether nothing is left to do: it is done (never run again) or has diverged (it would again; --redo tries)."""
+        if (self.path / "record.json").exists():
+            return True
+        try:
+            return (store.read_status(self.path) or {}).get("status") == "diverged"
+        except store.StoreError:
+            return False
+
+    def clear(self) -> None:
+        """Forget everything of the run but its folder (--redo)."""
+        checkpoint.discard(self.results, self.id)
+        for name in ("record.json", "epochs.jsonl", "status.json", "config.json", "student.pt"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def open(self) -> None:
+        """Write or check the configuration, mend a torn row, and count the attempt. Raises UsageError where it is another run's."""
+        run = self.member.run
+        store.write_config(self.path, run.identity(), registry.source_hash(run.method), self.member.method.title)
+        if store.mend_torn_tail(self.path / "epochs.jsonl"):
+            self.log("cut an unfinished last row")
+        rows = store.read_rows(self.path / "epochs.jsonl", self.id).rows
+        try:
+            last = (store.read_status(self.path) or {}).get("attempt")
+        except store.StoreError:  # it is not fsynced: after a crash of the machine it may be anything
+            last = None
+        self.attempt = 1 + max([last if isinstance(last, int) else 0, *(row["attempt"] for row in rows)])
+
+    def log(self, message: str) -> None:
+        """One line in the run's log."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}\n")
+
+    def status(self, status: str, reason: str | None = None, force: bool = True, **facts: Any) -> None:
+        """Write status.json; with `force=False` at most every two seconds."""
+        now = time.monotonic()
+        self._status |= facts
+        if not force and now - self._written < STATUS_SECONDS:
+            return
+        self._written = now
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        store.write_status(self.path, status, reason=reason, attempt=self.attempt, **self._status, updated=updated)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Append one epoch's row. Raises LeaseLost."""
+        self.lease.check()
+        store.append_row(self.path / "epochs.jsonl", {"run": self.id, "attempt": self.attempt, **row})
+
+    def finish(self, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """The last acts of a run: the student's weights, then the final record, then the status; checkpoints go."""
+        self.lease.check()
+        buffer = io.BytesIO()
+        torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()}, buffer)
+        store.write_bytes(self.path / "student.pt", buffer.getvalue())
+        source = registry.source_hash(self.member.run.method)
+        store.write_record(self.path, {**facts, "method_source": source, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+        self.status("done")
+        checkpoint.discard(self.results, self.id)

@@ -1,0 +1,44 @@
+"""What the networks share: the 3x3 convolution, the initialisation of convolutions, and the collection of stage maps."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from models.outputs import KINDS
+
+Maps = dict[str, tuple[Tensor, ...]]
+
+
+class NetworkError(ValueError):
+    """A network cannot be built or called as asked; the message is one line that says what is wrong and what to do."""
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A 3x3 convolution with padding 1."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
+
+
+def initialise_convolutions(network: nn.Module) -> None:
+    """Kaiming normal by fan-out with the gain of ReLU, std = sqrt(2 / (k * k * C_out)); biases 0 (He et al., ICCV 2015, eq. 14).
+
+    Batch normalisation keeps torch's weight 1 and bias 0; the classifier is left to the network.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def first_maps(kinds: Sequence[str], stem: Tensor) -> Maps:
+    """The maps asked for, each beginning with the stem's (B, C, H, W). Raises NetworkError for an unknown kind."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise NetworkError(f"unknown kind of stage maps {kind!r}; known: {', '.join(KINDS)}")
+    return {kind: (stem,) for kind in kinds}
+
+
+def add_maps(maps: Maps, **stage: Tensor) -> None:
+    """Append one stage's map to each kind asked for; `stage` holds every kind."""
+    for kind in maps:
+        maps[kind] += (stage[kind],)

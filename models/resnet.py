@@ -1,0 +1,70 @@
+"""Residual networks for small images: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
+
+Shortcuts where the shape changes are a 1x1 convolution with batch normalisation (the paper's option B), as in the networks of
+Contrastive Representation Distillation (Tian et al., ICLR 2020).
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import add_maps, conv3x3, first_maps, initialise_convolutions
+from models.outputs import Outputs
+
+THIN = (16, 16, 32, 64)
+WIDE = (32, 64, 128, 256)  # of the x4 networks, whose stem is twice as wide, not four times
+
+
+class Block(nn.Module):
+    """A basic block up to its last ReLU, which the network applies: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv3x3(outputs, outputs)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return out.add_(x if self.downsample is None else self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """ResNet of depth 6n + 2: a stem and three stages of n basic blocks with strides 1, 2, 2.
+
+    `widths`: channels of the stem and of the stages. The classifier keeps torch's default initialisation.
+    """
+
+    def __init__(self, depth: int, widths: tuple[int, int, int, int] = THIN, num_classes: int = 100) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = conv3x3(3, widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = _stage(blocks, widths[0], widths[1], stride=1)
+        self.layer2 = _stage(blocks, widths[1], widths[2], stride=2)
+        self.layer3 = _stage(blocks, widths[2], widths[3], stride=2)
+        self.fc = nn.Linear(widths[3], num_classes)
+        initialise_convolutions(self)
+
+    def forward(self, x: Tensor, kinds: Sequence[str] = ()) -> Outputs:
+        """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, C), maps. Raises NetworkError for an unknown kind."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        maps = first_maps(kinds, x)
+        for stage in (self.layer1, self.layer2, self.layer3):
+            for block in stage:
+                preact = block(x)
+                x = F.relu(preact, inplace="preact" not in kinds)
+            add_maps(maps, stage=x, preact=preact, relu=x)
+        embedding = x.mean((2, 3))  # adaptive average pooling to 1x1: any image size
+        return Outputs(self.fc(embedding), embedding, maps)
+
+
+def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    first = Block(inputs, outputs, stride)
+    return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))

@@ -1,0 +1,104 @@
+"""A made-up results folder, written through the store: valid runs, costs and a plan with numbers that are known."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from bench import identity, store
+from bench.protocol import PROTOCOLS, Protocol
+
+PAIRS = (
+    ("wrn_40_2", "wrn_16_2"),
+    ("resnet56", "resnet20"),
+    ("resnet110", "resnet20"),
+    ("resnet110", "resnet32"),
+    ("resnet32x4", "resnet8x4"),
+    ("vgg13", "vgg8"),
+)
+METHODS = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
+TITLES = {"student": "Student", "kd": "KD", "fitnet": "FitNet", "at": "AT", "rkd": "RKD", "sp": "SP", "cc": "CC", "iep": "IEP", "skd": "SKD"}
+CRD = PROTOCOLS["crd"]
+SHORT = CRD.scaled(3)
+DEVICE = {"type": "cuda", "name": "Test GPU"}
+VERSIONS = {"python": "3.11.0", "torch": "2.9.0", "suite": "0.1.0"}
+
+
+def run_of(method: str, teacher: str | None, student: str, seed: int, protocol: Protocol = SHORT, **changes: Any) -> identity.Run:
+    """A Run; the plain student has no teacher. `changes`: fields of Run."""
+    if method == "student":
+        teacher = None
+    fields = {"precision": "tf32", "data_hash": "d" * 16, "teacher": teacher, "teacher_hash": f"{teacher}-hash" if teacher else None, **changes}
+    return identity.Run(student, method, seed, protocol, **fields)
+
+
+def add_run(results: Path, run: identity.Run, top1: float, status: str = "done", rows: int | None = None, **record: Any) -> Path:
+    """Write one run folder; `status` other than done leaves no record. `rows`: epochs written (all of them unless said). Returns the folder."""
+    folder = results / "runs" / run.id
+    source = record.pop("method_source", "a" * 16)
+    store.write_config(folder, run.identity(), source, record.pop("title", TITLES.get(run.method, run.method)))
+    epochs = run.protocol.epochs
+    count = epochs if rows is None else rows
+    last = 0.0
+    for epoch in range(1, count + 1):
+        last = round(top1 - 40 * (1 - epoch / epochs) ** 2, 2)
+        row = {"run": run.id, "attempt": 1, "epoch": epoch, "lr": run.protocol.rate(epoch, run.student), "loss": 4.6 - 3 * epoch / epochs}
+        row |= {"losses": {"ce": 1.0}, "train_top1": last, "test_top1": last, "test_top5": 90.0, "test_loss": 1.2, "seconds": 1.5}
+        store.append_row(folder / "epochs.jsonl", row)
+    if status == "done":
+        teacher = {"architecture": run.teacher, "hash": run.teacher_hash, "test_top1": 74.5, "trained": True} if run.teacher else None
+        made = {"epochs": epochs, "test_top1": last, "test_top5": 90.0, "best_top1": last + 0.1, "best_epoch": epochs, "attempts": 1}
+        made |= {"train_seconds": 360.0, "device": DEVICE, "versions": VERSIONS, "engine": "eager", "threads": 1, "deterministic": False}
+        made |= {"commit": "abc1234", "method_source": source, "weights_sha256": "0" * 64, "teacher": teacher, "preparation": None}
+        made |= {"finished": "2025-01-01T00:00:00Z"}
+        store.write_record(folder, {**made, **record})
+    store.write_status(folder, status, reason="loss is not finite" if status == "diverged" else "", epoch=count, test_top1=last)
+    return folder
+
+
+def add_cost(
+    results: Path, teacher: str, student: str, method: str, speed: float, memory: int, preparation: float | None = None, **changes: Any
+) -> Path:
+    """Write one cost file: images a second, bytes, seconds of preparation."""
+    cost = {"format": 1, "teacher": None if method == "student" else teacher, "student": student, "method": method, "precision": "tf32"}
+    cost |= {"device": DEVICE, "versions": VERSIONS, "images_per_second": speed, "step_ms_median": 64e3 / speed, "step_ms_iqr": [64e3 / speed, 65e3 / speed]}
+    cost |= {"steps_timed": 100, "warmup_steps": 20, "batch": 64, "peak_memory_bytes": memory, "peak_memory_kind": "allocated"}
+    cost |= {"preparation_seconds": preparation, "student_macs": 1, "teacher_macs": 1, "teacher_trained": True, "threads": 1, "engine": "eager"}
+    cost |= {"finished": "2025-01-01T00:00:00Z", **changes}
+    folder = results / "costs" / "test-gpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{teacher}-{student}-{method}-{cost['precision']}.json"
+    store.write_json(path, cost)
+    return path
+
+
+def add_plan(results: Path, pairs: Any, methods: Any, seeds: Any, protocol: Protocol = SHORT) -> None:
+    """Write plan.json for all of pairs x methods x seeds."""
+    cells = [
+        {"teacher": t, "student": s, "method": m, "seed": seed, "run": run_of(m, t, s, seed, protocol).id, "skipped": None}
+        for t, s in pairs
+        for m in methods
+        for seed in seeds
+    ]
+    plan = {"format": 1, "profile": "paper", "protocol": json.loads(json.dumps(run_of("kd", "t", "s", 1, protocol).identity()["protocol"]))}
+    plan |= {"precision": "tf32", "seeds": list(seeds), "pairs": [{"teacher": t, "student": s, "title": f"{t} -> {s}"} for t, s in pairs]}
+    plan |= {"rows": [{"method": m, "title": TITLES.get(m, m)} for m in methods], "cells": cells}
+    store.write_json(results / "plan.json", plan)
+
+
+def fill(results: Path, pairs: Any = PAIRS, methods: Any = METHODS, seeds: Any = (1, 2, 3), protocol: Protocol = SHORT, seed: int = 0) -> Path:
+    """A whole table: every run done, every cost, a plan. Accuracies are drawn; KD is 1.5 above the student and so on."""
+    results.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    students: dict[str, float] = {}
+    for teacher, student in pairs:
+        base = students.setdefault(student, 69 + 4 * draw.random())
+        for index, method in enumerate(methods):
+            for s in seeds:
+                run = run_of(method, teacher, student, s, protocol)
+                if not (results / "runs" / run.id).exists():
+                    add_run(results, run, round(base + (1.8 - 0.25 * index if index else 0) + draw.gauss(0, 0.2), 2))
+            preparation = 90.0 if method in ("iep", "skd") else None
+            add_cost(results, teacher, student, method, 20000 / (1 + 0.2 * index), (300 + 40 * index) << 20, preparation)
+    add_plan(results, pairs, methods, seeds, protocol)
+    return results

@@ -1,0 +1,106 @@
+"""The two sides of the comparison, from the same data, draws and weights: the suite's group, and the reference's seven trainers."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import models
+from bench import data, engine, teachers
+from bench.data import augment
+from bench.jobs import Group
+from bench.learner import Learner
+from bench.members import resolve
+from bench.protocol import get
+from models.randomness import keyed
+from tests.benchmarks import reference
+
+SEED, CPU = 1, torch.device("cpu")
+
+
+def images(count: int) -> data.Dataset:
+    """The real training set where KD_BENCH_DATA names it, else random images of its size."""
+    if root := os.environ.get("KD_BENCH_DATA"):
+        return data.load(get("crd"), Path(root))
+    source = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count + 100, 3, 32, 32), generator=source, dtype=torch.uint8)
+    labels = torch.randint(100, (count + 100,), generator=source)
+    classes = tuple(f"class {i}" for i in range(100))
+    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    train, test = slice(count), slice(count, None)
+    return data.Dataset("random", pixels[train], labels[train], pixels[test], labels[test], classes, (0,) * 100, mean, std, "0" * 16)
+
+
+class Sides:
+    """`group` (an engine with `learners`), `bare` learners for steps on a ready batch, and the reference's `trainers`."""
+
+    def __init__(self, dataset: data.Dataset, teacher: str, student: str) -> None:
+        self.dataset = dataset
+        self.draws = augment.draws(SEED, 1, len(dataset.train_labels))
+        self.data = augment.Augmenter(dataset, CPU, channels_last=True)
+        self.teacher = self._teacher(teacher)
+        self.learners, self.bare = self._learners(teacher, student), self._learners(teacher, student)
+        self.group = engine.choose("eager", CPU)(self.data, self.teacher, self.learners, "tf32")
+        self.group.begin_epoch(self.draws)
+        self.position = 0
+        self.trainers = self._trainers(teacher, student)
+
+    @staticmethod
+    def _teacher(name: str) -> nn.Module:
+        with keyed(SEED, f"init/{name}"):
+            network = models.build(name)
+        file = os.environ.get("KD_BENCH_TEACHER")
+        if file and name == "resnet56":
+            network.load_state_dict(teachers.read_state(Path(file)))
+        return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def _learners(self, teacher: str, student: str) -> list[Learner]:
+        protocol = dataclasses.replace(get("crd"), dataset=self.dataset.name)
+        group = Group(teacher, student, SEED, protocol, "tf32", reference.METHODS)
+        members = resolve(group, self.dataset.hash, 100, 32, len(self.dataset.train_labels), "teacher")
+        learners = [Learner(m.run, m.method, m.hyper, m.setting, None, CPU) for m in members]
+        for learner in learners:
+            learner.begin_epoch(1)
+        return learners
+
+    def _trainers(self, teacher: str, student: str) -> list[reference.Trainer]:
+        def network(name: str, ours: nn.Module) -> reference.ResNet:
+            theirs = reference.ResNet(int(name.removeprefix("resnet")))
+            theirs.load_state_dict(ours.state_dict())
+            return theirs
+
+        d = self.draws
+        pictures = reference.PilImages(
+            self.dataset.train_images, self.dataset.train_labels, self.dataset.mean, self.dataset.std, (d.dy, d.dx, d.flip)
+        )
+        trainers = []
+        for learner in self.learners:
+            name = learner.run.method
+            extra = reference.auxiliary(name)
+            own = [t for t in learner.method.state_dict().values() if t.is_floating_point()]
+            theirs = [t for t in extra.state_dict().values() if t.is_floating_point()]
+            for target, value in zip(theirs, own, strict=True):
+                target.copy_(value)
+            with_teacher = network(teacher, self.teacher).requires_grad_(False) if name != "student" else None
+            order = reference.loader(pictures, d.order.tolist())
+            trainers.append(reference.Trainer(name, network(student, learner.student), with_teacher, order, extra))
+        return trainers
+
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        """The augmented images at these dataset positions."""
+        return self.data.train_batch(index, self.draws.dy, self.draws.dx, self.draws.flip)
+
+    def group_step(self) -> None:
+        """The next batch of the epoch, for the whole group."""
+        size = reference.BATCH
+        if self.position + size > len(self.draws.order):
+            self.position = 0
+        failed = self.group.step(self.position, self.position + size)
+        assert not failed, failed
+        self.position += size
+
+    def group_losses(self) -> list[float]:
+        """Each learner's loss summed over the steps since its sums were cleared (every step a full batch)."""
+        return [sum(v.item() for name, v in one.sums.items() if name.startswith("loss/")) / reference.BATCH for one in self.learners]

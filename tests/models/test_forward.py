@@ -1,0 +1,254 @@
+"""The forward pass against an independent one written from the state dict, the relations of the maps, and how often a BN runs."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import models
+from models.outputs import KINDS
+from models.randomness import generator, keyed
+
+NAMES = ("resnet8", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg11")
+
+
+def images(count: int = 3, size: int = 16) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=generator(1, "images"))
+
+
+def build(name: str, **options) -> nn.Module:
+    """A network whose BNs have statistics and affine parameters of their own, so that a skipped or swapped one shows."""
+    with keyed(1, "init"):
+        network = models.build(name, 10, **options)
+        for bn in network.modules():
+            if isinstance(bn, nn.BatchNorm2d):
+                nn.init.normal_(bn.running_mean, std=0.2)
+                nn.init.uniform_(bn.running_var, 0.5, 1.5)
+                nn.init.normal_(bn.weight, mean=0.7, std=0.2)
+                nn.init.normal_(bn.bias, std=0.2)
+    return network
+
+
+class Reference:
+    """The networks in evaluation mode as functions of a state dict; returns logits, embedding and every map by kind."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.state = state
+
+    def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight = self.state[f"{name}.weight"]
+        return F.conv2d(x, weight, self.state.get(f"{name}.bias"), stride=stride, padding=weight.shape[-1] // 2)
+
+    def bn(self, name: str, x: Tensor) -> Tensor:
+        mean, var, weight, bias = (self.state[f"{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias"))
+        return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    def head(self, name: str, x: Tensor, maps: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]:
+        embedding = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return embedding @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"], embedding, maps
+
+    def count(self, prefix: str) -> int:
+        return sum(f"{prefix}.{i}.conv1.weight" in self.state for i in range(20))
+
+    def resnet(self, x: Tensor):
+        x = self.bn("bn1", self.conv("conv1", x)).relu()
+        maps = {kind: [x] for kind in KINDS}
+        for stage in (1, 2, 3):
+            for i in range(self.count(f"layer{stage}")):
+                at, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
+                y = self.bn(f"{at}.bn1", self.conv(f"{at}.conv1", x, stride)).relu()
+                y = self.bn(f"{at}.bn2", self.conv(f"{at}.conv2", y))
+                if f"{at}.downsample.0.weight" in self.state:
+                    x = self.bn(f"{at}.downsample.1", self.conv(f"{at}.downsample.0", x, stride))
+                total = x + y
+                x = total.relu()
+            for kind, value in (("stage", x), ("preact", total), ("relu", x)):
+                maps[kind].append(value)
+        return self.head("fc", x, maps)
+
+    def wrn(self, x: Tensor):
+        x = self.conv("conv1", x)
+        maps = {kind: [x] for kind in KINDS}
+        for stage, following in ((1, "block2.layer.0.bn1"), (2, "block3.layer.0.bn1"), (3, "bn1")):
+            for i in range(self.count(f"block{stage}.layer")):
+                at, stride = f"block{stage}.layer.{i}", 2 if stage > 1 and i == 0 else 1
+                shared = self.bn(f"{at}.bn1", x).relu()
+                y = self.bn(f"{at}.bn2", self.conv(f"{at}.conv1", shared, stride)).relu()
+                y = self.conv(f"{at}.conv2", y)
+                x = y + (self.conv(f"{at}.convShortcut", shared, stride) if f"{at}.convShortcut.weight" in self.state else x)
+            preact = self.bn(following, x)
+            for kind, value in (("stage", x), ("preact", preact), ("relu", preact.relu())):
+                maps[kind].append(value)
+        return self.head("fc", preact.relu(), maps)
+
+    def vgg(self, x: Tensor):
+        maps: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
+        for block in range(5):
+            units = [i for i in range(0, 12, 3) if f"block{block}.{i}.weight" in self.state]
+            for i in units:
+                preact = self.bn(f"block{block}.{i + 1}", self.conv(f"block{block}.{i}", x))
+                x = preact.relu()
+            for kind, value in (("stage", x), ("preact", preact if block else x), ("relu", x)):
+                maps[kind].append(value)
+            if block < 3:
+                x = F.max_pool2d(x, 2)
+        return self.head("classifier", x, maps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference(name):
+    network = build(name).eval().double()
+    x = images().double()
+    with torch.no_grad():
+        outputs = network(x, KINDS)
+        logits, embedding, maps = getattr(Reference(network.state_dict()), name.rstrip("x1234567890_"))(x)
+    torch.testing.assert_close(outputs.logits, logits)
+    torch.testing.assert_close(outputs.embedding, embedding)
+    assert set(outputs.maps) == set(KINDS)
+    for kind in KINDS:
+        assert len(outputs.maps[kind]) == len(maps[kind])
+        for ours, theirs in zip(outputs.maps[kind], maps[kind], strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_relations_and_signs_of_the_maps(name):
+    network = build(name).train()
+    outputs = network(images(), KINDS)
+    signed_stage = name.startswith("wrn")
+    stage, preact, relu = (outputs.maps[kind] for kind in KINDS)
+    assert all(torch.equal(a, b) for a, b in zip(stage, preact[:1] + relu[1:], strict=True)) != signed_stage
+    assert torch.equal(stage[0], preact[0]) and torch.equal(stage[0], relu[0])
+    for s, p, r in zip(stage[1:], preact[1:], relu[1:], strict=True):
+        assert torch.equal(r, p.clamp(min=0))
+        assert p.min() < 0 <= r.min()
+        assert (s.min() < 0) == signed_stage
+        assert signed_stage or torch.equal(s, r)
+    assert (stage[0].min() < 0) == signed_stage
+    torch.testing.assert_close(outputs.embedding, F.adaptive_avg_pool2d(relu[-1], 1).flatten(1))
+
+
+@pytest.mark.parametrize("kinds", [k for n in range(4) for k in itertools.combinations(KINDS, n)], ids="+".join)
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+def test_what_is_asked_for_changes_nothing_else(name, kinds):
+    """Each BN runs once whatever is asked, the numbers and gradients are the same, and nothing that was not asked for is returned."""
+    results = []
+    for asked in ((), kinds):
+        network = build(name).train()
+        outputs = network(images(), asked)
+        assert tuple(outputs.maps) == asked
+        assert all(bn.num_batches_tracked == 1 for bn in network.modules() if isinstance(bn, nn.BatchNorm2d))
+        outputs.logits.square().sum().backward()
+        results.append((outputs, [*network.state_dict().values(), *(p.grad for p in network.parameters())]))
+    (plain, plain_tensors), (asked_for, tensors) = results
+    assert torch.equal(plain.logits, asked_for.logits) and torch.equal(plain.embedding, asked_for.embedding)
+    assert all(torch.equal(a, b) for a, b in zip(plain_tensors, tensors, strict=True))
+    everything = build(name).train()(images(), KINDS)
+    for kind in kinds:
+        assert all(torch.equal(a, b) for a, b in zip(asked_for.maps[kind], everything.maps[kind], strict=True)), kind
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+def test_gradients_flow_through_every_map(name):
+    network = build(name).train()
+    outputs = network(images(), KINDS)
+    for kind, maps in outputs.maps.items():
+        gradients = torch.autograd.grad(outputs.logits.sum(), maps[1:], retain_graph=True, allow_unused=True)
+        used = [g is not None for g in gradients]
+        # The activated maps of inner WRN stages feed the next block's convolutions; all kinds lie on the way to the logits.
+        assert all(used), (kind, used)
+    total = sum(m.square().mean() for maps in outputs.maps.values() for m in maps)
+    total.backward()
+    assert all(p.grad is not None for key, p in network.named_parameters() if not key.startswith(("fc", "classifier")))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+def test_channels_last_is_kept_and_gives_the_same(name):
+    network = build(name).eval()
+    with torch.no_grad():
+        plain = network(images(size=32), KINDS)
+        network.to(memory_format=torch.channels_last)
+        last = network(images(size=32).contiguous(memory_format=torch.channels_last), KINDS)
+    torch.testing.assert_close(last.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    for kind in KINDS:
+        assert all(m.is_contiguous(memory_format=torch.channels_last) for m in last.maps[kind])
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
+def test_same_numbers_as_fixed_pooling_at_32(name):
+    network = build(name).eval()
+    with torch.no_grad():
+        outputs = network(images(size=32), ("relu",))
+    last = outputs.maps["relu"][-1]
+    torch.testing.assert_close(outputs.embedding, F.avg_pool2d(last, 4 if name == "vgg8" else 8).flatten(1))
+
+
+def test_one_image_and_repeated_kinds():
+    outputs = build("resnet8").eval()(images(1), ("relu", "relu"))
+    assert outputs.logits.shape == (1, 10) and list(outputs.maps) == ["relu"] and len(outputs.maps["relu"]) == 4
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
+def test_unknown_kind(name):
+    with pytest.raises(models.NetworkError, match="unknown kind of stage maps 'post'; known: stage, preact, relu"):
+        build(name)(images(1), ("stage", "post"))
+
+
+def test_dropout_acts_in_training_only_between_the_convolutions():
+    plain, dropped = build("wrn_16_1"), build("wrn_16_1", dropout=0.5)
+    dropped.load_state_dict(plain.state_dict())
+    x = images()
+    assert torch.equal(plain.eval()(x).logits, dropped.eval()(x).logits)
+    seen = []
+    block = dropped.block1.layer[0]
+    block.conv2.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    block.bn2.register_forward_hook(lambda module, inputs, output: seen.append(output.detach().clone()))
+    with keyed(1, "dropout"):
+        first = dropped.train()(x).logits
+    after_bn, before_conv = seen[0].relu(), seen[1]
+    kept = before_conv != 0
+    assert torch.equal(before_conv[kept], 2 * after_bn[kept])
+    assert 0.4 < kept.sum() / (after_bn > 0).sum() < 0.6
+    with keyed(1, "dropout"):
+        assert torch.equal(dropped(x).logits, first)
+    with keyed(2, "dropout"):
+        assert not torch.equal(dropped(x).logits, first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+def test_a_step_can_be_captured(name):
+    """Forward and backward inside a CUDA graph: a host read or a changing shape would raise, a lost dependency would change the numbers."""
+    network = build(name).cuda().to(memory_format=torch.channels_last).train()
+    static = images(8, 32).cuda().contiguous(memory_format=torch.channels_last)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+
+    def step() -> Tensor:
+        network.zero_grad(set_to_none=True)
+        outputs = network(static, KINDS)
+        loss = outputs.logits.square().mean() + sum(m.square().mean() for maps in outputs.maps.values() for m in maps)
+        loss.backward()
+        return loss.detach()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    network.load_state_dict(state)
+    eager = step()
+    gradients = [p.grad.clone() for p in network.parameters()]
+    network.load_state_dict(state)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    network.load_state_dict(state)
+    graph.replay()
+    torch.testing.assert_close(captured, eager, rtol=1e-3, atol=1e-4)
+    for p, gradient in zip(network.parameters(), gradients, strict=True):
+        assert (p.grad - gradient).norm() <= 1e-2 * gradient.norm() + 1e-5
+    assert all(bn.num_batches_tracked == 1 for bn in network.modules() if isinstance(bn, nn.BatchNorm2d))

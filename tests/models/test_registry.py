@@ -1,0 +1,147 @@
+"""Names, options, errors, exact counts of parameters, state entries and multiply-accumulates, and shapes per kind."""
+
+import pytest
+import torch
+from torch import nn
+
+import models
+
+# name: parameters, BN affine parameters, convolutions, BNs, state entries, MACs at 32x32. Published code's networks, counted
+# outside this project; None where no such count is at hand.
+COUNTS = {
+    "resnet8": (83_892, None, 9, 9, 56, None),
+    "resnet14": (181_108, None, 15, 15, 92, None),
+    "resnet20": (278_324, 1_568, 21, 21, 128, 40_818_944),
+    "resnet32": (472_756, 2_464, 33, 33, 200, 69_130_496),
+    "resnet44": (667_188, None, 45, 45, 272, None),
+    "resnet56": (861_620, 4_256, 57, 57, 344, 125_753_600),
+    "resnet110": (1_736_564, 8_288, 111, 111, 668, 253_155_584),
+    "resnet8x4": (1_233_540, 2_752, 10, 10, 62, 177_071_104),
+    "resnet32x4": (7_433_860, 9_920, 34, 34, 206, 1_083_040_768),
+    "wrn_16_1": (180_916, 928, 15, 13, 82, 26_663_168),
+    "wrn_16_2": (703_284, 1_824, 16, 13, 83, 101_118_464),
+    "wrn_40_1": (569_780, 2_720, 39, 37, 226, 83_286_272),
+    "wrn_40_2": (2_255_156, 5_408, 40, 37, 227, 327_610_880),
+    "vgg8": (3_965_028, 2_944, 5, 5, 37, 96_192_512),
+    "vgg11": (9_277_284, None, 8, 8, 58, None),
+    "vgg13": (9_462_180, 5_888, 10, 10, 72, 284_936_192),
+    "vgg16": (14_774_436, None, 13, 13, 93, None),
+    "vgg19": (20_086_692, None, 16, 16, 114, None),
+}
+MILLION_MACS = {"resnet8": 12.507, "resnet14": 26.663, "resnet44": 97.442, "vgg11": 209.439, "vgg16": 398.182, "vgg19": 511.429}
+
+
+def on_meta(name: str, **options) -> nn.Module:
+    with torch.device("meta"):
+        return models.build(name, **options)
+
+
+def of_type(network: nn.Module, kind: type) -> list[nn.Module]:
+    return [m for m in network.modules() if isinstance(m, kind)]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(name):
+    parameters, affine, convolutions, norms, entries, macs = COUNTS[name]
+    network = on_meta(name)
+    bns = of_type(network, nn.BatchNorm2d)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert len(of_type(network, nn.Conv2d)) == convolutions
+    assert len(bns) == norms
+    assert all(bn.eps == 1e-5 and bn.momentum == 0.1 for bn in bns)
+    assert len(network.state_dict()) == entries
+    if affine is not None:
+        assert sum(p.numel() for bn in bns for p in bn.parameters()) == affine
+    if macs is not None:
+        assert models.macs(name) == macs
+
+
+@pytest.mark.parametrize("name", MILLION_MACS)
+def test_macs_to_the_thousand(name):
+    assert models.macs(name) / 1e6 == pytest.approx(MILLION_MACS[name], abs=5.1e-4)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("wrn_16_4", 2), ("wrn_40_4", 6)])
+def test_wrn_of_width_4_by_arithmetic(name, blocks):
+    parameters, macs = 3 * 9 * 16, 3 * 9 * 16 * 1024
+    inputs = 16
+    for width, pixels in ((64, 1024), (128, 256), (256, 64)):
+        weights = 9 * inputs * width + 9 * width * width * (2 * blocks - 1) + inputs * width
+        parameters += weights + 2 * (inputs + width * (2 * blocks - 1))
+        macs += weights * pixels
+        inputs = width
+    assert sum(p.numel() for p in on_meta(name).parameters()) == parameters + 2 * 256 + 256 * 100 + 100
+    assert models.macs(name) == macs + 256 * 100
+
+
+def test_macs_follow_image_size_and_classes():
+    at_32, at_16 = models.macs("resnet20"), models.macs("resnet20", image_size=16)
+    assert at_32 - 6_400 == 4 * (at_16 - 6_400)
+    assert models.macs("resnet20", 10) == at_32 - 90 * 64
+
+
+def test_every_network_is_covered_here():
+    assert set(models.names()) == {*COUNTS, "wrn_16_4", "wrn_40_4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "maps"),
+    [
+        ("resnet20", 64, ((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))),
+        ("resnet8x4", 256, ((32, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8))),
+        ("wrn_40_2", 128, ((16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8))),
+        ("wrn_16_1", 64, ((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))),
+        ("vgg13", 512, ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4))),
+    ],
+)
+def test_shapes(name, embedding, maps):
+    shapes = models.shapes(name)
+    assert (shapes.name, shapes.classes, shapes.embedding) == (name, 100, embedding)
+    assert shapes.maps == {"stage": maps, "preact": maps, "relu": maps}
+    assert models.shapes(name) is shapes
+
+
+@pytest.mark.parametrize("size", [16, 24])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
+def test_smaller_images(name, size):
+    shapes = models.shapes(name, 10, size)
+    assert shapes.classes == 10
+    assert shapes.embedding == models.shapes(name).embedding
+    assert [c for c, _, _ in shapes.maps["stage"]] == [c for c, _, _ in models.shapes(name).maps["stage"]]
+    assert shapes.maps["stage"][-1][1:] == ((size // 8,) * 2 if name == "vgg8" else (size // 4,) * 2)
+
+
+def test_vgg_pools_once_more_for_64_pixels():
+    assert [h for _, h, _ in models.shapes("vgg8", image_size=64).maps["stage"]] == [64, 32, 16, 8, 4]
+
+
+def test_dry_runs_leave_the_ambient_generator_alone():
+    before = torch.random.get_rng_state()
+    models.shapes("wrn_16_2", 7)
+    models.macs("wrn_16_2", 7)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("wrong", "close"), [("resnet-20", "resnet20"), ("WRN-40-2", "wrn_40_2"), ("vgg-13", "vgg13"), ("resnet_8x4", "resnet8x4")])
+def test_unknown_name_lists_close_ones(wrong, close):
+    for call in (models.build, models.shapes, models.macs, models.options):
+        with pytest.raises(models.NetworkError, match=f"unknown network '{wrong}'; did you mean .*{close}"):
+            call(wrong)
+
+
+def test_unknown_name_without_close_ones_lists_all():
+    with pytest.raises(models.NetworkError, match="known: resnet8, .*vgg19$"):
+        models.build("transformer")
+
+
+def test_options():
+    assert models.options("wrn_16_2") == ("dropout",)
+    assert models.options("resnet8") == models.options("vgg8") == ()
+    assert on_meta("wrn_16_2", dropout=0.3).block2.layer[1].dropout == 0.3
+    for name in ("resnet8", "vgg8"):
+        with pytest.raises(models.NetworkError, match=f"{name} has no option 'dropout'"):
+            models.build(name, dropout=0.3)
+    with pytest.raises(models.NetworkError, match="no option 'width'; it has dropout"):
+        models.build("wrn_16_2", width=3)
+    with pytest.raises(models.NetworkError, match="below 1"):
+        models.build("wrn_16_1", dropout=1.0)

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The one test command: ruff, then pytest with the arguments given, e.g. tests/run.sh -m 'not slow' or tests/run.sh tests/bench.
+# Python: $KD_BENCH_PYTHON, else the active environment, .venv or python3 where it has the packages; otherwise .venv is made.
+# Real data: KD_BENCH_DATA (folder that holds cifar-100-python) and KD_BENCH_TEACHER (a trained resnet56); tests that need them are skipped without.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# One thread per process: tests start processes of their own, and threads that spin for a shared core cost several times the work.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}" OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
+export MPLBACKEND="${MPLBACKEND:-Agg}" PYTHONHASHSEED="${PYTHONHASHSEED:-0}" PYTHONUNBUFFERED=1
+
+suitable() { # suitable PYTHON: new enough, with every package of pyproject.toml that the tests import
+    "$1" - <<'PY' >/dev/null 2>&1
+import importlib.util
+import sys
+
+needed = "torch torchvision pandas scipy matplotlib submitit tyro filelock jinja2 pytest pytest_benchmark hypothesis ruff"
+sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in needed.split()))
+PY
+}
+
+python=""
+for candidate in "${KD_BENCH_PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" .venv/bin/python python3; do
+    if [ -n "$candidate" ] && suitable "$candidate"; then
+        python="$candidate"
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "tests/run.sh: no python with the packages; installing into .venv"
+    python3 -m venv .venv
+    .venv/bin/python -m pip install -q -e '.[test]' 2>&1 | { grep -v '^WARNING' || true; }
+    python=.venv/bin/python
+fi
+
+"$python" -m ruff check .
+exec "$python" -m pytest "$@"
