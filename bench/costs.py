@@ -196,19 +196,19 @@ def measure(request: Request) -> dict[str, Any]:
     device = environment.select(where.device)
     environment.configure(group.precision, where.threads, where.deterministic)
     dataset = _load(group.protocol, where.data_root, where.download)
-    images = augment.Augmenter(dataset, device)
+    images = augment.Augmenter(dataset, device, channels_last=True)
     file = teachers.find(Path(where.results), dataset.name, group.teacher) if group.teacher else None
     size, count = group.protocol.image_size, len(dataset.train_labels)
     member = members.resolve(group, dataset.hash, len(dataset.classes), size, count, file.hash if file else "untrained")[0]
     if member.skipped:
         raise UsageError(f"{group.methods[0]} cannot be probed on {member.setting.pair}: {member.skipped}")
     classes = len(dataset.classes)
-    prepared, seconds = _preparation(member, request, dataset, images, file, device)
+    hyper, prepared, seconds = _preparation(member, request, dataset, file, device)
 
     memory = meters.Memory(device, images)
     needs = member.method.teacher_needs(member.hyper)
     teacher = _teacher(group.teacher, file, classes, device) if needs else None
-    learner = Learner(member.run, member.method, member.hyper, member.setting, prepared, device)
+    learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
     learner.begin_epoch(1)
     positions = _Positions(count, group.protocol.batch)
     eager = engine.Eager(images, teacher, [learner], group.precision)
@@ -298,23 +298,32 @@ def _teacher(architecture: str, file: teachers.TeacherFile | None, classes: int,
     return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def _preparation(member: Member, request: Request, dataset, images, file, device: torch.device) -> tuple[Prepared | None, float | None]:
-    """The stored preparation with its recorded seconds; where none is stored, a placeholder from a few images, and None."""
+def _preparation(member: Member, request: Request, dataset, file, device: torch.device) -> tuple[Any, Prepared | None, float | None]:
+    """Hyper-parameters, preparation and its recorded seconds; where none is stored, quick settings, a placeholder from a few images, None."""
     preparation = member.method.preparation(member.hyper, member.setting)
     if preparation is None:
-        return None, None
+        return member.hyper, None, None
     if file is not None:
         wanted = preparations.identity(preparation, file.hash, dataset.hash)
-        folder = preparations.folder(Path(request.where.results), wanted)
+        folder = preparations.place(Path(request.where.results), wanted)
         if (folder / "prepared.json").exists():
             built = preparations.read(folder, wanted)
-            return built.prepared, built.seconds
-    if hasattr(member.method.Hyper, "quick"):
-        preparation = member.method.preparation(member.method.Hyper.quick(), member.setting)
+            return member.hyper, built.prepared, built.seconds
+    hyper = _quick(member.hyper)
+    preparation = member.method.preparation(hyper, member.setting)
     few = _few(dataset, PLACEHOLDER_PER_CLASS)
-    seen = preparations.TrainingImages(few, augment.Augmenter(few, device), preparation.name, lambda message: None, lambda: None)
-    teacher = _teacher(request.group.teacher, file, len(dataset.classes), device)
-    return preparation.build(teacher, seen), None
+    augmenter = augment.Augmenter(few, device, channels_last=True)
+    seen = preparations.TrainingImages(few, augmenter, preparation.name, lambda message: None, lambda: None)
+    return hyper, preparation.build(_teacher(request.group.teacher, file, len(dataset.classes), device), seen), None
+
+
+def _quick(hyper: Any) -> Any:
+    """`hyper` with what its class's `quick()` settings change, where it has such: the preparation gets shorter, the step's shapes stay."""
+    if not hasattr(hyper, "quick"):
+        return hyper
+    quick, usual = type(hyper).quick(), type(hyper)()
+    names = [f.name for f in dataclasses.fields(hyper) if getattr(quick, f.name) != getattr(usual, f.name)]
+    return dataclasses.replace(hyper, **{name: getattr(quick, name) for name in names})
 
 
 def _few(dataset, per_class: int):

@@ -16,8 +16,9 @@ from models.randomness import generator, key, keyed
 
 
 def student_options(run: Run) -> dict[str, Any]:
-    """Network options that the protocol sets for the student."""
-    return {"dropout": run.protocol.dropout} if run.protocol.dropout else {}
+    """Network options that the protocol sets for a student that has them."""
+    has = run.protocol.dropout and "dropout" in models.options(run.student)
+    return {"dropout": run.protocol.dropout} if has else {}
 
 
 def as_float(outputs: Outputs) -> Outputs:

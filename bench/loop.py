@@ -51,6 +51,7 @@ class Training:
         self.trouble = False
         self._saved_at = self._counted_at = time.monotonic()
         self._steps_timed, self._seconds_timed = 0, 0.0
+        self._saved_as: tuple[Position, tuple[str, ...]] | None = None
 
     def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
         """Take a member in. Raises RuntimeError or KeyError where a checkpoint does not fit it."""
@@ -180,7 +181,8 @@ class Training:
             except LeaseLost as error:
                 self._lost(place, error)
                 continue
-            place.folder.status("running", force=False, epoch=epoch, epochs=self.protocol.epochs, step=step, steps=steps, eta_seconds=self._eta(epoch, step))
+            facts = {"epoch": epoch, "epochs": self.protocol.epochs, "step": step, "steps": steps, "eta_seconds": self._eta(epoch, step)}
+            place.folder.status("running", force=False, **facts)
         if now - self._saved_at >= self.job.where.checkpoint_seconds:
             self._drop_diverged(epoch)
             self._save(Position(epoch, step))
@@ -196,9 +198,12 @@ class Training:
                 place.folder.lease.check()
             except LeaseLost as error:
                 self._lost(place, error)
-        if self.places:
+        ids = tuple(place.folder.id for place in self.places)
+        # The same state twice would push the older generation out.
+        if ids and (position, ids) != self._saved_as:
             states = {place.folder.id: place.state for place in self.places}
             self.saved.save(position, states)
+            self._saved_as = (position, ids)
         self._saved_at = time.monotonic()
 
     def _stop(self, position: Position) -> bool:

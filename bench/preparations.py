@@ -72,6 +72,11 @@ def identity(preparation: Preparation, teacher_hash: str, data_hash: str) -> dic
     }
 
 
+def place(results: Path, wanted: dict[str, Any]) -> Path:
+    """The folder of the preparation with this identity, whether it exists or not."""
+    return results / "preparations" / f"{wanted['name']}-{digest(wanted)}"
+
+
 def obtain(
     results: Path,
     preparation: Preparation,
@@ -84,8 +89,8 @@ def obtain(
 ) -> Built:
     """The stored preparation, or a new one built under a lock that others wait for. Raises UsageError for a damaged or foreign one."""
     wanted = identity(preparation, teacher_hash, data_hash)
-    key = f"{preparation.name}-{digest(wanted)}"
-    folder = results / "preparations" / key
+    folder = place(results, wanted)
+    key = folder.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder.parent / f".{key}.lock")
     while True:
