@@ -9,7 +9,10 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import filelock
 
 NAME = "lease.json"
 STILL_SECONDS = 90.0
@@ -56,36 +59,47 @@ class Lease:
         holder = {"host": socket.gethostname(), "boot": _boot_id(), "pid": pid, "started": _started(pid), "token": self.token}
         return json.dumps({**holder, "counter": self._counter}).encode()
 
-    def acquire(self, still_seconds: float = STILL_SECONDS, check=lambda: None) -> bool:
+    def acquire(self, still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> bool:
         """Take the lease; False where a live writer holds it. May wait `still_seconds` for another host's counter to move."""
-        for _ in range(3):
-            try:
-                # A link of a finished file: the lease is never seen empty.
-                draft = self.path.with_name(f".{NAME}.{self.token}")
-                draft.write_bytes(self._content())
+        draft = self._draft()
+        try:
+            for _ in range(3):
                 try:
-                    os.link(draft, self.path)
+                    os.link(draft, self.path)  # a finished file under its name at once: the lease is never seen empty
                     return True
-                finally:
-                    draft.unlink(missing_ok=True)
-            except FileExistsError:
-                seen = self._read()
+                except FileExistsError:
+                    seen = self._read()
                 if seen is None:
                     continue
                 if self._alive(seen, still_seconds, check):
                     return False
-                self._remove(seen)
-        return False
+                # The lock keeps two who judged the same stale lease apart; the kernel drops it with its holder.
+                with filelock.FileLock(self.path.with_name(f".{NAME}.lock")):
+                    if self._read() == seen:
+                        os.replace(draft, self.path)
+                        return True
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _draft(self) -> Path:
+        draft = self.path.with_name(f".{NAME}.{self.token}")
+        draft.write_bytes(self._content())
+        return draft
 
     def _read(self) -> dict | None:
+        """The lease that stands there; None: none; empty: one that cannot be read, which nobody holds."""
         try:
-            return json.loads(self.path.read_bytes())
+            content = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
+        except ValueError:
             return {}
+        return content if isinstance(content, dict) else {}
 
-    def _alive(self, seen: dict, still_seconds: float, check) -> bool:
+    def _alive(self, seen: dict, still_seconds: float, check: Callable[[], None]) -> bool:
+        if not seen:
+            return False
         if seen.get("host") == socket.gethostname():
             if seen.get("boot") != _boot_id() or not isinstance(seen.get("pid"), int):
                 return False
@@ -102,26 +116,13 @@ class Lease:
                 return True
         return False
 
-    def _remove(self, seen: dict) -> None:
-        """Move the stale lease aside; only the one who moves exactly what was judged may go on."""
-        aside = self.path.with_name(f".{NAME}.stale.{self.token}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            moved = json.loads(aside.read_bytes() or b"{}") if aside.stat().st_size else {}
-            if moved.get("token") != seen.get("token"):
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)  # it was a live one: put it back
-            aside.unlink(missing_ok=True)
-
     def beat(self, every_seconds: float = 20.0) -> None:
         """Move the counter, at most once in `every_seconds`. Raises LeaseLost."""
         if time.monotonic() - self._beaten < every_seconds:
             return
         self.check()
         self._counter += 1
-        draft = self.path.with_name(f".{NAME}.{self.token}")
-        draft.write_bytes(self._content())
-        os.replace(draft, self.path)
+        os.replace(self._draft(), self.path)
         self._beaten = time.monotonic()
 
     def check(self) -> None:

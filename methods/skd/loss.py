@@ -89,11 +89,10 @@ class _StaticLoss(torch.autograd.Function):
                 _chunk_loss(x, target, temperature, diagonal, None if gradient is None else gradient[i * chunk : (i + 1) * chunk])
                 for i, x in enumerate(maps.split(chunk))
             ]
-            scale = 1 / (maps.shape[0] * maps.shape[1])
+            ctx.scale = 1 / (maps.shape[0] * maps.shape[1])
             if gradient is not None:
                 ctx.save_for_backward(gradient)
-            ctx.scale = scale
-            return torch.stack(parts).sum() * scale
+            return torch.stack(parts).sum() * ctx.scale
 
     @staticmethod
     @once_differentiable

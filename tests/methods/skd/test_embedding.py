@@ -171,3 +171,14 @@ def test_layer_names():
     stages = ((64, 32, 32), (128, 16, 16), (256, 8, 8))
     assert layer_indices(stages, False) == {"stage1": 1, "stage2": 2}
     assert list(layer_indices(stages, True).items()) == [("block0", 0), ("stage1", 1), ("stage2", 2)]
+
+
+def test_learned_vectors_lie_between_random_ones_and_the_upper_bound(planted, embedding):
+    """KL to the relations of the channels' true concepts: vectors fitted to the concepts <= to the activations <= random."""
+    data = planted(48, 6)
+    concepts = torch.nn.functional.one_hot(data.group).double()
+    truth = distribution(relation(concepts))
+    start = torch.randn(48, 16, generator=torch.Generator().manual_seed(0))
+    upper, learned = (embedding()._fit(start, target)[0] for target in (truth, mean_distribution(data.maps)))
+    left = [kl_left(truth, distribution(relation(s.double()))).item() for s in (upper, learned, start)]
+    assert left[0] < 0.1 * left[1] and left[1] < 0.5 * left[2]

@@ -1,0 +1,75 @@
+"""AT: match where the networks look, the spatial maps of activation energy at the end of each stage.
+
+Zagoruyko and Komodakis: Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via Attention
+Transfer, ICLR 2017. Mean over elements and weight 1000 as in the authors' code and the CRD protocol.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.base import Batch, Method, MethodError, Needs, Setting
+from methods.registry import register
+from models.outputs import Outputs
+
+
+def attention(maps: Tensor, power: int = 2) -> Tensor:
+    """A(f) = q / |q|_2 with q = mean over channels of f^power; (B, C, H, W) -> (B, H * W), rows of norm 1, or 0 where the map is 0.
+
+    Values beyond 1e9 overflow in fp32 (of 256 in fp16), so the caller stays out of half precision.
+    """
+    return F.normalize(maps.pow(power).mean(1).flatten(1), dim=1)
+
+
+def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], power: int = 2) -> Tensor:
+    """Sum over stages of the mean over (B, H * W) of (A(f_s) - A(f_t))^2 -> scalar (Zagoruyko and Komodakis 2017, Eq. 2).
+
+    Maps (B, C, H, W), widths may differ; the larger map of a stage is adaptively average-pooled to the smaller one's size.
+    """
+    return sum(_stage_loss(s, t, power) for s, t in zip(student_maps, teacher_maps, strict=True))
+
+
+def _stage_loss(student: Tensor, teacher: Tensor, power: int) -> Tensor:
+    if student.shape[2:] != teacher.shape[2:]:
+        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        student, teacher = F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+    return F.mse_loss(attention(student, power), attention(teacher, power))
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """CRD protocol's weight. Raises MethodError for an odd power: signed maps (WRN) would cancel."""
+
+    weight: float = 1000.0
+    power: int = 2
+
+    def __post_init__(self) -> None:
+        if self.power < 2 or self.power % 2:
+            raise MethodError(f"at.power is {self.power}; it is even and at least 2")
+
+
+@register("at")
+class AT(Method):
+    title = "AT"
+    paper = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017"
+    Hyper = Hyper
+    teacher = Needs(maps=("stage",))
+    student = Needs(logits=True, maps=("stage",))
+    fp32 = True
+
+    @classmethod
+    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
+        if setting.teacher is None:
+            return "at needs a teacher: name one"
+        student, teacher = len(setting.student.maps["stage"]), len(setting.teacher.maps["stage"])
+        if student != teacher:
+            return f"at pairs stages one to one: {setting.teacher.name} and {setting.student.name} have {teacher - 1} and {student - 1}"
+        return None
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "ce": F.cross_entropy(student.logits, batch.labels),
+            "at": self.hyper.weight * at_loss(student.maps["stage"][1:], teacher.maps["stage"][1:], self.hyper.power),
+        }

@@ -1,0 +1,78 @@
+"""FitNet: a small regressor on a middle map of the student predicts the teacher's map of the same stage.
+
+Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015. As in the CRD protocol, hint and cross-entropy are trained together from the
+first epoch, where the paper trains the hint first; the hint is stage 2, and the regressor ends in BN and ReLU.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.registry import register
+from models.outputs import Outputs
+
+Size = tuple[int, int, int]
+
+
+def hint_loss(regressed: Tensor, teacher_map: Tensor) -> Tensor:
+    """Mean over all elements of (r(f_s) - f_t)^2; maps (B, C, H, W) of one shape -> scalar (Romero et al. 2015, Eq. 3, up to its factor)."""
+    return F.mse_loss(regressed, teacher_map)
+
+
+def convolution(student: Size, teacher: Size) -> nn.Module | None:
+    """The convolution from a student's map to a teacher's, each (C, H, W); None where the sizes are neither equal nor a factor 2 apart."""
+    narrow, wide = student[0], teacher[0]
+    if student[1:] == teacher[1:]:
+        return nn.Conv2d(narrow, wide, 1)
+    if student[1:] == (2 * teacher[1], 2 * teacher[2]):
+        return nn.Conv2d(narrow, wide, 3, stride=2, padding=1)
+    if (2 * student[1], 2 * student[2]) == teacher[1:]:
+        return nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1)
+    return None
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """CRD protocol's weight and layer."""
+
+    weight: float = 100.0
+    layer: int = 2  # index into maps["stage"]; 2 is the output of stage 2
+
+
+@register("fitnet")
+class FitNet(Method):
+    title = "FitNet"
+    paper = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015"
+    Hyper = Hyper
+    teacher = Needs(maps=("stage",))
+    student = Needs(logits=True, maps=("stage",))
+    fp32 = True
+
+    @classmethod
+    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
+        if setting.teacher is None:
+            return "fitnet needs a teacher: name one"
+        student, teacher = setting.student.maps["stage"], setting.teacher.maps["stage"]
+        if not 0 <= hyper.layer < min(len(student), len(teacher)):
+            return f"fitnet.layer is {hyper.layer}: the networks have layers 0 to {min(len(student), len(teacher)) - 1}"
+        if convolution(student[hyper.layer], teacher[hyper.layer]) is None:
+            sizes = f"{student[hyper.layer][1:]} in {setting.student.name} and {teacher[hyper.layer][1:]} in {setting.teacher.name}"
+            return f"fitnet needs maps of equal size or a factor 2 apart: layer {hyper.layer} has {sizes}"
+        return None
+
+    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
+        """Raises MethodError where the pair is not supported."""
+        super().__init__(hyper, setting, prepared)
+        if reason := self.unsupported(hyper, setting):
+            raise MethodError(reason)
+        student, teacher = setting.student.maps["stage"][hyper.layer], setting.teacher.maps["stage"][hyper.layer]
+        self.regressor = nn.Sequential(convolution(student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        regressed = self.regressor(student.maps["stage"][self.hyper.layer])
+        return {
+            "ce": F.cross_entropy(student.logits, batch.labels),
+            "hint": self.hyper.weight * hint_loss(regressed, teacher.maps["stage"][self.hyper.layer]),
+        }
