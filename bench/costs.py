@@ -74,9 +74,10 @@ def probe(
     """
     device = environment.select(where.device)
     timed, warm = STEPS[device.type]
-    request = Request(Group(teacher, student, SEED, protocol, precision, (method,), hyper), where, steps or timed, warm if warmup is None else warmup)
-    if request.steps < 1 or request.warmup < 0:
-        raise UsageError(f"a probe of {steps} steps after {warmup}: at least 1 and 0")
+    steps, warmup = timed if steps is None else steps, warm if warmup is None else warmup
+    if steps < 1 or warmup < 0:
+        raise UsageError(f"a probe of {steps} steps after {warmup} warm-ups; at least 1 after 0")
+    request = Request(Group(teacher, student, SEED, protocol, precision, (method,), hyper), where, steps, warmup)
     with exclusive(device, check):
         return _in_fresh_process(request, check) if device.type == "cpu" else measure(request)
 
@@ -98,8 +99,9 @@ def run_probe(
     """
     device = environment.select(where.device)
     member = members.resolve(Group(teacher, student, SEED, protocol, precision, (method,), hyper), "", 100, protocol.image_size, 50_000, None)[0]
+    _reject_unsupported(member)
     path = record_path(Path(where.results), device, member.run.teacher, student, method, precision)
-    if not where.redo and _measured(path, protocol):
+    if not where.redo and _measured(path, protocol, member.run.teacher):
         return DONE
     stop = Stop(where.stop_after_seconds).install()
     try:
@@ -122,14 +124,22 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
 
 
-def _measured(path: Path, protocol: Protocol) -> bool:
+def _reject_unsupported(member: Member) -> None:
+    if member.skipped:
+        raise UsageError(f"{member.run.method} cannot be probed on {member.setting.pair}: {member.skipped}")
+
+
+def _measured(path: Path, protocol: Protocol, teacher: str | None) -> bool:
+    """Whether the record there was measured under this protocol, and with the teacher where there is one by now."""
     try:
         record = store.read_json(path)
     except store.StoreError:
         return False  # damaged: measured again and replaced
     if record is None:
         return False
-    return (record.get("protocol"), record.get("dataset"), record.get("batch")) == (protocol.name, protocol.dataset, protocol.batch)
+    trained = teacher is not None and teachers.find(path.parents[2], protocol.dataset, teacher) is not None
+    wanted = {"protocol": protocol.name, "dataset": protocol.dataset, "batch": protocol.batch, "teacher_trained": trained}
+    return all(record.get(name) == value for name, value in wanted.items())
 
 
 @contextlib.contextmanager
@@ -200,8 +210,7 @@ def measure(request: Request) -> dict[str, Any]:
     file = teachers.find(Path(where.results), dataset.name, group.teacher) if group.teacher else None
     size, count = group.protocol.image_size, len(dataset.train_labels)
     member = members.resolve(group, dataset.hash, len(dataset.classes), size, count, file.hash if file else "untrained")[0]
-    if member.skipped:
-        raise UsageError(f"{group.methods[0]} cannot be probed on {member.setting.pair}: {member.skipped}")
+    _reject_unsupported(member)
     classes = len(dataset.classes)
     hyper, prepared, seconds = _preparation(member, request, dataset, file, device)
 
@@ -215,7 +224,7 @@ def measure(request: Request) -> dict[str, Any]:
     chosen = engine.choose(where.engine, device)
 
     def step(runner) -> None:
-        for _, error in runner.step(*positions.next(runner, group.protocol)):
+        for _, error in runner.step(*positions.next(runner)):
             raise error
 
     for _ in range(2):  # the first steps make optimiser state and, on CUDA, try algorithms in scratch memory that training does not need
@@ -261,7 +270,7 @@ def measure(request: Request) -> dict[str, Any]:
         "preparation_seconds": seconds,
         "student_macs": models.macs(group.student, classes, size),
         "teacher_macs": models.macs(group.teacher, classes, size) if needs else 0,
-        "teacher_trained": bool(file and file.record["trained"]),
+        "teacher_trained": bool(member.run.teacher and file),
         "threads": torch.get_num_threads(),
         "engine": runner.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -280,7 +289,7 @@ class _Positions:
     def rewind(self) -> None:
         self.epoch, self.start = 0, self.count
 
-    def next(self, runner, protocol: Protocol) -> tuple[int, int]:
+    def next(self, runner) -> tuple[int, int]:
         if self.start + self.batch > self.count:
             self.epoch, self.start = self.epoch + 1, 0
             runner.begin_epoch(augment.draws(SEED, self.epoch, self.count))

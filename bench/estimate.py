@@ -69,7 +69,7 @@ def training(
     if measured:
         parts.append(f"{measured} of {len(groups)} groups from cost probes")
     if measured < len(groups):
-        parts.append(f"{len(groups) - measured} from multiply-accumulates at {basis}")
+        parts.append(f"{len(groups) - measured} of {len(groups)} groups from multiply-accumulates at {basis}")
     return Estimate(sum(seconds), tuple(seconds), "; ".join(parts))
 
 

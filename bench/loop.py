@@ -163,7 +163,7 @@ class Training:
             "engine": job.engine.name,
             "threads": torch.get_num_threads(),
             "deterministic": job.where.deterministic,
-            "commit": environment.commit(),
+            "commit": job.commit,
             "weights_sha256": _weights_hash(learner),
             "teacher": job.teacher_file.facts() if uses_teacher else None,
             "preparation": place.built.facts() if place.built else None,

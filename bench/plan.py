@@ -142,6 +142,7 @@ class Plan:
     pairs: tuple[Pair, ...]
     rows: tuple[tuple[str, str], ...]  # (method, title)
     cells: tuple[Cell, ...]
+    wholes: tuple[Group, ...]  # one for each pair and seed, with every row
     groups: tuple[Group, ...]
     teachers: tuple[str, ...]  # architectures whose weights some run depends on, largest first
 
@@ -245,6 +246,7 @@ def expand(profile: Profile, selection: Selection, facts: Facts) -> Plan:
     seeds = selection.seeds or profile.seeds
 
     cells: list[Cell] = []
+    wholes: list[Group] = []
     groups: dict[Group, bool] = {}  # group -> whether it needs the teacher
     placed: set[str] = set()
     for pair in pairs:
@@ -252,6 +254,7 @@ def expand(profile: Profile, selection: Selection, facts: Facts) -> Plan:
         hyper = tuple((m, field, value) for m, fields in quick.items() for field, value in fields.items()) + selection.hyper
         for seed in seeds:
             whole = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper)
+            wholes.append(whole)
             found = facts.of(whole)
             cells += [Cell(pair.teacher, pair.student, m, seed, found[m].skipped, found[m].uses_teacher) for m in rows]
             members = tuple(m for m in rows if found[m].skipped is None and found[m].run not in placed)
@@ -262,7 +265,7 @@ def expand(profile: Profile, selection: Selection, facts: Facts) -> Plan:
     needed = dict.fromkeys(g.teacher for g in longest if groups[g])
     teachers = tuple(sorted(needed, key=lambda name: -facts.macs(name)))
     titles = tuple((m, facts.methods[m] + _changed(m, selection.hyper)) for m in rows)
-    return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, tuple(cells), tuple(longest), teachers)
+    return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, tuple(cells), tuple(wholes), tuple(longest), teachers)
 
 
 def narrowed(group: Group, members: Iterable[str]) -> Group:

@@ -1,7 +1,8 @@
 """Protocols: data set, schedule, optimiser, batch and augmentation of a run, as frozen data.
 
 `crd`: Tian et al., Contrastive Representation Distillation, ICLR 2020 (240 epochs). `skd`: Han et al., SKD, 2022 (100 epochs).
-`iep`: Lee and Song, IEP, 2021 (100 epochs, batch 128, nesterov). A schedule scaled with `scaled` is a trial, not the protocol.
+`iep`: Lee and Song, IEP, 2021 (100 epochs, batch 128, nesterov).
+`smoke`: minutes on two CPU cores, on the embedded data. A schedule scaled with `scaled` is a trial, not the protocol.
 No torch here: the report reads it too.
 """
 
@@ -82,6 +83,7 @@ PROTOCOLS = MappingProxyType(
             Protocol("crd"),
             Protocol("skd", epochs=100, milestones=(50, 75, 90), lr=0.1),
             Protocol("iep", epochs=100, milestones=(30, 60, 80), lr=0.1, small_lr=0.1, decay=0.2, batch=128, nesterov=True, dropout=0.3),
+            Protocol("smoke", dataset="shapes100", epochs=16, milestones=(10, 12, 14), train_images=2400, test_images=2000, image_size=24),
         )
     }
 )

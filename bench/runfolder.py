@@ -46,7 +46,8 @@ class RunFolder:
     def open(self) -> None:
         """Write or check the configuration, mend a torn row, and count the attempt. Raises UsageError where it is another run's."""
         run = self.member.run
-        store.write_config(self.path, run.identity(), registry.source_hash(run.method), self.member.method.title)
+        self._source = registry.source_hash(run.method)  # now: the files may change while the run trains
+        store.write_config(self.path, run.identity(), self._source, self.member.method.title)
         if store.mend_torn_tail(self.path / "epochs.jsonl"):
             self.log("cut an unfinished last row")
         rows = store.read_rows(self.path / "epochs.jsonl", self.id).rows
@@ -82,7 +83,6 @@ class RunFolder:
         buffer = io.BytesIO()
         torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()}, buffer)
         store.write_bytes(self.path / "student.pt", buffer.getvalue())
-        source = registry.source_hash(self.member.run.method)
-        store.write_record(self.path, {**facts, "method_source": source, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+        store.write_record(self.path, {**facts, "method_source": self._source, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
         self.status("done")
         checkpoint.discard(self.results, self.id)

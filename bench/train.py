@@ -36,6 +36,7 @@ class GroupJob:
         self.device = environment.select(where.device)
         environment.configure(group.precision, where.threads, where.deterministic)
         self.engine = engine.choose(where.engine, self.device)
+        self.commit = environment.commit()  # now: the checkout may move on while the job runs
         self.dataset = data.load(group.protocol, Path(where.data_root) if where.data_root else None, where.download)
         self.teacher_file = self._find_teacher()
         self.members = runs_of(group, self.dataset, self.teacher_file.hash if self.teacher_file else None)

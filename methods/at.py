@@ -26,16 +26,23 @@ def attention(maps: Tensor, power: int = 2) -> Tensor:
 def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], power: int = 2) -> Tensor:
     """Sum over stages of the mean over (B, H * W) of (A(f_s) - A(f_t))^2 -> scalar (Zagoruyko and Komodakis 2017, Eq. 2).
 
-    Maps (B, C, H, W), widths may differ; the larger map of a stage is adaptively average-pooled to the smaller one's size.
+    Maps (B, C, H, W), widths may differ; the larger map of a stage is average-pooled to the smaller one's size.
     """
     return sum(_stage_loss(s, t, power) for s, t in zip(student_maps, teacher_maps, strict=True))
 
 
 def _stage_loss(student: Tensor, teacher: Tensor, power: int) -> Tensor:
-    if student.shape[2:] != teacher.shape[2:]:
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        student, teacher = F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+    height, width = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    student, teacher = _pooled(student, height, width), _pooled(teacher, height, width)
     return F.mse_loss(attention(student, power), attention(teacher, power))
+
+
+def _pooled(maps: Tensor, height: int, width: int) -> Tensor:
+    if maps.shape[2:] == (height, width):
+        return maps
+    if maps.shape[2] % height == 0 and maps.shape[3] % width == 0:  # the same values, and deterministic on GPUs
+        return F.avg_pool2d(maps, (maps.shape[2] // height, maps.shape[3] // width))
+    return F.adaptive_avg_pool2d(maps, (height, width))
 
 
 @dataclass(frozen=True)

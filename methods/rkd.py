@@ -28,14 +28,14 @@ def relations(embedding: Tensor) -> tuple[Tensor, Tensor]:
     square = gram.diagonal()
     total = square.unsqueeze(0) + square.unsqueeze(1)
     squared = total - 2.0 * gram
-    apart = squared > 16 * torch.finfo(x.dtype).eps * total  # the others are equal up to rounding
-    root = torch.where(apart, squared, 1.0).sqrt()
+    same = squared <= 16 * torch.finfo(x.dtype).eps * total  # equal up to rounding; not so NaN, which must show
+    root = torch.where(same, 1.0, squared).sqrt()
 
-    distance = torch.where(apart, root, FLOOR).fill_diagonal_(0.0)
+    distance = torch.where(same, FLOOR, root).fill_diagonal_(0.0)
     count = max(len(x) * (len(x) - 1), 1)
     distance = distance / (distance.sum() / count).clamp_min(FLOOR)
 
-    inverse = torch.where(apart, root.reciprocal(), 0.0)
+    inverse = torch.where(same, 0.0, root.reciprocal())
     half = 0.5 * square.unsqueeze(1) - gram  # [i, j]
     angle = gram.unsqueeze(0) + half.unsqueeze(2) + half.unsqueeze(1)
     return distance, angle * inverse.unsqueeze(2) * inverse.unsqueeze(1)

@@ -77,7 +77,8 @@ def load(results: Path) -> tuple[list[Sheet], list[Problem]]:
             data = read_json(path) or {}
             cost = _cost(data)
             device = str(data["device"].get("name") or data["device"]["type"])
-            key = (device, str(data["precision"]), str(data["engine"]), data.get("threads"), int(data["batch"]), str(data.get("peak_memory_kind", "")))
+            kind = str(data.get("peak_memory_kind", ""))
+            key = (device, str(data["precision"]), str(data["engine"]), data.get("threads"), int(data["batch"]), kind)
         except StoreError as error:
             problems.append(Problem(where, str(error).removeprefix(f"{results}{os.sep}")))
             continue
@@ -91,7 +92,9 @@ def load(results: Path) -> tuple[list[Sheet], list[Problem]]:
     return [sheets[key] for key in sorted(sheets, key=repr)], problems
 
 
-def choose(sheets: list[Sheet], precision: str, batch: int, pairs: list[tuple[str | None, str]], methods: list[str], devices: set[str]) -> Sheet | None:
+def choose(
+    sheets: list[Sheet], precision: str, batch: int, pairs: list[tuple[str | None, str]], methods: list[str], devices: set[str]
+) -> Sheet | None:
     """The sheet to stand beside a table: same precision and batch, the runs' own device before others, then the one that covers most cells."""
     fitting = [s for s in sheets if s.precision == precision and s.batch == batch]
     return max(fitting, key=lambda s: (s.device in devices, sum(s.get(t, n, m) is not None for t, n in pairs for m in methods)), default=None)

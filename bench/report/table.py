@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.identity import canonical
-from bench.protocol import UsageError, unknown
+from bench.protocol import unknown
 from bench.report import cost_sheets, published, statistics
 from bench.report.published import Published
 from bench.report.statistics import Difference, Summary, Verdict
@@ -70,7 +70,7 @@ class Cell:
 
 @dataclass
 class Row:
-    """A method, or a variant of one with other hyper-parameters. Costs are multiples of the plain student's, geometric mean over `cost_pairs` pairs."""
+    """A method, or a variant of one with other settings. Costs: multiples of the plain student's, geometric mean over `cost_pairs` pairs."""
 
     method: str
     title: str
@@ -253,7 +253,7 @@ def build_table(
     order = [*plan.get("rows", ()), *ORDER]
     rows = []
     for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), k[1])):
-        cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken, untrained) for p in pairs]
+        cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken | out.keys()) for p in pairs]
         for pair, cell in zip(pairs, cells, strict=True):
             cell.published = published.look_up(index, protocol, pair.teacher, pair.student, method) if not variant else None
             if cell.published and cell.summary:
@@ -268,7 +268,7 @@ def build_table(
 
 
 def _cell(
-    runs: list[RunView], pair: Pair, method: str, variant: str, seeds: list[int], plan: dict[str, Any], broken: set[str], out: dict[str, str]
+    runs: list[RunView], pair: Pair, method: str, variant: str, seeds: list[int], plan: dict[str, Any], left_out: set[str]
 ) -> Cell:
     cell = Cell()
     by_seed = {run.seed: run for run in sorted(runs, key=lambda r: r.record is not None)}
@@ -282,7 +282,7 @@ def _cell(
             else:
                 cell.others[seed] = "excluded" if run.record is not None else run.status
                 cell.reasons[seed] = pair.error or run.reason
-        elif asked.get("run") in broken or asked.get("run") in out:
+        elif asked.get("run") in left_out:
             cell.others[seed] = "excluded"
         elif asked.get("skipped"):
             cell.others[seed], cell.reasons[seed] = "skipped", str(asked["skipped"])
@@ -295,8 +295,6 @@ def _cell(
 def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
     """Paired differences to the baseline row, pooled over pairs, and the best complete cell of each column."""
     base = next((row for row in rows if row.method == baseline and not row.variant), None)
-    if base is None and rows:
-        raise unknown("--baseline row", baseline, sorted({row.method for row in rows}))
     for row in rows:
         if base is None or row is base:
             continue
@@ -326,7 +324,7 @@ def _add_costs(row: Row, pairs: list[Pair], sheet: cost_sheets.Sheet) -> None:
 
 
 def build_set(title: str, folder: Path, index: published.Index, baseline: str = "student") -> ResultSet:
-    """Everything in one folder of results. Raises UsageError for a baseline that no table has."""
+    """Everything in one folder of results."""
     runs, problems = scan(folder)
     sheets, more = cost_sheets.load(folder)
     problems += more
@@ -342,25 +340,19 @@ def build_set(title: str, folder: Path, index: published.Index, baseline: str = 
         groups[plan["key"]] = []
     broken = {p.where for p in problems}
     keys = sorted(groups, key=lambda k: (k != plan.get("key"), bool(groups[k] and groups[k][0].protocol.get("trial")), k))
-    tables, failures = [], []
-    for key in keys:
-        asked = plan if key == plan.get("key") else {}
-        try:
-            tables.append(build_table(groups[key], asked, sheets, index, baseline, broken))
-        except UsageError as error:
-            failures.append(error)
-            tables.append(build_table(groups[key], asked, sheets, index, (groups[key][0].method if groups[key] else baseline), broken))
-    if failures and len(failures) == len(tables) and baseline != "student":
-        raise failures[0]
+    tables = [build_table(groups[key], plan if key == plan.get("key") else {}, sheets, index, baseline, broken) for key in keys]
     return ResultSet(title, folder, tables, sheets, problems)
 
 
 def build(results: Path, baseline: str = "student") -> list[ResultSet]:
-    """Own runs first (their tables may be none), then each evidence set by name. Raises UsageError, StoreError for the published numbers."""
+    """Own runs first (their tables may be none), then each evidence set by name. Raises UsageError for a baseline that is in no table, StoreError."""
     own_published = results / "published"
     index = published.load(own_published if own_published.is_dir() else None)
     sets = [build_set(OWN, results, index, baseline)]
     evidence = results / "evidence"
     for folder in sorted(p for p in evidence.iterdir() if p.is_dir() and not p.name.startswith(".")) if evidence.is_dir() else ():
         sets.append(build_set(f"evidence/{folder.name}", folder, index, baseline))
+    methods = {row.method for s in sets for table in s.tables for row in table.rows}
+    if methods and baseline not in methods and baseline != "student":
+        raise unknown("--baseline row", baseline, sorted(methods))
     return sets

@@ -1,0 +1,85 @@
+"""`python -m bench COMMAND`: reads the command line, runs the command, turns bad input into one line and exit code 2."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from bench.commands import COMMANDS, overview
+from bench.protocol import UsageError, unknown
+
+PROGRAM = "python -m bench"
+USAGE, INTERRUPTED = 2, 130
+
+
+def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name (one or two words) and its arguments. Raises UsageError."""
+    for count in (2, 1):
+        name = " ".join(arguments[:count])
+        if len(arguments) >= count and name in COMMANDS:
+            return name, list(arguments[count:])
+    raise unknown("command", arguments[0], list(COMMANDS))
+
+
+def parse(name: str, arguments: Sequence[str]):
+    """The command's options. Raises UsageError in place of tyro's box; SystemExit(0) for --help."""
+    import tyro
+
+    module, _, kind = COMMANDS[name].where.partition(":")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(getattr(import_module(module), kind), prog=f"{PROGRAM} {name}", args=list(arguments))
+    except SystemExit as end:
+        if not end.code:
+            raise
+    raise UsageError(f"{_short(said.getvalue())}; see {PROGRAM} {name} --help") from None
+
+
+def _short(box: str) -> str:
+    """What tyro says in its box, on one line, without the frame and the help."""
+    kept = []
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        text = line.strip().strip("│╭╮╰╯|+").strip()
+        if line.strip().startswith(("╭", "╰")) or not text:
+            continue
+        if set(text) <= set("─-") or text.startswith("Got errors"):
+            break
+        kept.append(text)
+    return " ".join(" ".join(kept).split()).rstrip(".") or "the options could not be read"
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """Whether this is a named error about what the user gave; the packages that raise the others are imported only by what needs them."""
+    if isinstance(error, UsageError):
+        return True
+    kinds = (("methods.base", "MethodError"), ("models", "NetworkError"), ("bench.store", "StoreError"))
+    return any(isinstance(error, getattr(sys.modules[module], kind)) for module, kind in kinds if module in sys.modules)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(overview())
+            return 0
+        name, rest = split(arguments)
+        return parse(name, rest).main()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not _is_bad_input(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""`run`: from the command line's options to a plan, what is left of it, the jobs that do it, and the report."""
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import costs, data, environment, estimate, facts, jobs, launch, ledger, plan, protocol
+from bench.commands import Run, data_root
+from bench.launch import Pool, Slot, Task
+from bench.ledger import Ledger
+from bench.plan import Plan
+from bench.progress import Progress, table
+from bench.protocol import UsageError
+
+
+def make_plan(options: Run) -> Plan:
+    """The plan that the options ask for. Raises UsageError, MethodError or NetworkError."""
+    profile = plan.get_profile(options.profile)
+    selection = plan.Selection(
+        plan.words(options.methods),
+        plan.words(options.pairs),
+        plan.parse_seeds(options.seeds),
+        options.protocol,
+        options.epochs,
+        options.sample_rate,
+        options.precision,
+        tuple(plan.parse_set(text) for text in options.overrides),
+    )
+    return plan.expand(profile, selection, facts.facts(protocol.get(options.protocol or profile.protocol)))
+
+
+def run(options: Run) -> int:
+    """The command. Returns an exit code of bench.jobs. Raises UsageError for bad input, before anything is written."""
+    started = time.monotonic()
+    the_plan = make_plan(options)
+    slurm = options.cluster == "slurm" or (options.cluster == "auto" and launch.on_slurm())
+    if options.cluster == "slurm" and not launch.on_slurm():
+        raise UsageError("--cluster slurm: there is no sbatch here, or this is already a job of the cluster; use --cluster local")
+    if options.time_budget is not None and options.time_budget <= 0:
+        raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
+    slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.cpus)], None)
+    root = options.data_root or data_root()
+    results = options.results.absolute()
+    dataset = None
+    try:
+        dataset = data.load(the_plan.protocol, root, options.download and not options.dry_run)
+    except UsageError as error:
+        if not options.dry_run:
+            raise
+        print(f"note: {error}\n      (what is already done cannot be told without the data)")
+    book = Ledger(results, the_plan, dataset)
+    book.check_teachers()
+    print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine"))
+    for warning in ledger.changed_sources(results):
+        print(f"warning: {warning}")
+    if options.dry_run:
+        return jobs.DONE
+
+    folder = launch.fresh_folder(results)
+    if options.redo:
+        book.forget()
+    book.write_plan()
+    where = jobs.Where(
+        results=str(results),
+        data_root=str(root.absolute()),
+        device="cpu" if options.device == "cpu" or (device is not None and device["type"] == "cpu") else "cuda",
+        threads=options.threads,
+        engine=options.engine,
+        deterministic=options.deterministic,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    if slurm:
+        return _submit(options, the_plan, book, where, folder)
+    until = started + 60 * options.time_budget if options.time_budget is not None else None
+    return _run_here(options, the_plan, book, where, folder, slots, until)
+
+
+def slots_for(options: Run, groups: int) -> tuple[list[Slot], dict]:
+    """The slots of this machine and the device's facts. Raises UsageError where the device asked for is not there.
+
+    On the CPU the threads of a job follow from the whole plan, not from what is left of it: another count would be other bits.
+    """
+    if options.groups_per_gpu < 1 or (options.threads is not None and options.threads < 1):
+        raise UsageError("--groups-per-gpu and --threads: at least 1")
+    chosen = environment.select(options.device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if chosen.type == "cpu":
+        count = max(1, min(groups, cores if options.threads is None else cores // options.threads))
+        return [Slot(None, options.threads or max(1, cores // count))] * count, environment.device_facts(chosen)
+    names = visible_gpus()
+    if options.device not in ("auto", "cuda"):
+        names = [names[chosen.index]]
+    count = len(names) * options.groups_per_gpu
+    threads = options.threads or max(1, cores // count)
+    return [Slot(name, threads) for _ in range(options.groups_per_gpu) for name in names], environment.device_facts(chosen)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them (indices or UUIDs)."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(i) for i in range(count)])[:count]
+
+
+def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str) -> str:
+    """The plan as text: teachers to train, groups with their methods, what is done or skipped, what the rest will cost."""
+    todo, missing = book.groups_left(), book.teachers_missing()
+    p = the_plan.protocol
+    trial = f" (a trial: {p.trial})" if p.trial else ""
+    lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {p.epochs} epochs{trial}, precision {the_plan.precision}"]
+    done, planned = book.counts()
+    lines.append(f"{planned} runs, {done} done; {len(todo)} groups and {len(missing)} teachers to train")
+    lines += [f"  teacher {name}: {the_plan.teacher_protocol.epochs} epochs of {the_plan.teacher_protocol.name}" for name in missing]
+    kind, threads = (device["type"] if device else "cuda"), slots[0].threads
+    known = estimate.load_costs(book.results, device["name"]) if device else {}
+    macs = facts.facts(p).macs
+    groups = [(g, the_plan.needs_teacher(g)) for g in todo]
+    cost = estimate.training(groups, known, macs, kind, threads)
+    lines += [
+        f"  group {task_name(g)}: {', '.join(g.methods)}, {estimate.duration(seconds)}" for g, seconds in zip(todo, cost.by_group, strict=True)
+    ]
+    skipped = dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in the_plan.cells if c.skipped)
+    lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
+    own = estimate.training([(g, False) for g in book.teacher_groups(missing)], known, macs, kind, threads)
+    total = own.seconds + cost.seconds
+    text = f"total: {estimate.duration(total)} of one {device['name'] if device else 'GPU'}{f', {threads} threads' if kind == 'cpu' else ''}"
+    if len(slots) > 1:
+        text += f", {estimate.duration(estimate.spread(own.by_group, len(slots)) + estimate.spread(cost.by_group, len(slots)))} on {len(slots)} slots"
+    lines.append(f"{text} ({place})" if total else f"total: nothing left to train ({place})")
+    return "\n".join(lines + ([f"  estimated: {cost.source or own.source}"] if total else []))
+
+
+def task_name(group: jobs.Group) -> str:
+    """A group's name among the jobs; its numbers' identity is the runs' own."""
+    return f"{group.teacher}-{group.student}-s{group.seed}"
+
+
+def teacher_tasks(the_plan: Plan, book: Ledger, where: jobs.Where) -> list[Task]:
+    """One job for each teacher that is missing, the largest first."""
+    common = {"protocol": the_plan.teacher_protocol, "seed": plan.TEACHER_SEED, "precision": the_plan.precision}
+    return [
+        Task(f"teacher-{name}", jobs.run_teacher, {"architecture": name, **common}, where, lambda name=name: book.teacher(name) is not None)
+        for name in book.teachers_missing()
+    ]
+
+
+def group_tasks(the_plan: Plan, book: Ledger, where: jobs.Where) -> list[Task]:
+    """One job for each group with something left: those whose teacher is there first, else the longest first."""
+    missing = book.teachers_missing()
+    tasks = []
+    for group in book.groups_left():
+        after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
+        tasks.append(Task(task_name(group), jobs.run_group, {"group": group}, where, lambda group=group: book.finished(group), after))
+    return sorted(tasks, key=lambda t: bool(t.after))
+
+
+def probe_tasks(the_plan: Plan, book: Ledger, where: jobs.Where, device: dict, after: tuple[str, ...] = ()) -> list[Task]:
+    """One job for each pair with methods whose cost was not measured on this device; it runs alone on it."""
+    tasks = []
+    for pair in the_plan.pairs:
+        whole = next(g for g in the_plan.wholes if (g.teacher, g.student) == (pair.teacher, pair.student))
+        able = [c.method for c in the_plan.cells if (c.teacher, c.student, c.seed) == (pair.teacher, pair.student, whole.seed) and not c.skipped]
+
+        def lacking(whole=whole, able=able) -> list[str]:
+            known = estimate.load_costs(book.results, device["name"]) if device else {}
+            found = {method: known.get((whole.teacher, whole.student, method, whole.precision)) for method in able}
+            return [m for m, record in found.items() if record is None or record.get("protocol") != whole.protocol.name]
+
+        if names := lacking():
+            group = plan.narrowed(whole, names)
+            tasks.append(Task(f"costs-{pair.name}", run_probes, {"group": group}, where, lambda lacking=lacking: not lacking(), after))
+    return tasks
+
+
+def run_probes(group: jobs.Group, where: jobs.Where) -> int:
+    """Probe the methods of a group, one after the other; one that fails is reported and the others go on. Returns an exit code."""
+    code = jobs.DONE
+    for method in group.methods:
+        try:
+            hyper = plan.narrowed(group, [method]).hyper
+            code = max(code, costs.run_probe(group.teacher, group.student, method, group.precision, where, group.protocol, hyper=hyper))
+        except Exception as error:  # a stranger's method may raise anything
+            print(f"cost probe of {method} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            code = max(code, jobs.TROUBLE)
+        if code >= jobs.STOPPED_IN_TIME:
+            break
+    return code
+
+
+def write_report(where: jobs.Where) -> int:
+    """The tables and the page, by their own command."""
+    return subprocess.run([sys.executable, "-m", "bench.report", where.results], check=False).returncode
+
+
+def finish(the_plan: Plan, where: jobs.Where) -> int:
+    """On a cluster, the last job: the plan with every run's id, then the report."""
+    book = Ledger(Path(where.results), the_plan, data.load(the_plan.protocol, Path(where.data_root) if where.data_root else None))
+    book.write_plan()
+    return write_report(where)
+
+
+def _run_here(
+    options: Run, the_plan: Plan, book: Ledger, where: jobs.Where, folder: Path, slots: list[Slot], until: float | None
+) -> int:
+    """Train, probe and report on this machine. Returns the launch's exit code."""
+    show = Progress(book.results, book.counts)
+    locks = book.results / "locks"
+
+    def ended(task: Task) -> None:
+        if task.name.startswith("teacher-") or task.succeeded():
+            book.write_plan()
+        show.say(f"{task.name}: {'done' if task.succeeded() else 'ended, not all done'}")
+
+    pool = Pool(slots, folder, locks, show.update)
+    outcome = pool.run(teacher_tasks(the_plan, book, where) + group_tasks(the_plan, book, where), until, ended)
+    show.update(force=True)
+    troubles = book.troubles() | {name: text for name, text in outcome.unfinished.items() if text != "not started"}
+    if not outcome.code and options.costs:
+        alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
+        pool = Pool(alone, folder / "costs", locks, show.update)
+        device = environment.device_facts(environment.select(options.device))
+        probed = pool.run(probe_tasks(the_plan, book, where, device), until, ended)
+        outcome.code = probed.code
+        troubles |= {name: text for name, text in probed.unfinished.items() if text != "not started"}
+    book.write_plan()
+    done, planned = book.counts()
+    if troubles:
+        print("\n".join(table(sorted(troubles.items()), ("not finished", "reason"))))
+    print(f"{done} of {planned} runs done in {book.results}")
+    if outcome.code == jobs.INTERRUPTED:
+        print("interrupted; the same command goes on from here")
+        return outcome.code
+    if outcome.code == jobs.STOPPED_IN_TIME:
+        print("time budget used up; the same command goes on from here")
+    write_report(where)
+    return outcome.code or (jobs.DONE if done == planned else jobs.TROUBLE)
+
+
+def _submit(options: Run, the_plan: Plan, book: Ledger, where: jobs.Where, folder: Path) -> int:
+    """Submit everything to Slurm and return."""
+    teachers, groups = teacher_tasks(the_plan, book, where), group_tasks(the_plan, book, where)
+    everything = tuple(t.name for t in teachers + groups)
+    probes = probe_tasks(the_plan, book, where, {}, everything) if options.costs else []
+    last = tuple(t.name for t in teachers + groups + probes)
+    final = Task("report", finish, {"the_plan": the_plan}, where, lambda: True, last)
+    if not everything and not probes:
+        return write_report(where)
+    with _asked(options, f"{len(last) + 1} jobs"):
+        slurm = launch.Slurm(
+            options.partition,
+            options.account,
+            options.qos,
+            options.constraint,
+            options.time,
+            options.setup,
+            gpus=0 if where.device == "cpu" else 1,
+            cpus=options.threads or options.cpus,
+        )
+        where = dataclasses.replace(where, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
+        tasks = [dataclasses.replace(t, where=where) for t in (*teachers, *groups, *probes, final)]
+        ids = launch.submit_slurm(tasks, slurm, folder)
+        for name, job in ids.items():
+            print(f"  {job}  {name}")
+        print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
+    return jobs.DONE
+
+
+@contextlib.contextmanager
+def _asked(options: Run, what: str) -> Iterator[None]:
+    """Ask before anything is submitted."""
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"about to submit {what} to Slurm and nobody to ask; add --yes")
+        if input(f"submit {what} to Slurm? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise UsageError("nothing was submitted")
+    yield

@@ -1,0 +1,236 @@
+"""From tables to blocks of short strings that every output format prints: accuracy with costs beside it, ours against published, costs per pair."""
+
+from dataclasses import dataclass, field
+
+from bench.report import published
+from bench.report.cost_sheets import Sheet
+from bench.report.statistics import Difference, Summary
+from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+
+NONE = "–"
+MIB = 1 << 20
+
+
+@dataclass
+class Line:
+    """One printed line. `kind`: context (the teacher), main, or sub (belongs to the main line above); `best`: columns to mark."""
+
+    label: str
+    cells: list[str]
+    kind: str = "main"
+    best: frozenset[int] = frozenset()
+
+
+@dataclass
+class Block:
+    """A table to print. `header`: two short lines for each column."""
+
+    title: str
+    caption: str
+    header: list[tuple[str, str]]
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+
+
+def accuracy(summary: Summary) -> str:
+    """Mean, sample standard deviation and n; no deviation for one run."""
+    return f"{summary.mean:.2f} (n=1)" if summary.sd is None else f"{summary.mean:.2f} ±{summary.sd:.2f} ({summary.n})"
+
+
+def signed(difference: Difference | None) -> str:
+    """A difference with the half-width of its interval, where it has one."""
+    if difference is None:
+        return NONE
+    return f"{difference.mean:+.2f}" + ("" if difference.half is None else f" ±{difference.half:.2f}")
+
+
+def _times(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}×"
+
+
+def _head(pair: Pair) -> tuple[str, str]:
+    return (name(pair.teacher) if pair.teacher else "", f"→ {name(pair.student)}" if pair.teacher else name(pair.student))
+
+
+def row_title(row: Row) -> str:
+    """The method's display name, with the settings a variant differs in."""
+    return f"{row.title} [{row.variant}]" if row.variant else row.title
+
+
+def conditions(table: Table) -> str:
+    """Protocol, trial or not, precision, device, versions, seeds: the caption of everything made from a table."""
+    p = table.protocol
+    parts = [f"Protocol {p.get('name', '?')} on {p.get('dataset', '?')}, {p.get('epochs', '?')} epochs"]
+    parts.append(f"precision {table.precision}")
+    for key, label in (("device", ""), ("torch", "torch "), ("suite", "suite "), ("engine", "engine ")):
+        if table.facts.get(key):
+            parts.append(label + " and ".join(table.facts[key]))
+    if "true" in table.facts.get("deterministic", ()):
+        parts.append("deterministic" if len(table.facts["deterministic"]) == 1 else "partly deterministic")
+    parts.append(f"{len(table.seeds)} seed{'s' * (len(table.seeds) != 1)} ({', '.join(map(str, table.seeds))})")
+    return (f"TRIAL, not the protocol: {table.trial}. " if table.trial else "") + "; ".join(parts) + "."
+
+
+def _cell(cell: Cell) -> str:
+    return accuracy(cell.summary) if cell.summary else cell.note or NONE
+
+
+def _published(cell: Cell) -> str:
+    if cell.published is None:
+        return "none published"
+    return f"{cell.published.top1:.2f}" + ("" if cell.published.sd is None else f" ±{cell.published.sd:.2f}")
+
+
+def table_block(table: Table, number: str) -> Block:
+    """Methods x pairs, the difference to the baseline and the published number under each mean, costs relative to the plain student beside."""
+    comparable = published.is_comparable(table.protocol)
+    base = next((r.title for r in table.rows if r.method == table.baseline), table.baseline)
+    extra = [("Δ over", "all pairs"), ("speed", ""), ("mem.", ""), ("prep.", "s")]
+    blank = [""] * len(extra)
+    lines = []
+    if any(p.top1 is not None for p in table.pairs):
+        lines.append(Line("Teacher", [NONE if p.top1 is None else f"{p.top1:.2f}" for p in table.pairs] + blank, "context"))
+        if any(p.published for p in table.pairs):
+            lines.append(Line("published", [f"{p.published.top1:.2f}" if p.published else NONE for p in table.pairs] + blank, "sub"))
+    for row in table.rows:
+        some = f" ({row.pooled_pairs}/{len(table.pairs)})" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
+        few = f" ({row.cost_pairs}/{len(table.pairs)})" if 0 < row.cost_pairs < len(table.pairs) else ""
+        prep = NONE if row.preparation is None else f"{row.preparation:.0f}"
+        beside = [signed(row.pooled) + some, _times(row.speed) + few, _times(row.memory), prep]
+        best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
+        lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best))
+        if any(c.difference for c in row.cells):
+            lines.append(Line(f"Δ {base}", [signed(c.difference) for c in row.cells] + blank, "sub"))
+        if any(c.values and c.others for c in row.cells):
+            lines.append(Line("not done", [c.note if c.values else "" for c in row.cells] + blank, "sub"))
+        if comparable and not row.variant:
+            lines.append(Line("published", [_published(c) for c in row.cells] + blank, "sub"))
+    notes = [
+        "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column. "
+        "Only done runs are averaged.",
+        f"Δ {base}: mean difference paired by seed ± half-width of its 95 % t-interval (none for one seed); over all pairs: pooled, "
+        "(k/m) where only k pairs have it. Not corrected for the number of comparisons.",
+        "All methods share one test set: its sampling noise (about 0.4 points) is common to all cells and is in no deviation or interval.",
+    ]
+    if table.sheet:
+        notes.append(
+            "speed, mem.: training throughput and peak memory relative to the plain student, geometric mean over pairs, on "
+            f"{_condition(table.sheet)}. prep.: seconds of the preparation stage, mean over pairs."
+        )
+    else:
+        notes.append("speed, mem., prep.: no costs measured at this precision and batch.")
+    if not comparable:
+        notes.append("No published number stands beside a trial or an undeclared protocol.")
+    return Block(f"{number}: accuracy", conditions(table), [_head(p) for p in table.pairs] + extra, lines, notes)
+
+
+def published_block(table: Table, number: str) -> Block | None:
+    """Ours minus published with a verdict for each cell; None where nothing can be compared."""
+    lines: list[Line] = []
+    for row in table.rows:
+        cells = []
+        for cell in row.cells:
+            v = cell.verdict
+            if v is None:
+                cells.append("none published" if cell.published is None else NONE)
+            else:
+                cells.append(f"{v.word} {v.mean:+.2f}" + ("" if v.half is None else f" ±{v.half:.2f}"))
+        if any(cell.verdict for cell in row.cells):
+            lines.append(Line(row_title(row), cells))
+    if not lines:
+        return None
+    met = {(c.published.name, c.published.source, c.published.note): None for r in table.rows for c in r.cells if c.published}
+    notes = [
+        "Ours minus published, ± half-width of Welch's 95 % interval. agrees: it holds zero and is no wider than ±1; differs: it does not hold "
+        "zero; cannot tell: no published deviation, one seed, or wider."
+    ]
+    notes += [f"Source {title}: {source}. {note}." for title, source, note in met]
+    return Block(f"{number}: ours against published", conditions(table), [_head(p) for p in table.pairs], lines, notes)
+
+
+def _condition(sheet: Sheet) -> str:
+    threads = f", {sheet.threads} thread{'s' * (sheet.threads != 1)}" if sheet.threads else ""
+    torch = " and ".join(sorted(sheet.versions))
+    return f"{sheet.device}, {sheet.precision}, engine {sheet.engine}, batch {sheet.batch}{threads}, torch {torch}"
+
+
+def _images(protocol: dict[str, object]) -> float | None:
+    """Training images of an epoch, where the protocol tells."""
+    whole = protocol.get("train_images") or (50_000 if protocol.get("dataset") == "cifar100" else None)
+    return whole * protocol.get("sample_rate", 1.0) if whole else None
+
+
+def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table: Table) -> float | None:
+    """Seconds for one student: its training steps, and its share of the preparation, which serves all students and seeds of one teacher."""
+    cost, images = sheet.get(*pair, method), _images(table.protocol)
+    if cost is None or images is None:
+        return None
+    served = max(1, sum(p.teacher == pair[0] for p in table.pairs) * len(table.seeds))
+    return table.protocol["epochs"] * images / cost.speed + (cost.preparation or 0.0) / served
+
+
+def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block | None:
+    """Costs per pair: images a second, peak memory, preparation, and with a table the seconds for one student. None where nothing fits the table."""
+    keys = [p.key for p in table.pairs] if table else sheet.pairs()
+    titles = {r.method: r.title for r in table.rows if not r.variant} if table else {}
+    lines = []
+    for method in titles or sorted({c.method for c in sheet.costs.values()}, key=lambda m: (m != "student", m)):
+        costs = [sheet.get(*key, method) for key in keys]
+        if not any(costs):
+            continue
+        ratios = [sheet.relative(*key, method) for key in keys]
+        beside = [(f" ({r[0]:.2f}×)", f" ({r[1]:.2f}×)") if r else ("", "") for r in ratios]
+        lines.append(Line(titles.get(method, method), [f"{c.speed:,.0f}{b[0]}" if c else NONE for c, b in zip(costs, beside, strict=True)]))
+        lines.append(Line("peak MiB", [f"{c.memory / MIB:,.0f}{b[1]}" if c else NONE for c, b in zip(costs, beside, strict=True)], "sub"))
+        if any(c and c.preparation is not None for c in costs):
+            lines.append(Line("prep. s", [f"{c.preparation:,.0f}" if c and c.preparation is not None else NONE for c in costs], "sub"))
+        if table:
+            totals = [total_seconds(sheet, key, method, table) for key in keys]
+            lines.append(Line("total", [NONE if t is None else f"{t / 3600:.2f} h" if t >= 360 else f"{t:.0f} s" for t in totals], "sub"))
+    if not lines:
+        return None
+    notes = ["Images a second in training (× the plain student), peak memory of the step (×), preparation stage in seconds."]
+    if sheet.memory_kind:
+        notes[0] += f" Memory: {sheet.memory_kind}."
+    if table:
+        notes.append(
+            "total: training steps of one student under this protocol, plus its share of the preparation, which serves all of the table's "
+            "students and seeds of one teacher."
+        )
+    if any(not c.teacher_trained for c in sheet.costs.values() if c.teacher):
+        notes.append("Some were measured with an untrained teacher: that changes no cost.")
+    return Block(f"{number}: costs", f"Exclusive probe on {_condition(sheet)}.", [_head(Pair(*key)) for key in keys], lines, notes)
+
+
+def set_blocks(results: ResultSet) -> list[Block]:
+    """All blocks of a set, in order."""
+    blocks: list[Block | None] = []
+    used = []
+    for i, table in enumerate(results.tables, 1):
+        number = f"Table {i}" + (" (TRIAL)" if table.trial else "")
+        blocks += [table_block(table, number), published_block(table, number)]
+        if table.sheet:
+            blocks.append(cost_block(table.sheet, number, table))
+            used.append(table.sheet)
+    blocks += [cost_block(sheet, "Probe") for sheet in results.sheets if not any(sheet is s for s in used)]
+    return [block for block in blocks if block]
+
+
+def set_title(results: ResultSet) -> str:
+    """What a set is, for its heading."""
+    return "Own runs" if results.name == OWN else f"Evidence set {results.name.removeprefix('evidence/')}"
+
+
+def remarks(results: ResultSet) -> list[str]:
+    """Warnings, then what is left out with the reason, then why a cell is short."""
+    lines = [f"warning: {w}" for table in results.tables for w in table.warnings]
+    lines += [f"excluded: {p.where}: {p.reason}" for p in [*results.problems, *(p for t in results.tables for p in t.excluded)]]
+    for table in results.tables:
+        for row in table.rows:
+            for pair, cell in zip(table.pairs, row.cells, strict=True):
+                for seed, reason in cell.reasons.items():
+                    if reason and not pair.error:
+                        lines.append(f"{cell.others[seed]}: {row_title(row)}, {pair.title}, seed {seed}: {reason}")
+    if results.name == OWN and not results.tables:
+        lines.append(f"no own runs in {results.folder}: ./run_all.sh makes them")
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,172 @@
+"""Blocks as text, Markdown, LaTeX (booktabs) and CSV. Names come from outside: every format escapes them and no control character gets through."""
+
+import csv
+import io
+import textwrap
+import unicodedata
+from collections.abc import Callable
+
+from bench.report.blocks import Block, Line, remarks, set_blocks, set_title, total_seconds
+from bench.report.table import ResultSet
+
+TITLE = "Knowledge distillation benchmark"
+_INDENT = "  "
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "–": "--", '"': "''"}
+_MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+
+
+def clean(text: object, limit: int = 400) -> str:
+    """Text on one line without control, format or unassigned characters (shown as ?), cut at `limit`."""
+    shown = "".join("?" if unicodedata.category(c)[0] == "C" else " " if unicodedata.category(c) in ("Zl", "Zp") else c for c in str(text))
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def markdown_escape(text: object) -> str:
+    """Text that Markdown prints as it is, in a table cell too."""
+    return "".join(_MARKDOWN.get(c, c) for c in clean(text))
+
+
+def latex_escape(text: object) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_TEX.get(c, c) for c in clean(text))
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(clean(text, 2000), width, subsequent_indent=_INDENT) or [""]
+
+
+def _label(line: Line, escape: Callable[[object], str], indent: str) -> str:
+    return (indent if line.kind == "sub" else "") + escape(line.label)
+
+
+def block_text(block: Block, width: int) -> str:
+    """One block in aligned columns; where they do not fit into `width` they go in several panels."""
+    labels = [_label(line, lambda t: clean(t, 28), _INDENT) for line in block.lines]
+    columns = []
+    for i, (top, bottom) in enumerate(block.header):
+        marked = bool(any(i in line.best for line in block.lines))
+        cells = [clean(line.cells[i], 40) + ("*" if i in line.best else " " * marked) for line in block.lines]
+        columns.append([clean(top, 24), clean(bottom, 26), *cells])
+    first = max([len(label) for label in labels] + [4])
+    sizes = [max(map(len, column)) for column in columns]
+    out = [clean(block.title), "=" * min(width, len(clean(block.title))), *_wrap(block.caption, width), ""]
+    grouped = any(line.kind != "main" for line in block.lines)
+    start = 0
+    while start < len(columns):
+        end, used = start, first
+        while end < len(columns) and (end == start or used + 2 + sizes[end] <= width):
+            used += 2 + sizes[end]
+            end += 1
+        for j, label in enumerate(["", "", *labels]):
+            if j == 2 or (j > 2 and grouped and block.lines[j - 2].kind == "main"):
+                out.append("-" * used if j == 2 else "")
+            out.append((label.ljust(first) + "".join("  " + columns[i][j].rjust(sizes[i]) for i in range(start, end))).rstrip())
+        out.append("-" * used)
+        start = end
+        if start < len(columns):
+            out.append("")
+    for note in block.notes:
+        out += _wrap(note, width)
+    return "\n".join(out)
+
+
+def text(sets: list[ResultSet], width: int = 160) -> str:
+    """The whole report for a terminal."""
+    parts = []
+    for results in sets:
+        title = clean(set_title(results))
+        parts.append(f"{'#' * 3} {title} {'#' * max(3, min(width, 100) - len(title) - 5)}")
+        parts += [block_text(block, width) for block in set_blocks(results)]
+        said = [line for remark in remarks(results) for line in _wrap(remark, width)]
+        if said:
+            parts.append("\n".join(said))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(sets: list[ResultSet]) -> str:
+    """The whole report in Markdown."""
+    out = [f"# {TITLE}", ""]
+    for results in sets:
+        out += [f"## {markdown_escape(set_title(results))}", ""]
+        for block in set_blocks(results):
+            out += [f"### {markdown_escape(block.title)}", "", markdown_escape(block.caption), ""]
+            out.append("| | " + " | ".join(markdown_escape(f"{top} {bottom}".strip()) for top, bottom in block.header) + " |")
+            out.append("|---|" + "---:|" * len(block.header))
+            for line in block.lines:
+                cells = [f"**{markdown_escape(c)}**" if i in line.best else markdown_escape(c) for i, c in enumerate(line.cells)]
+                out.append(f"| {_label(line, markdown_escape, '&nbsp;&nbsp;')} | " + " | ".join(cells) + " |")
+            out += [""] + [f"{markdown_escape(note.replace('* best', 'Bold: best'))}  " for note in block.notes] + [""]
+        out += [f"- {markdown_escape(remark)}" for remark in remarks(results)] + [""]
+    return "\n".join(out)
+
+
+def latex(sets: list[ResultSet]) -> str:
+    r"""The whole report as LaTeX table* environments (\usepackage{booktabs}); remarks stand as comments."""
+    out = [r"% needs \usepackage{booktabs}"]
+    for results in sets:
+        out += ["", f"% {clean(set_title(results))}"] + [f"% {clean(remark)}" for remark in remarks(results)]
+        for block in set_blocks(results):
+            out += ["", r"\begin{table*}", r"\centering\scriptsize", r"\setlength{\tabcolsep}{3pt}"]
+            out.append(rf"\caption{{{latex_escape(set_title(results))}, {latex_escape(block.title)}. {latex_escape(block.caption)}}}")
+            out += [rf"\begin{{tabular}}{{l{'r' * len(block.header)}}}", r"\toprule"]
+            out += [" & " + " & ".join(latex_escape(head[i]) for head in block.header) + r" \\" for i in (0, 1)] + [r"\midrule"]
+            for i, line in enumerate(block.lines):
+                cells = [rf"\textbf{{{latex_escape(c)}}}" if j in line.best else latex_escape(c) for j, c in enumerate(line.cells)]
+                if i and line.kind == "main" and block.lines[i - 1].kind == "sub":
+                    out.append(r"\addlinespace")
+                out.append(f"{_label(line, latex_escape, chr(92) + 'quad ')} & " + " & ".join(cells) + r" \\")
+            out += [r"\bottomrule", r"\end{tabular}"]
+            out += [rf"\par\smallskip\parbox{{\textwidth}}{{\scriptsize {latex_escape(n.replace('* best', 'Bold: best'))}}}" for n in block.notes]
+            out.append(r"\end{table*}")
+    return "\n".join(out) + "\n"
+
+
+COLUMNS = (
+    "set", "protocol", "trial", "precision", "teacher", "student", "method", "title", "variant", "n", "planned", "mean", "sd", "best_epoch_mean",
+    "not_done", "baseline", "difference", "half_width", "difference_n", "published", "published_sd", "published_n", "verdict", "minus_published",
+    "minus_published_half_width", "images_per_second", "relative_speed", "peak_memory_bytes", "relative_memory", "preparation_seconds",
+    "total_seconds",
+)  # fmt: skip
+
+
+def _field(value: object) -> str:
+    """A CSV field; text that a spreadsheet would run as a formula is quoted with an apostrophe."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    shown = clean(value)
+    return f"'{shown}" if isinstance(value, str) and shown[:1] in ("=", "+", "-", "@") and shown else shown
+
+
+def csv_text(sets: list[ResultSet]) -> str:
+    """One line for each cell of each table, numbers unrounded to six digits. `best_epoch_mean` is stored for reading, never ranked."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for results in sets:
+        for table in results.tables:
+            for row in table.rows:
+                for pair, cell in zip(table.pairs, row.cells, strict=True):
+                    s, d, p, v, sheet = cell.summary, cell.difference, cell.published, cell.verdict, table.sheet if not row.variant else None
+                    best = [cell.runs[seed].record["best_top1"] for seed in cell.values]
+                    cost = sheet.get(*pair.key, row.method) if sheet else None
+                    ratio = sheet.relative(*pair.key, row.method) if sheet else None
+                    total = total_seconds(sheet, pair.key, row.method, table) if sheet else None
+                    fields = [results.name, table.protocol.get("name"), table.trial, table.precision, pair.teacher, pair.student]
+                    fields += [row.method, row.title, row.variant, len(cell.values), len(cell.values) + len(cell.others)]
+                    fields += [s and s.mean, s and s.sd, sum(best) / len(best) if best else None, cell.note, table.baseline]
+                    fields += [d and d.mean, d and d.half, d and d.n, p and p.top1, p and p.sd, p and p.n, v and v.word, v and v.mean, v and v.half]
+                    fields += [cost and cost.speed, ratio and ratio[0], cost and cost.memory, ratio and ratio[1], cost and cost.preparation, total]
+                    writer.writerow([_field(value) for value in fields])
+    return out.getvalue()
+
+
+FORMATS: dict[str, tuple[str, Callable[[list[ResultSet]], str]]] = {
+    "text": ("report.txt", text),
+    "markdown": ("report.md", markdown),
+    "latex": ("report.tex", latex),
+    "csv": ("report.csv", csv_text),
+}

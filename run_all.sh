@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Table 1 from a fresh checkout: on a machine with GPUs or Slurm the `paper` profile (CIFAR-100 is fetched if it is not there); elsewhere it
+# says what that would take and runs the `smoke` profile. Options go to `python -m bench run`; --profile chooses another plan.
+# Python: $KD_BENCH_PYTHON, else the active environment, .venv or python3 where it has the packages; otherwise .venv is made.
+# Ctrl-C stops everything cleanly with exit code 130; the same command goes on from there.
+set -euo pipefail
+here=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")"
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+suitable() { # suitable PYTHON: new enough, with every package that a run imports
+    "$1" - <<'PY' >/dev/null 2>&1
+import importlib.util
+import sys
+
+needed = "torch torchvision pandas scipy matplotlib submitit tyro filelock jinja2"
+sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in needed.split()))
+PY
+}
+
+python=""
+for candidate in "${KD_BENCH_PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" .venv/bin/python python3; do
+    if [ -n "$candidate" ] && suitable "$candidate"; then
+        python="$candidate"
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    for base in python3 python3.14 python3.13 python3.12 python3.11 ""; do
+        if [ -n "$base" ] && "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi
+    done
+    if [ -z "$base" ]; then
+        echo "error: Python 3.11 or newer is needed and none was found; install one, or name it with KD_BENCH_PYTHON" >&2
+        exit 2
+    fi
+    echo "run_all.sh: installing the packages of pyproject.toml into .venv (PyTorch among them: some GB)"
+    "$base" -m venv .venv
+    .venv/bin/python -m pip install -q -e .
+    python=.venv/bin/python
+fi
+case "$python" in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+results=$PWD/results data=${KD_BENCH_DATA:-$PWD/data}
+cd "$here" # so that paths among the options mean what they say
+
+for option in "$@"; do
+    case "$option" in
+        --profile | --profile=*) exec "$python" -m bench run --results "$results" --data-root "$data" "$@" ;;
+        -h | --help) exec "$python" -m bench run --help ;;
+    esac
+done
+if command -v sbatch >/dev/null || "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    exec "$python" -m bench run --profile paper --download --results "$results" --data-root "$data" "$@"
+fi
+echo "run_all.sh: no GPU and no Slurm here. Table 1 on this machine would take, in"
+"$python" -m bench run --profile paper --dry-run --results "$results" --data-root "$data" | grep -E '^(total|  estimated):' | cut -c1-300
+echo "run_all.sh: so this is the smoke profile (embedded data, every method); --profile paper runs Table 1 all the same"
+exec "$python" -m bench run --profile smoke --results "$results" --data-root "$data" "$@"

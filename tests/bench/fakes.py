@@ -1,0 +1,77 @@
+"""Jobs for launcher tests: they train nothing, note what they do in the results folder, and stop as real ones do."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from bench.jobs import DONE, Where
+from bench.stop import Stop
+
+
+def note(folder: Path, kind: str, name: str) -> None:
+    """One event, as one appended line: kind, name, pid, monotonic time (the same clock for all processes of a machine)."""
+    with open(folder / "events.txt", "a", encoding="utf-8") as file:
+        file.write(f"{kind} {name} {os.getpid()} {time.monotonic()}\n")
+
+
+def events(folder: Path) -> list[tuple[str, str, int, float]]:
+    path = folder / "events.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(kind, name, int(pid), float(at)) for kind, name, pid, at in (line.split() for line in lines)]
+
+
+def work(name: str, seconds: float, where: Where) -> int:
+    """Takes a while, then leaves `name`.done; stops early like a real job, noting with which exit code."""
+    folder = Path(where.results)
+    stop = Stop(where.stop_after_seconds).install()
+    note(folder, "start", name)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if stop.code is not None:
+            note(folder, f"stop{stop.code}", name)
+            return stop.code
+        time.sleep(0.01)
+    (folder / f"{name}.done").write_text(os.environ.get("OMP_NUM_THREADS", "?") + "," + os.environ.get("CUDA_VISIBLE_DEVICES", "?"))
+    note(folder, "end", name)
+    return DONE
+
+
+def crash(name: str, where: Where) -> int:
+    note(Path(where.results), "start", name)
+    raise RuntimeError(f"{name} went wrong")
+
+
+def killed(name: str, where: Where) -> int:
+    note(Path(where.results), "start", name)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return DONE
+
+
+def stubborn(name: str, where: Where) -> int:
+    """Ignores every polite signal."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    note(Path(where.results), "start", name)
+    time.sleep(600)
+    return DONE
+
+
+def launch_work(folder: str, names: str, seconds: str, slots: str, function: str = "work", budget: str = "") -> int:
+    """A whole launcher, for `python -c`: runs `function` for each of the comma-separated names and returns the exit code."""
+    from bench.launch import Pool, Slot, Task, fresh_folder
+
+    results = Path(folder)
+    call = {"work": work, "stubborn": stubborn}[function]
+    tasks = [
+        Task(
+            name,
+            call,
+            {"name": name} | ({"seconds": float(seconds)} if function == "work" else {}),
+            Where(results=folder),
+            lambda name=name: (results / f"{name}.done").exists(),
+        )
+        for name in names.split(",")
+    ]
+    pool = Pool([Slot(None, 1)] * int(slots), fresh_folder(results), results / "locks")
+    return pool.run(tasks, time.monotonic() + float(budget) if budget else None).code

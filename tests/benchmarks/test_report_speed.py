@@ -1,0 +1,78 @@
+"""How long the report takes: start, and ten thousand records. Prints what it measures; the bounds are three times what is promised."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import store
+from tests.bench import synthetic
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = 10_000
+MEASURE = """
+import re, sys, time
+start = time.perf_counter()
+from pathlib import Path
+from bench.report import render, table
+text = render.text(table.build(Path(sys.argv[1])))
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]  # ru_maxrss would count the parent too
+print(time.perf_counter() - start, int(peak) / 1024)
+"""
+
+
+def copies(results: Path, count: int, epochs: int = 20) -> Path:
+    """`count` finished runs made from one, with rows of `epochs` epochs; written without fsync, as the test is about reading."""
+    protocol = synthetic.CRD.scaled(epochs)
+    first = synthetic.add_run(results, synthetic.run_of("kd", "resnet56", "resnet20", 0, protocol), 70.0)
+    config, record = (json.loads((first / name).read_text()) for name in ("config.json", "record.json"))
+    rows = (first / "epochs.jsonl").read_bytes()
+    pairs, seeds = synthetic.PAIRS, -(-count // (len(synthetic.PAIRS) * 8))
+    made = 1
+    for seed in range(1, seeds + 1):
+        for teacher, student in pairs:
+            for method in synthetic.METHODS[1:]:
+                if made >= count:
+                    return results
+                run = synthetic.run_of(method, teacher, student, seed, protocol)
+                folder = results / "runs" / run.id
+                folder.mkdir()
+                data = json.dumps({**config, "identity": run.identity(), "title": synthetic.TITLES[method]}).encode()
+                (folder / "config.json").write_bytes(data)
+                (folder / "epochs.jsonl").write_bytes(rows)
+                changed = {"run": run.id, "config_sha256": hashlib.sha256(data).hexdigest(), "test_top1": 70 + (made % 100) / 100}
+                changed["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}
+                (folder / "record.json").write_text(json.dumps({**record, **changed}, indent=1))
+                made += 1
+    return results
+
+
+@pytest.mark.slow
+def test_ten_thousand_records(tmp_path, benchmark):
+    copies(tmp_path, RECORDS)
+    views, problems = store.scan(tmp_path)
+    assert len(views) == RECORDS and not problems
+    del views
+
+    def read() -> tuple[float, float]:
+        out = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        seconds, mebibytes = map(float, out.split())
+        return seconds, mebibytes
+
+    seconds, mebibytes = benchmark.pedantic(read, rounds=2)
+    print(f"\n{RECORDS} records: {seconds:.2f} s, {mebibytes:.0f} MiB")
+    benchmark.extra_info.update(seconds=seconds, mebibytes=mebibytes)
+    assert seconds < 15 and mebibytes < 1500
+
+
+def test_start(tmp_path, benchmark):
+    synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet56", "resnet20", 1), 70.0)
+    command = [sys.executable, "-m", "bench.report", str(tmp_path), "--no-write"]
+    done = benchmark.pedantic(lambda: subprocess.run(command, cwd=ROOT, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}), rounds=3)
+    assert done.returncode == 0, done.stderr
+    print(f"\nstart: {benchmark.stats.stats.median:.2f} s")
+    assert benchmark.stats.stats.median < 4.5
