@@ -46,6 +46,8 @@ def run(options: Run) -> int:
     slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.cpus)], None)
     root = options.data_root or data_root()
     results = options.results.absolute()
+    if results.exists() and not results.is_dir():
+        raise UsageError(f"--results {options.results} is no folder; choose another --results folder")
     dataset = None
     try:
         dataset = data.load(the_plan.protocol, root, options.download and not options.dry_run)
@@ -130,7 +132,8 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
     own = estimate.training([(g, False) for g in book.teacher_groups(missing)], known, macs, kind, threads)
     total = own.seconds + cost.seconds
-    text = f"total: {estimate.duration(total)} of one {device['name'] if device else 'GPU'}{f', {threads} threads' if kind == 'cpu' else ''}"
+    one = (device["name"] if device else "GPU") + (f" slot of {threads} core{'s'[: threads - 1]}" if kind == "cpu" else "")
+    text = f"total: {estimate.duration(total)} of one {one}"
     if len(slots) > 1:
         text += f", {estimate.duration(estimate.spread(own.by_group, len(slots)) + estimate.spread(cost.by_group, len(slots)))} on {len(slots)} slots"
     lines.append(f"{text} ({place})" if total else f"total: nothing left to train ({place})")

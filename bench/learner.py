@@ -45,21 +45,34 @@ class Learner:
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=p.base_rate(run.student), momentum=p.momentum, weight_decay=p.weight_decay, nesterov=p.nesterov, fused=True
         )
+        # A tensor, so that a captured step follows the schedule; CUDA's fused update reads float32.
+        self.rate = torch.tensor(p.base_rate(run.student), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        self.optimizer.param_groups[0]["lr"] = self.rate
+        if p.momentum:  # zeros give the first step the same bits, and a captured one has them in place
+            for parameter in self.parameters:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.drops_out = bool(student_options(run))
         self.sums: dict[str, Tensor] = {}
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step can be captured: no draw is made in it, and the method does not opt out."""
+        return self.method.capturable and not self.drops_out
 
     def begin_epoch(self, epoch: int) -> None:
         """Learning rate and the method's own host work for an epoch (from 1)."""
         self.epoch = epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.run.protocol.rate(epoch, self.run.student)
+        self.rate.fill_(self.run.protocol.rate(epoch, self.run.student))
         self.method.begin_epoch(epoch, generator(self.run.seed, f"method/{self.run.method}", epoch))
 
     def clear_sums(self) -> None:
-        self.sums = {}
+        """Start an epoch's sums anew, where they are."""
+        for value in self.sums.values():
+            value.zero_()
 
     def step(self, images: Tensor, teacher: Outputs | None, batch: Batch, place: int = 0) -> None:
         """One optimiser step. `images` (B, 3, H, W) normalised; `teacher` the shared outputs or None; `place` where in the epoch."""
-        if self.run.protocol.dropout:  # the one draw that layers make of the global generator
+        if self.drops_out:  # the one draw that layers make of the global generator
             torch.manual_seed(key(self.run.seed, f"dropout/{place}", self.epoch))
         outputs, losses = self.forward(images, teacher, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -102,11 +115,10 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs besides its position."""
-        momenta = {i: self.optimizer.state[p].get("momentum_buffer") for i, p in enumerate(self.parameters) if p in self.optimizer.state}
         return {
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
-            "momentum": {i: m for i, m in momenta.items() if m is not None},
+            "momentum": {i: self.optimizer.state[p]["momentum_buffer"] for i, p in enumerate(self.parameters) if self.optimizer.state[p]},
             "sums": dict(self.sums),
         }
 
@@ -115,9 +127,7 @@ class Learner:
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         for i, buffer in state["momentum"].items():
-            parameter = self.parameters[i]
-            # The copy keeps the parameter's memory format, so that the fused update walks both alike.
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+            self.optimizer.state[self.parameters[i]]["momentum_buffer"].copy_(buffer)
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
 
 

@@ -160,7 +160,7 @@ class Training:
             "train_seconds": place.seconds,
             "device": environment.device_facts(job.device),
             "versions": environment.versions(),
-            "engine": job.engine.name,
+            "engine": self.engine.ran(learner),
             "threads": torch.get_num_threads(),
             "deterministic": job.where.deterministic,
             "commit": job.commit,

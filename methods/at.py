@@ -7,6 +7,7 @@ Transfer, ICLR 2017. Mean over elements and weight 1000 as in the authors' code 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,11 +17,13 @@ from models.outputs import Outputs
 
 
 def attention(maps: Tensor, power: int = 2) -> Tensor:
-    """A(f) = q / |q|_2 with q = mean over channels of f^power; (B, C, H, W) -> (B, H * W), rows of norm 1, or 0 where the map is 0.
+    """A(f) = q / |q|_2 with q = mean over channels of |f|^power; (B, C, H, W) -> (B, H * W), rows of norm 1, or 0 where the map is 0.
 
-    Values beyond 1e9 overflow in fp32 (of 256 in fp16), so the caller stays out of half precision.
+    The mean is taken through the norm over channels: one pass over the maps, forwards and backwards, where a power of them makes three.
+    Half precision overflows (256^2 does in fp16), so the caller stays out of it.
     """
-    return F.normalize(maps.pow(power).mean(1).flatten(1), dim=1)
+    energy = torch.linalg.vector_norm(maps, power, dim=1).pow(power) / maps.shape[1]
+    return F.normalize(energy.flatten(1), dim=1)
 
 
 def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], power: int = 2) -> Tensor:
@@ -47,14 +50,14 @@ def _pooled(maps: Tensor, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Hyper:
-    """CRD protocol's weight. Raises MethodError for an odd power: signed maps (WRN) would cancel."""
+    """CRD protocol's weight. Raises MethodError for a power below 1."""
 
     weight: float = 1000.0
     power: int = 2
 
     def __post_init__(self) -> None:
-        if self.power < 2 or self.power % 2:
-            raise MethodError(f"at.power is {self.power}; it is even and at least 2")
+        if self.power < 1:
+            raise MethodError(f"at.power is {self.power}; it is at least 1")
 
 
 @register("at")

@@ -117,6 +117,7 @@ class Method(nn.Module):
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
     own_backward: ClassVar[bool] = False  # True: the trainer calls `backward` instead of sum(losses).backward()
     uses_teacher: ClassVar[bool | None] = None  # None: derived; see `depends_on_teacher`
+    capturable: ClassVar[bool] = True  # False: steps read the host or have shapes that depend on data; they are run eagerly
 
     def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__()
@@ -153,7 +154,10 @@ class Method(nn.Module):
 
     # What it does.
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        """Called before each epoch (from 1); `generator` (CPU) is keyed by (seed, method, epoch). Host work belongs here, not in the step."""
+        """Called before each epoch (from 1); `generator` (CPU) is keyed by (seed, method, epoch). Host work belongs here, not in the step.
+
+        A step may be recorded: it sees the tensors it was recorded with, so fill buffers in place and keep no number of an epoch elsewhere.
+        """
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Named loss terms, each a scalar already multiplied by its weight, "ce" among them; the training loss is their sum.

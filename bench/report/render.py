@@ -136,7 +136,7 @@ def _field(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return str(int(value)) if value.is_integer() else f"{value:.6g}"
     shown = clean(value)
     return f"'{shown}" if isinstance(value, str) and shown[:1] in ("=", "+", "-", "@") and shown else shown
 

@@ -186,7 +186,7 @@ def _warnings(runs: list[RunView]) -> list[str]:
     warnings = []
     commits = Counter(str(record.get("commit")) for _, record in done)
     if len(commits) > 1:
-        warnings.append("runs of different commits: " + ", ".join(f"{c[:12]} ({n} run{'s' * (n > 1)})" for c, n in commits.most_common()))
+        warnings.append("runs of different commits: " + ", ".join(f"{c[:16]} ({n} run{'s' * (n > 1)})" for c, n in commits.most_common()))
     sources: dict[str, set[str]] = defaultdict(set)
     for run, record in done:
         sources[run.method].update({str(record.get("method_source")), run.method_source})
@@ -204,6 +204,8 @@ def _plan(folder: Path) -> dict[str, Any]:
         cells = {(c["teacher"], c["student"], c["method"], c["seed"]): c for c in plan["cells"]}
         pairs = [(p["teacher"], p["student"]) for p in plan["pairs"]]
         rows = {r["method"]: str(r["title"]) for r in plan["rows"]}
+        if not isinstance(plan["protocol"], dict) or not all(isinstance(s, int) for s in plan["seeds"]):
+            raise TypeError("protocol or seeds")
         return {"key": (canonical(plan["protocol"]), plan["precision"]), "protocol": plan["protocol"], "precision": plan["precision"],
                 "seeds": sorted(plan["seeds"]), "cells": cells, "pairs": pairs, "rows": rows}  # fmt: skip
     except (KeyError, TypeError) as error:
@@ -216,7 +218,7 @@ def build_table(
     """A table from runs of one protocol and precision. `plan` may be {}; `broken`: ids of runs whose files cannot be trusted."""
     protocol, precision = (runs[0].protocol, runs[0].precision) if runs else (plan["protocol"], plan["precision"])
     planned = {c["run"] for c in plan.get("cells", {}).values() if c["run"]}
-    warnings, excluded = _warnings(runs), []
+    excluded: list[Problem] = []
     untrained = {
         r.id: "its teacher is not trained" for r in runs if r.record and r.teacher and not (r.record.get("teacher") or {}).get("trained", False)
     }
@@ -245,7 +247,7 @@ def build_table(
         if pair.error:
             excluded.append(Problem(pair.title, pair.error))
         tops = [r.record["teacher"].get("test_top1") for r in members if r.record and r.teacher and r.id not in out]
-        pair.top1 = next((t for t in tops if t is not None), None)
+        pair.top1 = next((float(t) for t in tops if isinstance(t, int | float)), None)
     for method in titles:
         found[method, ""]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
@@ -260,11 +262,12 @@ def build_table(
                 cell.verdict = statistics.against_published(cell.summary, cell.published.top1, cell.published.sd, cell.published.n)
         rows.append(Row(method, titles[method], variant, cells))
     _compare(rows, pairs, baseline)
-    facts = _facts([r for r in usable if r.id not in out])
+    counted = [r for r in usable if r.id not in out]
+    facts = _facts(counted)
     sheet = cost_sheets.choose(sheets, precision, protocol.get("batch", 0), keys, list(titles), set(facts.get("device", ())))
     for row in rows if sheet else ():
         _add_costs(row, pairs, sheet)
-    return Table(protocol, precision, baseline, seeds, pairs, rows, facts, sheet, excluded, warnings)
+    return Table(protocol, precision, baseline, seeds, pairs, rows, facts, sheet, excluded, _warnings(counted))
 
 
 def _cell(

@@ -94,6 +94,7 @@ class IEP(Method):
         self.adapters = nn.ModuleList(_adapter(s, t) for s, t in zip(student, teacher, strict=True))
         self.sizes = [size[1:] for size in teacher]
         self.pools = [_pooling(t[1:], _common(s, t)) for s, t in zip(student, teacher, strict=True)]  # of the teacher's pattern
+        self.capturable = hyper.pca != "batch"
         self.register_buffer("ratio", torch.tensor(0.5 if hyper.ramp else 1.0))
         self.register_buffer("worst_residual", torch.zeros(()))  # of the teacher's first components so far
 

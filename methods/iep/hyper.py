@@ -7,8 +7,8 @@ from methods.base import MethodError
 
 PCA = ("covariance", "ipca", "ipca_code", "batch")
 """The second PCA. `covariance`: exact streaming mean and covariance. `ipca`: incremental, moving mean with old weight 0.9.
-`ipca_code`: as the authors' code, old weight 0.1 and mean row weight 1. `batch`: each mini-batch alone (Table 5; needs a host read in
-the step, so such a run cannot be captured)."""
+`ipca_code`: as the authors' code, old weight 0.1 and mean row weight 1. `batch`: each mini-batch alone (Table 5; reads the host in
+the step, so such steps are run eagerly)."""
 CLIP = ("tensor", "global")
 
 

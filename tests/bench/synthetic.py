@@ -1,9 +1,11 @@
 """A made-up results folder, written through the store: valid runs, costs and a plan with numbers that are known."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from bench import identity, store
 from bench.protocol import PROTOCOLS, Protocol
@@ -32,6 +34,7 @@ def run_of(method: str, teacher: str | None, student: str, seed: int, protocol: 
     return identity.Run(student, method, seed, protocol, **fields)
 
 
+@mock.patch.object(os, "fsync", lambda handle: None)  # nothing here must survive a crash
 def add_run(results: Path, run: identity.Run, top1: float, status: str = "done", rows: int | None = None, **record: Any) -> Path:
     """Write one run folder; `status` other than done leaves no record. `rows`: epochs written (all of them unless said). Returns the folder."""
     folder = results / "runs" / run.id

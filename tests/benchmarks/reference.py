@@ -105,11 +105,11 @@ class PilImages(Dataset):
         return self.transform(Image.fromarray(self.pixels[position])), self.labels[position]
 
 
-def loader(images: PilImages, order: Sequence[int] | None = None) -> DataLoader:
+def loader(images: PilImages, order: Sequence[int] | None = None, batch: int = BATCH) -> DataLoader:
     """The protocol's loader; `order` replaces the shuffle."""
     if order is None:
-        return DataLoader(images, BATCH, shuffle=True)
-    return DataLoader(images, BATCH, sampler=order)
+        return DataLoader(images, batch, shuffle=True)
+    return DataLoader(images, batch, sampler=order)
 
 
 class Regressor(nn.Module):
@@ -230,7 +230,7 @@ class Trainer:
         if batch is None:
             self.batches = iter(self.data)
             batch = next(self.batches)
-        images, labels = batch
+        images, labels = batch[0].to(self.student.fc.weight.dtype), batch[1]
         outputs = self.student(images)
         with torch.no_grad():
             target = self.teacher(images) if self.teacher is not None else None

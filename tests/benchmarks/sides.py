@@ -33,14 +33,27 @@ def images(count: int) -> data.Dataset:
     return data.Dataset("random", pixels[train], labels[train], pixels[test], labels[test], classes, (0,) * 100, mean, std, "0" * 16)
 
 
+class Images(augment.Augmenter):
+    """The trainer's images in the type of the comparison."""
+
+    dtype = torch.float32
+
+    def train_batch(self, *arguments: torch.Tensor) -> torch.Tensor:
+        return super().train_batch(*arguments).to(self.dtype)
+
+
 class Sides:
     """`group` (an engine with `learners`), `bare` learners for steps on a ready batch, and the reference's `trainers`."""
 
-    def __init__(self, dataset: data.Dataset, teacher: str, student: str) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: data.Dataset, teacher: str, student: str, dtype: torch.dtype = torch.float32, batch: int = reference.BATCH
+    ) -> None:
+        self.dataset, self.dtype, self.size = dataset, dtype, batch
         self.draws = augment.draws(SEED, 1, len(dataset.train_labels))
-        self.data = augment.Augmenter(dataset, CPU, channels_last=True)
-        self.teacher = self._teacher(teacher)
+        self.format = torch.channels_last if dtype == torch.float32 else torch.contiguous_format  # doubles have no fast channels-last
+        self.data = Images(dataset, CPU, channels_last=dtype == torch.float32)
+        self.data.dtype = dtype
+        self.teacher = self._teacher(teacher).to(dtype, memory_format=self.format)
         self.learners, self.bare = self._learners(teacher, student), self._learners(teacher, student)
         self.group = engine.choose("eager", CPU)(self.data, self.teacher, self.learners, "tf32")
         self.group.begin_epoch(self.draws)
@@ -54,7 +67,7 @@ class Sides:
         file = os.environ.get("KD_BENCH_TEACHER")
         if file and name == "resnet56":
             network.load_state_dict(teachers.read_state(Path(file)))
-        return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        return network.eval().requires_grad_(False)
 
     def _learners(self, teacher: str, student: str) -> list[Learner]:
         protocol = dataclasses.replace(get("crd"), dataset=self.dataset.name)
@@ -62,12 +75,16 @@ class Sides:
         members = resolve(group, self.dataset.hash, 100, 32, len(self.dataset.train_labels), "teacher")
         learners = [Learner(m.run, m.method, m.hyper, m.setting, None, CPU) for m in members]
         for learner in learners:
+            learner.student.to(self.dtype, memory_format=self.format)
+            learner.method.to(self.dtype)
+            for state in learner.optimizer.state.values():
+                state["momentum_buffer"] = state["momentum_buffer"].to(self.dtype)
             learner.begin_epoch(1)
         return learners
 
     def _trainers(self, teacher: str, student: str) -> list[reference.Trainer]:
         def network(name: str, ours: nn.Module) -> reference.ResNet:
-            theirs = reference.ResNet(int(name.removeprefix("resnet")))
+            theirs = reference.ResNet(int(name.removeprefix("resnet"))).to(self.dtype)
             theirs.load_state_dict(ours.state_dict())
             return theirs
 
@@ -78,13 +95,13 @@ class Sides:
         trainers = []
         for learner in self.learners:
             name = learner.run.method
-            extra = reference.auxiliary(name)
+            extra = reference.auxiliary(name).to(self.dtype)
             own = [t for t in learner.method.state_dict().values() if t.is_floating_point()]
             theirs = [t for t in extra.state_dict().values() if t.is_floating_point()]
             for target, value in zip(theirs, own, strict=True):
                 target.copy_(value)
             with_teacher = network(teacher, self.teacher).requires_grad_(False) if name != "student" else None
-            order = reference.loader(pictures, d.order.tolist())
+            order = reference.loader(pictures, d.order.tolist(), self.size)
             trainers.append(reference.Trainer(name, network(student, learner.student), with_teacher, order, extra))
         return trainers
 
@@ -94,13 +111,16 @@ class Sides:
 
     def group_step(self) -> None:
         """The next batch of the epoch, for the whole group."""
-        size = reference.BATCH
-        if self.position + size > len(self.draws.order):
+        if self.position + self.size > len(self.draws.order):
             self.position = 0
-        failed = self.group.step(self.position, self.position + size)
+        failed = self.group.step(self.position, self.position + self.size)
         assert not failed, failed
-        self.position += size
+        self.position += self.size
+
+    def clear_losses(self) -> None:
+        for learner in self.learners:
+            learner.clear_sums()
 
     def group_losses(self) -> list[float]:
         """Each learner's loss summed over the steps since its sums were cleared (every step a full batch)."""
-        return [sum(v.item() for name, v in one.sums.items() if name.startswith("loss/")) / reference.BATCH for one in self.learners]
+        return [sum(v.item() for name, v in one.sums.items() if name.startswith("loss/")) / self.size for one in self.learners]

@@ -143,3 +143,4 @@ def test_the_smoke_protocol_loads():
     smoke = get("smoke")
     dataset = data.load(smoke)
     assert (len(dataset.train_labels), len(dataset.test_labels)) == (smoke.train_images, smoke.test_images) and not smoke.trial
+    assert dataset.hash == data.load(get("smoke_teacher")).hash  # the teacher's accuracy is on the students' data

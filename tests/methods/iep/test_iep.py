@@ -80,6 +80,7 @@ def test_last_batch_of_one_image_is_left_out(teacher, setting, prepared):
 def test_other_second_pcas_give_finite_losses(pca, teacher, setting, textures):
     hyper = IEP.Hyper.quick(phase_batch=16, pca=pca)
     method = IEP(hyper, setting, IEP.preparation(hyper, setting).build(teacher, textures)).train()
+    assert method.capturable == (pca != "batch")
     losses, parameters = step(method, network("resnet8", 2).train(), teacher, textures)
     assert all(v.isfinite() for v in losses.values()) and all(p.grad.isfinite().all() for p in parameters)
 
@@ -234,3 +235,15 @@ def test_a_preparation_that_does_not_fit_is_refused_in_one_line(setting, prepare
 def test_bad_hyper_parameters_are_refused(options):
     with pytest.raises(MethodError):
         IEP.Hyper(**options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_reads_nothing_on_the_host(name, setting, prepared):
+    """On the meta device a host read has no value to give and raises."""
+    method, student = make(METHODS[name], setting, prepared[name]).to("meta"), network("resnet8", 2).to("meta")
+    images, labels = torch.zeros(6, 3, 32, 32, device="meta"), torch.zeros(6, dtype=torch.int64, device="meta")
+    losses = method.losses(outputs(student, images), outputs(student, images, True), Batch(labels, labels))
+    method.backward(losses, list(student.parameters()))
+    assert all(p.grad.shape == p.shape for p in student.parameters())
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        method.worst_residual.item()

@@ -1,0 +1,141 @@
+"""The command line: bad input is one line and exit code 2, and leaves nothing behind. One case of each kind runs as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if k not in ("KD_BENCH_DATA", "SLURM_JOB_ID")}
+    kept |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=cwd, env=kept, capture_output=True, text=True, timeout=300)
+
+
+LOCAL = ("--cluster", "local", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("rum",), "unknown command 'rum'; did you mean run"),
+        (("run", "--foo"), "--foo"),
+        (("run", "--epochs", "x"), "--epochs"),
+        (("run", "--profile", "papr"), "unknown profile 'papr'; did you mean paper"),
+        (("run", "--profile", "smoke", *LOCAL, "--methods", "kdd"), "unknown method 'kdd'; did you mean kd"),
+        (("run", "--profile", "smoke", *LOCAL, "--pairs", "resnet20-resnet9"), "unknown network 'resnet9'"),
+        (("run", "--profile", "smoke", *LOCAL, "--methods", "kd", "--set", "kd.temprature=2"), "'temprature'; did you mean temperature"),
+        (("run", "--profile", "smoke", *LOCAL, "--methods", "kd", "--set", "kd.temperature=hot"), "expected a float"),
+        (("run", "--profile", "smoke", *LOCAL, "--seeds", "one"), "--seeds one"),
+        (("run", "--profile", "smoke", *LOCAL, "--epochs", "0"), "--epochs 0: at least 1"),
+        (("run", "--profile", "smoke", *LOCAL, "--precision", "fp8"), "unknown precision 'fp8'"),
+        (("run", "--profile", "smoke", *LOCAL, "--time-budget", "0"), "--time-budget"),
+        (("run", "--profile", "smoke", *LOCAL, "--threads", "0"), "at least 1"),
+        (("run", "--profile", "smoke", "--cluster", "local", "--device", "tpu"), "device 'tpu'"),
+        (("run", "--pairs", "resnet20-resnet8", "--methods", "kd", *LOCAL), "cifar-100-python"),
+        (("teachers", "import", "nowhere.pt", "--architecture", "resnet20"), "nowhere.pt does not exist"),
+        (("teachers", "import", "nowhere.pt", "--architecture", "resnet21"), "resnet21"),
+        (("teachers", "train", "resnet20", "--protocol", "crdd"), "unknown protocol 'crdd'"),
+        (("status",), "results is no folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KD_BENCH_DATA", raising=False)
+    assert main(arguments) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and said in stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--profile", "papr"), "did you mean paper"),
+        (("run", "--foo"), "--foo"),
+        (("run", "--methods", "kdd"), "did you mean kd"),
+        (("run", "--profile", "smoke", "--cluster", "local", "--device", "cuda"), "device 'cuda' was asked for"),
+    ],
+    ids=["profile", "option", "method", "device"],
+)
+def test_bad_input_in_a_process(tmp_path, arguments, said):
+    got = bench(*arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert got.returncode == 2, got.stderr
+    assert got.stderr.startswith("error: ") and got.stderr.count("\n") == 1 and said in got.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_overview_and_lists_do_without_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lists = {"": "first steps", "methods": "Hinton", "pairs": "resnet56-resnet20", "profiles": "240 epochs", "teachers": "no teachers"}
+    for command, said in lists.items():
+        assert main([command] if command else []) == 0
+        assert said in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_has_help(capsys):
+    from bench.commands import COMMANDS
+
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            main([*name.split(), "--help"])
+        assert not end.value.code and f"usage: python -m bench {name}" in capsys.readouterr().out
+
+
+def test_overview_imports_no_torch():
+    code = "import sys, bench.__main__ as m; m.main([]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    got = bench("run", "--profile", "smoke", *LOCAL, "--methods", "student,kd", "--seeds", "1-2", "--dry-run", cwd=tmp_path)
+    assert got.returncode == 0, got.stderr
+    for part in ("4 runs, 0 done; 2 groups and 1 teachers", "group resnet20-resnet8-s2: student, kd", "total: ", "estimated: "):
+        assert part in got.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_table_1_needs_no_data(tmp_path):
+    got = bench("run", "--dry-run", *LOCAL, cwd=tmp_path)
+    assert got.returncode == 0 and "18 groups and 5 teachers" in got.stdout and "note: " in got.stdout, got.stderr
+
+
+def test_results_that_cannot_be_written_are_a_named_error(tmp_path):
+    (tmp_path / "file").touch()
+    got = bench("run", "--profile", "smoke", *LOCAL, "--methods", "student", "--results", "file", cwd=tmp_path)
+    assert got.returncode == 2 and "choose another --results" in got.stderr and got.stderr.count("\n") == 1
+
+
+def test_slurm_without_anybody_to_ask_submits_nothing(tmp_path):
+    for name in ("sbatch", "srun"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\ntouch called\nexit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    command = ("run", "--profile", "smoke", "--cluster", "slurm", "--methods", "student", "--seeds", "1", "--device", "cpu")
+    got = bench(*command, cwd=tmp_path, PATH=path)
+    assert got.returncode == 2 and "add --yes" in got.stderr and not (tmp_path / "called").exists()
+    got = bench(*command, "--yes", cwd=tmp_path, PATH=path)
+    assert got.returncode == 2 and "Slurm took 0 of" in got.stderr and (tmp_path / "called").exists()
+
+
+def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
+    small = ("--methods", "student", "--seeds", "1", "--epochs", "1", "--sample-rate", "0.1", "--no-costs")
+    command = ("run", "--profile", "smoke", *LOCAL, *small)
+    first = bench(*command, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    written = json.loads((tmp_path / "results" / "plan.json").read_text())
+    run = written["cells"][0]["run"]
+    assert (tmp_path / "results" / "runs" / run / "record.json").exists() and "1 of 16 epochs" in written["protocol"]["trial"]
+    again = bench(*command, cwd=tmp_path)
+    assert again.returncode == 0 and "1 runs, 1 done; 0 groups and 0 teachers" in again.stdout
+    assert bench("status", cwd=tmp_path).stdout.startswith("1 done\n")
