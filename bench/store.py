@@ -282,7 +282,7 @@ def read_record(folder: Path, verify_rows: bool = True) -> dict[str, Any] | None
             raise StoreError(f"{where}: {key} {record.get(key)!r} is not a percentage")
     if not isinstance(record.get("teacher"), dict | None):
         raise StoreError(f"{where}: teacher is neither an object nor null")
-    if False:
+    if _sha256(folder / "config.json") != record.get("config_sha256"):
         raise StoreError(f"{folder / 'config.json'}: changed after the record was written")
     if verify_rows and _sha256(folder / "epochs.jsonl") != record.get("rows_sha256"):
         read_rows(folder / "epochs.jsonl", folder.name)  # names the line, if it is one
