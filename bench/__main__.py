@@ -44,7 +44,7 @@ def _short(box: str) -> str:
     kept = []
     for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
         text = line.strip().strip("│╭╮╰╯|+").strip()
-        if line.strip().startswith(("╭", "╰")) or not text:
+        if line.strip().startswith(("╭", "╰", "+-")) or not text:
             continue
         if set(text) <= set("─-") or text.startswith("Got errors"):
             break

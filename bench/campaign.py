@@ -40,7 +40,7 @@ def run(options: Run) -> int:
     the_plan = make_plan(options)
     slurm = options.cluster == "slurm" or (options.cluster == "auto" and launch.on_slurm())
     if options.cluster == "slurm" and not launch.on_slurm():
-        raise UsageError("--cluster slurm: there is no sbatch here, or this is already a job of the cluster; use --cluster local")
+        raise UsageError("--cluster slurm: no Slurm controller answers here (sinfo), or this is already a job of it; use --cluster local")
     if options.time_budget is not None and options.time_budget <= 0:
         raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
     slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.cpus)], None)

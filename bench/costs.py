@@ -272,7 +272,7 @@ def measure(request: Request) -> dict[str, Any]:
         "teacher_macs": models.macs(group.teacher, classes, size) if needs else 0,
         "teacher_trained": bool(member.run.teacher and file),
         "threads": torch.get_num_threads(),
-        "engine": runner.name,
+        "engine": runner.ran(learner),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -1,13 +1,12 @@
 """What the plan and the estimate must know of methods and networks, read from the registries."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import cache
 
 import models
 from bench import members
 from bench.jobs import Group
-from bench.plan import Fact, Facts, Pair, images
+from bench.plan import Fact, Facts, images
 from bench.protocol import Protocol
 from methods import registry
 
@@ -19,15 +18,6 @@ def _macs(name: str, image_size: int) -> int:
     return models.macs(name, CLASSES, image_size)
 
 
-def quick_overrides(method: str, pair: Pair) -> dict[str, object]:
-    """Where a method's hyper-parameters declare `quick()`, the fields in which it differs from the paper's values for the pair."""
-    cls = registry.get(method)
-    if not hasattr(cls.Hyper, "quick"):
-        return {}
-    paper, quick = dataclasses.asdict(cls.hyper_for(pair.teacher, pair.student)), dataclasses.asdict(cls.Hyper.quick())
-    return {field: value for field, value in quick.items() if paper[field] != value}
-
-
 def of_group(group: Group) -> Mapping[str, Fact]:
     """Per method: whether it can do the pair and whether the teacher changes its numbers."""
     found = members.resolve(group, "", CLASSES, group.protocol.image_size, images(group.protocol), None)
@@ -37,4 +27,4 @@ def of_group(group: Group) -> Mapping[str, Fact]:
 def facts(protocol: Protocol) -> Facts:
     """The registries as seen under a protocol."""
     titles = {name: registry.get(name).title for name in registry.names()}
-    return Facts(titles, tuple(models.names()), of_group, lambda name: _macs(name, protocol.image_size), quick_overrides)
+    return Facts(titles, tuple(models.names()), of_group, lambda name: _macs(name, protocol.image_size))

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -331,8 +332,12 @@ class Slurm:
 
 
 def on_slurm() -> bool:
-    """Whether jobs would go to a cluster: sbatch is there and this is no job of it."""
-    return shutil.which("sbatch") is not None and "SLURM_JOB_ID" not in os.environ
+    """Whether jobs would go to a cluster: its commands are there, its controller answers, and this is no job of it."""
+    if shutil.which("sbatch") is None or "SLURM_JOB_ID" in os.environ:
+        return False
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=20, check=False).returncode == 0
+    return False
 
 
 def submit_slurm(tasks: Sequence[Task], options: Slurm, folder: Path) -> dict[str, str]:

@@ -33,8 +33,9 @@ def timed(step: Callable[[], None], steps: int, device: torch.device) -> list[fl
 
 
 class Memory:
-    """Peak memory of a step. CUDA: what torch's allocator held, the data set included (given beside it). CPU: the process's
-    high-water mark above what it used before the networks were made."""
+    """Peak memory of a step, taken over eager steps whatever the engine, since a captured step's pool does not show its peak. CUDA: what
+    torch's allocator held, the data set included (given beside it). CPU: the process's high-water mark above what it used before the
+    networks were made."""
 
     def __init__(self, device: torch.device, images) -> None:
         self.device = device

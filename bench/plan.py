@@ -60,7 +60,7 @@ class Profile:
     methods: tuple[str, ...] | None = None  # rows in their order; None: every registered method
     teacher_protocol: str = ""  # what a missing teacher is trained under; empty: the profile's own
     precision: str = "tf32"
-    quick: bool = False  # hyper-parameters that declare `quick()` use it: short preparations, not the paper's values
+    hyper: tuple[tuple[str, str, object], ...] = ()  # (method, field, value) that differ from the paper's values
 
 
 PROFILES = MappingProxyType(
@@ -77,7 +77,13 @@ PROFILES = MappingProxyType(
             ),
             Profile("skd", "the 100-epoch schedule of SKD", "skd", PAIRS, (1, 2, 3), ("student", "kd", "at", "skd"), teacher_protocol="crd"),
             Profile(
-                "smoke", "minutes on two CPU cores, embedded data, every method", "smoke", (Pair("resnet20", "resnet8"),), (1, 2), quick=True
+                "smoke",
+                "minutes on two CPU cores, embedded data, every method",
+                "smoke",
+                (Pair("resnet20", "resnet8"),),
+                (1, 2),
+                teacher_protocol="smoke_teacher",
+                hyper=(("iep", "phase_epochs", 4), ("iep_bb", "phase_epochs", 4)),
             ),
         )
     }
@@ -115,7 +121,6 @@ class Facts:
     networks: tuple[str, ...]
     of: Callable[[Group], Mapping[str, Fact]]  # per method of a group
     macs: Callable[[str], int]  # forward multiply-accumulates of a network for one image
-    quick: Callable[[str, Pair], Mapping[str, object]] = lambda method, pair: {}  # overrides that shorten a method
 
 
 @dataclass(frozen=True)
@@ -250,8 +255,7 @@ def expand(profile: Profile, selection: Selection, facts: Facts) -> Plan:
     groups: dict[Group, bool] = {}  # group -> whether it needs the teacher
     placed: set[str] = set()
     for pair in pairs:
-        quick = {m: facts.quick(m, pair) for m in rows} if profile.quick else {}
-        hyper = tuple((m, field, value) for m, fields in quick.items() for field, value in fields.items()) + selection.hyper
+        hyper = tuple(change for change in profile.hyper if change[0] in rows) + selection.hyper
         for seed in seeds:
             whole = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper)
             wholes.append(whole)

@@ -309,7 +309,7 @@ def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
         row.pooled = statistics.pooled(by_pair, shared)
         row.pooled_pairs = sum(bool(d) for d in by_pair.values())
     for column in range(len(pairs)):
-        means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(rows) if row.cells[column].values}
+        means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(rows) if row.cells[column].complete}
         for i in (i for i in means if len(means) > 1 and means[i] == max(means.values())):
             rows[i].cells[column].best = True
 

@@ -116,9 +116,9 @@ def test_results_that_cannot_be_written_are_a_named_error(tmp_path):
 
 
 def test_slurm_without_anybody_to_ask_submits_nothing(tmp_path):
-    for name in ("sbatch", "srun"):
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text("#!/bin/sh\ntouch called\nexit 1\n")
+    (tmp_path / "bin").mkdir()
+    for name, code in (("sbatch", "touch called; exit 1"), ("srun", "exit 0"), ("sinfo", "exit 0")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{code}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     command = ("run", "--profile", "smoke", "--cluster", "slurm", "--methods", "student", "--seeds", "1", "--device", "cpu")

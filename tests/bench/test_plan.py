@@ -23,7 +23,7 @@ def of_group(group: Group) -> dict[str, Fact]:
     return found
 
 
-FACTS = Facts(TITLES, tuple(MACS), of_group, MACS.__getitem__, lambda method, pair: {"fast": True} if method == "kd" else {})
+FACTS = Facts(TITLES, tuple(MACS), of_group, MACS.__getitem__)
 PROFILE = Profile("p", "a test", "crd", (Pair("mid", "small"), Pair("big", "small"), Pair("big", "tiny")), (1, 2), ("student", "kd", "at"))
 
 
@@ -71,8 +71,8 @@ def test_overrides_reach_the_group_and_the_title_says_so():
     assert all(g.overrides("kd") == {"temperature": "2"} and not g.overrides("at") for g in found.groups)
 
 
-def test_quick_profile_shortens_and_the_command_line_still_wins():
-    quick = dataclasses.replace(PROFILE, quick=True)
+def test_a_profile_may_change_settings_and_the_command_line_still_wins():
+    quick = dataclasses.replace(PROFILE, hyper=(("kd", "fast", True), ("skd", "beta", 1.0)))
     assert all(g.overrides("kd") == {"fast": True} for g in plan_of(quick).groups)
     assert plan_of(quick, hyper=(("kd", "fast", "no"),)).groups[0].overrides("kd") == {"fast": "no"}
     assert not plan_of().groups[0].overrides("kd")

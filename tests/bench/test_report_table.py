@@ -76,6 +76,13 @@ def test_only_done_runs_are_averaged(tmp_path):
     assert any("loss is not finite" in line for line in blocks.remarks(table.build(tmp_path)[0]))
 
 
+def test_an_incomplete_cell_is_never_the_best(tmp_path):
+    for method, tops in (("student", (69.0, 69.1)), ("kd", (70.0, 70.1)), ("at", (75.0,))):
+        for seed, top1 in enumerate(tops, 1):
+            add(tmp_path, method, seed, top1)
+    assert {r.method: r.cells[0].best for r in only(tmp_path).rows} == {"student": False, "kd": True, "at": False}
+
+
 def test_planned_cells_are_missing_until_they_run(tmp_path):
     add_plan(tmp_path, [R20], ("kd", "student", "at"), (1, 2))
     add(tmp_path, "kd", 1, 70.0)
@@ -229,8 +236,9 @@ def test_costs_of_other_conditions_make_no_ratio(tmp_path):
     add_cost(tmp_path, *R20, "student", 1000, 1 << 20)
     add_cost(tmp_path, *R20, "kd", 900, 1 << 20, device={"type": "cuda", "name": "Other GPU"})
     assert row(only(tmp_path), "kd").speed is None
-    add_cost(tmp_path, *R20, "kd", 900, 1 << 20, batch=128)
-    assert row(only(tmp_path), "kd").speed is None
+    for method in ("student", "kd"):  # a ratio, but not of this table's batch
+        add_cost(tmp_path, *R20, method, 900, 1 << 20, batch=128)
+    assert only(tmp_path).sheet is None and row(only(tmp_path), "kd").speed is None
     (tmp_path / "costs" / "test-gpu" / "bad.json").write_text('{"images_per_second": -1}')
     (own,) = table.build(tmp_path)
     assert "not a cost record" in own.problems[0].reason

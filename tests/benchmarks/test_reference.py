@@ -13,7 +13,7 @@ from tests.benchmarks.sides import Sides, images
 
 def histories(steps: int, dtype: torch.dtype, batch: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Losses of each method on either side, by step."""
-    sides = Sides(images(1280), "resnet14", "resnet8", dtype, batch)
+    sides = Sides(images(1280), "resnet8", "resnet8", dtype, batch)
     ours: dict[str, list[float]] = {name: [] for name in METHODS}
     for _ in range(steps):
         sides.clear_losses()
