@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -40,15 +41,12 @@ def parse(name: str, arguments: Sequence[str]):
 
 
 def _short(box: str) -> str:
-    """What tyro says in its box, on one line, without the frame and the help."""
-    kept = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
-        text = line.strip().strip("│╭╮╰╯|+").strip()
-        if line.strip().startswith(("╭", "╰", "+-")) or not text:
-            continue
-        if set(text) <= set("─-") or text.startswith("Got errors"):
-            break
-        kept.append(text)
+    """What tyro says in its box, on one line, without the frame and the help. On a terminal without line drawing the title has a rule below it."""
+    lines = [line.strip().strip("│").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
+    if len(lines) > 2 and set(lines[1]) <= {"-"}:
+        lines = lines[2:]
+    kept = itertools.takewhile(lambda line: not (set(line) <= set("─-") or line.startswith("Got errors")), lines)
     return " ".join(" ".join(kept).split()).rstrip(".") or "the options could not be read"
 
 

@@ -19,6 +19,7 @@ class Group:
     precision: str
     methods: tuple[str, ...]
     hyper: tuple[tuple[str, str, object], ...] = ()  # overrides: (method, field, value)
+    title: str = ""  # of its runs in place of the methods' titles: "Teacher" keeps a teacher's own training out of the tables
 
     def overrides(self, method: str) -> dict[str, object]:
         return {field: value for name, field, value in self.hyper if name == method}

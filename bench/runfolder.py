@@ -20,8 +20,9 @@ STATUS_SECONDS = 2.0
 class RunFolder:
     """results/runs/<run id>/ under a lease of its own."""
 
-    def __init__(self, results: Path, member: Member) -> None:
+    def __init__(self, results: Path, member: Member, title: str = "") -> None:
         self.results, self.member, self.id = results, member, member.run.id
+        self.title = title or member.method.title
         self.path = results / "runs" / self.id
         self.lease = Lease(self.path)
         self.attempt = 1
@@ -47,7 +48,7 @@ class RunFolder:
         """Write or check the configuration, mend a torn row, and count the attempt. Raises UsageError where it is another run's."""
         run = self.member.run
         self._source = registry.source_hash(run.method)  # now: the files may change while the run trains
-        store.write_config(self.path, run.identity(), self._source, self.member.method.title)
+        store.write_config(self.path, run.identity(), self._source, self.title)
         if store.mend_torn_tail(self.path / "epochs.jsonl"):
             self.log("cut an unfinished last row")
         rows = store.read_rows(self.path / "epochs.jsonl", self.id).rows

@@ -215,7 +215,7 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, wher
     dataset = data.load(protocol, Path(where.data_root) if where.data_root else None, where.download)
     if find(results, dataset.name, architecture) and not where.redo:
         return DONE
-    group = Group(None, architecture, seed, protocol, precision, ("student",))
+    group = Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
     code = training.run_group(group, where)
     if code != DONE:
         return code

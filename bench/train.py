@@ -104,7 +104,7 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
     elsewhere = 0
     try:
         for member in job.members:
-            folder = RunFolder(job.results, member)
+            folder = RunFolder(job.results, member, job.group.title)
             if done(job, member):
                 continue
             try:

@@ -13,12 +13,13 @@ MIB = 1 << 20
 
 @dataclass
 class Line:
-    """One printed line. `kind`: context (the teacher), main, or sub (belongs to the main line above); `best`: columns to mark."""
+    """One printed line. `kind`: context (the teacher), main, or sub (belongs to the main line above); `best`, `second`: columns to mark."""
 
     label: str
     cells: list[str]
     kind: str = "main"
     best: frozenset[int] = frozenset()
+    second: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -50,6 +51,13 @@ def _times(value: float | None) -> str:
 
 def _head(pair: Pair) -> tuple[str, str]:
     return (name(pair.teacher) if pair.teacher else "", f"→ {name(pair.student)}" if pair.teacher else name(pair.student))
+
+
+def second_best(table: Table, column: int) -> frozenset[int]:
+    """The rows whose mean, as printed, comes second among the complete cells of a column; none among fewer than three."""
+    means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(table.rows) if row.cells[column].complete}
+    levels = sorted(set(means.values()), reverse=True)
+    return frozenset(i for i in means if means[i] == levels[1]) if len(means) > 2 and len(levels) > 1 else frozenset()
 
 
 def row_title(row: Row) -> str:
@@ -92,13 +100,15 @@ def table_block(table: Table, number: str) -> Block:
         lines.append(Line("Teacher", [NONE if p.top1 is None else f"{p.top1:.2f}" for p in table.pairs] + blank, "context"))
         if any(p.published for p in table.pairs):
             lines.append(Line("published", [f"{p.published.top1:.2f}" if p.published else NONE for p in table.pairs] + blank, "sub"))
-    for row in table.rows:
+    seconds = [second_best(table, j) for j in range(len(table.pairs))]
+    for place, row in enumerate(table.rows):
         some = f" ({row.pooled_pairs}/{len(table.pairs)})" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
         few = f" ({row.cost_pairs}/{len(table.pairs)})" if 0 < row.cost_pairs < len(table.pairs) else ""
         prep = NONE if row.preparation is None else f"{row.preparation:.0f}"
         beside = [signed(row.pooled) + some, _times(row.speed) + few, _times(row.memory), prep]
         best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
-        lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best))
+        second = frozenset(j for j in range(len(table.pairs)) if place in seconds[j])
+        lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best, second))
         if any(c.difference for c in row.cells):
             lines.append(Line(f"Δ {base}", [signed(c.difference) for c in row.cells] + blank, "sub"))
         if any(c.values and c.others for c in row.cells):

@@ -131,7 +131,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _field(value: object) -> str:
+def csv_field(value: object) -> str:
     """A CSV field; text that a spreadsheet would run as a formula is quoted with an apostrophe."""
     if value is None:
         return ""
@@ -160,7 +160,7 @@ def csv_text(sets: list[ResultSet]) -> str:
                     fields += [s and s.mean, s and s.sd, sum(best) / len(best) if best else None, cell.note, table.baseline]
                     fields += [d and d.mean, d and d.half, d and d.n, p and p.top1, p and p.sd, p and p.n, v and v.word, v and v.mean, v and v.half]
                     fields += [cost and cost.speed, ratio and ratio[0], cost and cost.memory, ratio and ratio[1], cost and cost.preparation, total]
-                    writer.writerow([_field(value) for value in fields])
+                    writer.writerow([csv_field(value) for value in fields])
     return out.getvalue()
 
 

@@ -337,8 +337,10 @@ def build_set(title: str, folder: Path, index: published.Index, baseline: str = 
     except StoreError as error:
         problems.append(Problem("plan.json", str(error)))
     groups: dict[tuple[str, str], list[RunView]] = defaultdict(list)
+    planned = {cell["run"] for cell in plan.get("cells", {}).values()}
     for run in runs:
-        groups[canonical(run.protocol), run.precision].append(run)
+        if run.title != "Teacher" or run.id in planned:  # a teacher's own training is no row: it is the context of its students'
+            groups[canonical(run.protocol), run.precision].append(run)
     if plan and plan["key"] not in groups:
         groups[plan["key"]] = []
     broken = {p.where for p in problems}

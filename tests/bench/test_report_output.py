@@ -89,7 +89,7 @@ def test_csv_has_a_line_for_each_cell(whole):
 
 @given(NAMES)
 def test_no_control_character_gets_through(name):
-    for escape in (render.clean, render.markdown_escape, render.latex_escape, render._field):
+    for escape in (render.clean, render.markdown_escape, render.latex_escape, render.csv_field):
         shown = escape(name)
         assert shown.isprintable() or all(c.isprintable() or c.isspace() for c in shown)
         assert not set(shown) & {"\x1b", "\n", "\r", "\u202e", "\u2028"}
@@ -111,8 +111,8 @@ def test_latex_holds_any_name(name):
 
 @pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x"])
 def test_csv_runs_no_formula(name):
-    assert render._field(name) == f"'{name}"
-    assert render._field(-1.5) == "-1.5"
+    assert render.csv_field(name) == f"'{name}"
+    assert render.csv_field(-1.5) == "-1.5"
 
 
 def test_hostile_titles_break_no_format(tmp_path):

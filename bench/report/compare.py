@@ -1,0 +1,153 @@
+"""Many comparisons at once: every cell and the pooled rows against a baseline row, p-values controlled by Holm, and who leads a column.
+
+Intervals stay two-sided 95 % and uncorrected; what is called clear is what Holm's step-down procedure rejects at 5 % family-wise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bench.report import statistics
+from bench.report.statistics import Difference, Verdict
+from bench.report.table import ResultSet, Row, Table
+
+ALPHA = 0.05
+ASSUMED = "assuming a published standard deviation of"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A difference with its p-value and the p-value after Holm (both None where there is no interval)."""
+
+    difference: Difference
+    p: float | None = None
+    holm: float | None = None
+
+    @property
+    def clear(self) -> bool:
+        """Whether it stands after Holm's correction at 5 %."""
+        return self.holm is not None and self.holm <= ALPHA
+
+
+@dataclass
+class Comparison:
+    """All rows against one. `cells`: (row, column) -> difference, one family; `pooled`: row -> difference over all pairs, another family."""
+
+    baseline: str
+    title: str
+    cells: dict[tuple[int, int], Compared] = field(default_factory=dict)
+    pooled: dict[int, Compared] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The row with the best mean in a column and the one after it; `ahead`: their paired difference; `clear`: it stands after Holm over columns.
+
+    `rivals`: rows whose uncorrected 95 % interval of the paired difference to the leader holds zero, or that have no interval.
+    """
+
+    row: int
+    runner_up: int | None
+    ahead: Compared | None
+    rivals: tuple[int, ...]
+
+
+def p_value(difference: Difference) -> float | None:
+    """Two-sided p-value of Student's t against zero, from the half-width; None where there is no interval."""
+    if difference.half is None or not difference.df:
+        return None
+    if difference.half == 0:
+        return 1.0 if difference.mean == 0 else 0.0
+    from scipy.special import stdtr  # imported here: the report starts without it
+
+    error = difference.half / statistics.t_quantile(round(difference.df, 6))
+    return float(2 * stdtr(difference.df, -abs(difference.mean) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Holm 1979): the family-wise error stays at `a` where those at most `a` are called, whatever the dependence."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def adjust(family: dict) -> dict:
+    """`family`: key -> Difference; the same keys -> Compared, Holm over those that have a p-value."""
+    tested = {key: p for key, d in family.items() if (p := p_value(d)) is not None}
+    held = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return {key: Compared(d, tested.get(key), held.get(key)) for key, d in family.items()}
+
+
+def main_row(table: Table, method: str) -> Row | None:
+    """The row of a method under its main settings."""
+    return next((row for row in table.rows if row.method == method and not row.variant), None)
+
+
+def against(table: Table, baseline: str) -> Comparison | None:
+    """Every other row against `baseline`, paired by seed, per cell and pooled. None where that row is not there or nothing can be paired.
+
+    Pairs with one student share initial weights and data order seed by seed, so a seed of theirs is one cluster (see statistics.pooled).
+    """
+    base = main_row(table, baseline)
+    if base is None:
+        return None
+    shared = {str(j): pair.student for j, pair in enumerate(table.pairs)}
+    cells: dict[tuple[int, int], Difference] = {}
+    pooled: dict[int, Difference] = {}
+    for i, row in enumerate(table.rows):
+        if row is base:
+            continue
+        by_pair = {}
+        for j, (cell, plain) in enumerate(zip(row.cells, base.cells, strict=True)):
+            by_pair[str(j)] = statistics.paired(cell.values, plain.values)
+            if found := statistics.difference(list(by_pair[str(j)].values())):
+                cells[i, j] = found
+        if found := statistics.pooled(by_pair, shared):
+            pooled[i] = found
+    return Comparison(baseline, base.title, adjust(cells), adjust(pooled)) if cells else None
+
+
+def leaders(table: Table) -> dict[int, Leader]:
+    """Column -> its leader among complete cells; columns with fewer than two of them have none.
+
+    Winner against runner-up at the plain level is a valid test of "the best is the best" (Hung and Fithian, Rank verification for exponential
+    families, 2019), so only the number of columns is corrected for.
+    """
+    found: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+    ahead: dict[int, Difference] = {}
+    for j in range(len(table.pairs)):
+        complete = [i for i, row in enumerate(table.rows) if row.cells[j].complete]
+        order = sorted(complete, key=lambda i: -table.rows[i].cells[j].summary.mean)
+        if len(order) < 2:
+            continue
+        best = table.rows[order[0]].cells[j].values
+        rivals = []
+        for i in order[1:]:
+            d = statistics.difference(list(statistics.paired(best, table.rows[i].cells[j].values).values()))
+            if d is None or d.half is None or abs(d.mean) <= d.half:
+                rivals.append(i)
+            if i == order[1] and d is not None:
+                ahead[j] = d
+        found[j] = (order[0], order[1], tuple(rivals))
+    compared = adjust(ahead)
+    return {j: Leader(best, after, compared.get(j), rivals) for j, (best, after, rivals) in found.items()}
+
+
+def assume_sd(sets: list[ResultSet], sd: float) -> None:
+    """Judge cells whose published number has no deviation as if it were `sd` points, and say so in the verdict. Other verdicts stay."""
+    for table in (t for s in sets for t in s.tables):
+        for cell in (c for row in table.rows for c in row.cells):
+            if cell.verdict and cell.published.sd is None and cell.published.n:
+                verdict = statistics.against_published(cell.summary, cell.published.top1, sd, cell.published.n)
+                why = f"{ASSUMED} {sd:g} (the source prints none)"
+                cell.verdict = Verdict(verdict.word, verdict.mean, verdict.half, f"{verdict.why}; {why}" if verdict.why else why)
+
+
+def tally(table: Table) -> dict[str, int]:
+    """How many cells agree, differ, cannot tell."""
+    counts = {"agrees": 0, "differs": 0, "cannot tell": 0}
+    for cell in (c for row in table.rows for c in row.cells if c.verdict):
+        counts[cell.verdict.word] += 1
+    return counts

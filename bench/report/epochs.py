@@ -1,0 +1,94 @@
+"""The epoch rows of done runs: learning curves for the page and figures, and all rows as one tidy CSV for people's own analysis."""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from bench.report.table import Cell, ResultSet
+from bench.store import RunView, StoreError, read_rows
+
+COLUMNS = ("set", "run", "protocol", "trial", "precision", "teacher", "student", "method", "method_version", "hyper", "seed")
+ROW_COLUMNS = ("epoch", "attempt", "lr", "loss", "train_top1", "test_top1", "test_top5", "test_loss", "seconds")
+_TOP1 = re.compile(rb'"test_top1":([-+.0-9eE]+)')
+
+
+def curve(run: RunView) -> list[float]:
+    """Test top-1 by epoch, from 1. Raises StoreError.
+
+    The scan has held the file against the SHA-256 in the record, so the numbers of a run of one attempt are read without parsing the rows.
+    """
+    path = run.folder / "epochs.jsonl"
+    if run.record is not None and run.record.get("attempts") == 1:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        found = _TOP1.findall(data)
+        if len(found) == run.record["epochs"] == data.count(b"\n"):
+            return [float(value) for value in found]
+    return [row["test_top1"] for row in read_rows(path).rows]
+
+
+def mean_curve(cell: Cell) -> list[float]:
+    """Mean test top-1 over the done seeds of a cell, by epoch; empty where there is none."""
+    curves = []
+    for seed in sorted(cell.values):
+        try:
+            curves.append(curve(cell.runs[seed]))
+        except StoreError:  # the scan has named it
+            continue
+    return [sum(values) / len(values) for values in zip(*curves, strict=False)]
+
+
+def thin(values: list[float], points: int) -> list[tuple[int, float]]:
+    """(epoch, value) of at most about `points` epochs, evenly spaced, the first and last among them."""
+    step = max(1, -(-len(values) // points))
+    kept = [*range(0, len(values), step)]
+    if values and kept[-1] != len(values) - 1:
+        kept.append(len(values) - 1)
+    return [(i + 1, values[i]) for i in kept]
+
+
+def _runs(results: ResultSet) -> Iterator[RunView]:
+    seen = set()
+    for run in (cell.runs[seed] for t in results.tables for row in t.rows for cell in row.cells for seed in sorted(cell.runs)):
+        if run.id not in seen:  # the plain student stands in several columns
+            seen.add(run.id)
+            yield run
+
+
+def write_csv(sets: list[ResultSet], file: TextIO) -> int:
+    """One line for each epoch of each run that a table shows, any status; returns how many. Runs with unreadable rows are named by the scan."""
+    from bench.report.render import csv_field
+
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*COLUMNS, *ROW_COLUMNS])
+    count = 0
+    for results in sets:
+        for run in _runs(results):
+            try:
+                rows = read_rows(run.folder / "epochs.jsonl", run.id).rows
+            except StoreError:
+                continue
+            hyper = " ".join(f"{key}={value}" for key, value in sorted(run.identity["hyper"].items()))
+            fixed: list[Any] = [results.name, run.id, run.protocol.get("name"), run.protocol.get("trial"), run.precision, run.teacher, run.student]
+            fixed += [run.method, run.identity["method_version"], hyper, run.seed]
+            shown = [csv_field(value) for value in fixed]
+            for row in rows:
+                writer.writerow([*shown, *(row.get(key, "") for key in ROW_COLUMNS)])
+            count += len(rows)
+    return count
+
+
+def save_csv(sets: list[ResultSet], path: Path) -> int:
+    """`write_csv` into `path`, there whole or not at all. Raises OSError."""
+    part = path.parent / f".{path.name}.part"
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            count = write_csv(sets, file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,127 @@
+"""Where each number of the page comes from: conditions of every column, runs behind every cell, and the steps from them to what is printed."""
+
+import math
+from collections import Counter
+from typing import Any
+
+from bench.report.blocks import conditions, row_title
+from bench.report.compare import Comparison
+from bench.report.render import clean
+from bench.report.statistics import paired, summarise, t_quantile
+from bench.report.table import Cell, Pair, ResultSet, Row, Table
+from bench.store import RunView
+
+
+def _made(run: RunView) -> dict[str, str]:
+    """What a done run was made with, as printed."""
+    record = run.record or {}
+    device, versions, teacher = (record.get(key) if isinstance(record.get(key), dict) else {} for key in ("device", "versions", "teacher"))
+    made = {"device": device.get("name") or device.get("type") or "?"}
+    made |= {key: versions.get(key) or "?" for key in ("torch", "python", "suite")}
+    made |= {"engine": record.get("engine"), "threads": record.get("threads"), "deterministic": "yes" if record.get("deterministic") else "no"}
+    made["commit"] = str(record.get("commit") or "?")[:12]
+    made["teacher"] = f"{str(run.identity.get('teacher_hash'))[:12]}" if teacher else ""
+    made["data"] = run.identity["data_hash"][:12]
+    return {key: clean(value, 60) for key, value in made.items() if value not in (None, "")}
+
+
+LABELS = {
+    "device": "Device", "torch": "torch", "python": "Python", "suite": "Suite", "engine": "Engine", "threads": "Threads",
+    "deterministic": "Deterministic", "commit": "Commit", "teacher": "Teacher (hash)", "data": "Data (hash)",
+}  # fmt: skip
+
+
+def column_facts(table: Table) -> tuple[list[tuple[str, str]], list[str], list[tuple[str, list[str]]]]:
+    """The conditions: those that hold for every column, as (name, value); the names of those that vary; and per column its title and their values."""
+    columns = []
+    for j in range(len(table.pairs)):
+        met: dict[str, Counter[str]] = {key: Counter() for key in LABELS}
+        for run in (row.cells[j].runs[seed] for row in table.rows for seed in row.cells[j].values):
+            for key, value in _made(run).items():
+                met[key][value] += 1
+        found = {key: " + ".join(f"{v} ({n})" for v, n in c.most_common()) if len(c) > 1 else next(iter(c), "–") for key, c in met.items()}
+        done = sum(len(row.cells[j].values) for row in table.rows)
+        planned = done + sum(len(row.cells[j].others) for row in table.rows)
+        columns.append({**found, "runs": f"{done} of {planned}"})
+    protocol = table.protocol
+    shown = [("Protocol", f"{protocol.get('name', '?')} on {protocol.get('dataset', '?')}, {protocol.get('epochs', '?')} epochs")]
+    if table.trial:
+        shown = [("TRIAL", f"not the protocol: {table.trial}"), *shown]
+    shown += [("Precision", table.precision), ("Batch", str(protocol.get("batch", "?"))), ("Seeds", ", ".join(map(str, table.seeds[:12])))]
+    if len(table.seeds) > 12:
+        shown[-1] = ("Seeds", f"{len(table.seeds)}: {table.seeds[0]} to {table.seeds[-1]}")
+    names = {**LABELS, "runs": "Done"}
+    vary = [key for key in names if len({c[key] for c in columns}) > 1]
+    if columns:
+        shown += [(names[key], columns[0][key]) for key in names if key not in vary and columns[0][key] != "–"]
+    lines = [(clean(pair.title, 80), [c[key] for key in vary]) for pair, c in zip(table.pairs, columns, strict=True)]
+    return [(clean(k), clean(v)) for k, v in shown], [names[key] for key in vary], lines
+
+
+class Strings:
+    """Strings said once: the runs of a page repeat their device and commit."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._at: dict[str, int] = {}
+
+    def __call__(self, text: str) -> int:
+        """Where `text` stands in `all`."""
+        if text not in self._at:
+            self._at[text] = len(self.all)
+            self.all.append(text)
+        return self._at[text]
+
+
+def cell(
+    results: ResultSet, table: Table, row: Row, pair: Pair, found: Cell, base: Cell | None, versus: list[tuple[Comparison, tuple[int, int]]],
+    strings: Strings,
+) -> dict[str, Any]:
+    """Everything behind one cell, ready for JSON. Runs: [seed, top-1 or what became of it, best and its epoch, difference, conditions, path]."""
+    runs = []
+    for seed in sorted(found.values.keys() | found.others.keys()):
+        run = found.runs.get(seed)
+        path = f"{results.folder.name if results.name != 'own runs' else '.'}/runs/{run.id}" if run is not None else ""
+        if results.name != "own runs":
+            path = path and f"evidence/{path}"
+        path = path.removeprefix("./")
+        if seed in found.values:
+            record, made = run.record, _made(run)
+            epoch = record.get("best_epoch")
+            best = f"{record['best_top1']:.2f}" + (f" ({epoch})" if isinstance(epoch, int) else "")
+            delta = f"{found.values[seed] - base.values[seed]:+.2f}" if base and base is not found and seed in base.values else ""
+            said = ", ".join([made["device"], f"torch {made['torch']}", f"commit {made['commit']}"])
+            runs.append([seed, f"{found.values[seed]:.2f}", best, delta, strings(said), clean(f"{path}/record.json", 300)])
+        else:
+            reason = found.others[seed] + (f": {found.reasons[seed]}" if found.reasons.get(seed) else "")
+            runs.append([seed, clean(reason, 200), "", "", strings(""), clean(path and f"{path}/status.json", 300)])
+    steps = []
+    s, d, p, v = found.summary, found.difference, found.published, found.verdict
+    if s:
+        steps.append(f"Mean of {s.n}: {s.mean:.4f}" + ("." if s.sd is None else f"; sample standard deviation (ddof 1): {s.sd:.4f}."))
+    if d and base:
+        steps.append(f"Paired difference to {table.baseline}: {d.mean:+.4f} over {d.n} seed{'s' * (d.n != 1)}.")
+        sd = summarise(list(paired(found.values, base.values).values())).sd
+        if sd is not None:
+            steps[-1] += f" 95 % interval: ± t({d.n - 1}) × sd / √n = {t_quantile(d.n - 1):.3f} × {sd:.4f} / {math.sqrt(d.n):.4f} = ± {d.half:.4f}."
+    for comparison, key in versus:
+        compared = comparison.cells.get(key)
+        if compared and compared.p is not None:
+            word = "clear" if compared.clear else "not clear"
+            count = sum(c.p is not None for c in comparison.cells.values())
+            steps.append(
+                f"Against {comparison.title}: p = {compared.p:.3g}, after Holm over {count} cells {compared.holm:.3g}: {word} at 5 %."
+            )
+    if p:
+        steps.append(f"Published: {p.top1:.2f}" + (f" ± {p.sd:.2f}" if p.sd is not None else ", no deviation") + f" (n = {p.n or '?'}). {p.source}.")
+    else:
+        steps.append("None published for this protocol, pair and method.")
+    if v:
+        interval = "" if v.half is None else f" ± {v.half:.4f} (Welch, 95 %)"
+        steps.append(f"Ours minus published: {v.mean:+.4f}{interval}: {v.word}" + (f" ({v.why})." if v.why else "."))
+    return {
+        "t": clean(f"{row_title(row)} on {pair.title}", 200),
+        "c": strings(clean(conditions(table), 1000)),
+        "r": runs,
+        "s": [clean(step, 1000) for step in steps],
+    }

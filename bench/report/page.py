@@ -1,0 +1,227 @@
+"""The report as one HTML page that needs nothing else: no network, light and dark, phone and paper. Templates and styles: page_parts/."""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from bench.report import compare, evidence, sentences, svg
+from bench.report.blocks import MIB, conditions, cost_block, remarks, row_title, second_best, set_title, total_seconds
+from bench.report.compare import Compared, Comparison
+from bench.report.render import TITLE, clean
+from bench.report.statistics import Difference
+from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+
+PARTS = Path(__file__).parent / "page_parts"
+DASH = "–"
+
+
+def _finalize(value: object) -> object:
+    return clean(value, 4000) if isinstance(value, str) and not isinstance(value, Markup) else "" if value is None else value
+
+
+@lru_cache(1)
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PARTS),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _signed(value: float, places: int = 2) -> str:
+    return f"{value:+.{places}f}".replace("-", "−")
+
+
+def _view(key: str, main: str, small: str = "", sort: float | None = None, kind: str = "", below: str = "") -> dict[str, Any]:
+    """One way to show a cell: `main` with `small` beside it and `below` under it; `sort`: its place in an ordering, None: last."""
+    known = sort is not None and math.isfinite(sort)
+    return {"key": key, "main": main, "small": small, "sort": f"{sort:.6g}" if known else "", "kind": kind, "below": below}
+
+
+def _compared(key: str, found: Compared | None, is_base: bool, below: str = "") -> dict[str, Any]:
+    if is_base:
+        return _view(key, "0", sort=0.0, kind="base")
+    if found is None:
+        return _view(key, DASH)
+    d: Difference = found.difference
+    return _view(key, _signed(d.mean), "" if d.half is None else f"± {d.half:.2f}", d.mean, "clear" if found.clear else "unclear", below)
+
+
+def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: Row, some_published: bool) -> list[dict[str, Any]]:
+    s, p, v = cell.summary, cell.published, cell.verdict
+    paper = (f"{p.top1:.2f} paper" if p else "no paper") if some_published and not row.variant else ""
+    note = cell.note if cell.others else ""
+    if s is None:
+        views = [_view("mean", note or DASH, kind="none", below=paper)]
+    else:
+        small = "n = 1" if s.sd is None else f"± {s.sd:.2f}"
+        views = [_view("mean", f"{s.mean:.2f}", small, s.mean, below="; ".join(filter(None, (note and f"n = {s.n}, {note}", paper))))]
+    views += [_compared(c.baseline, c.cells.get(at), row.method == c.baseline and not row.variant) for c in versus]
+    if some_published:
+        if v:
+            views.append(_view("published", _signed(v.mean), "" if v.half is None else f"± {v.half:.2f}", v.mean, v.word.replace(" ", "-"), v.word))
+        else:
+            views.append(_view("published", "none published" if p is None else DASH, kind="none"))
+    return views
+
+
+def _pooled_views(i: int, table: Table, versus: list[Comparison], some_published: bool) -> list[dict[str, Any]]:
+    row = table.rows[i]
+    some = f"{row.pooled_pairs} of {len(table.pairs)} pairs" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
+    views = [_compared(c.baseline, c.pooled.get(i), row.method == c.baseline and not row.variant, some) for c in versus]
+    first = {**views[0], "key": "mean"} if views else _view("mean", DASH)
+    return [first, *views, *([_view("published", DASH)] if some_published else [])]
+
+
+def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, Any]:
+    some_published = any(c.published for r in table.rows for c in r.cells)
+    views = [("mean", "Mean ± std")] + [(c.baseline, f"Difference to {c.title}") for c in versus]
+    views += [("published", "Difference to published")] if some_published else []
+    seconds = [second_best(table, j) for j in range(len(table.pairs))]
+    rows = []
+    for i, row in enumerate(table.rows):
+        cells = []
+        for j, cell in enumerate(row.cells):
+            rank = "best" if cell.best else "second" if i in seconds[j] else ""
+            cells.append({"id": f"{mark}-{i}-{j}", "rank": rank, "views": _cell_views(cell, (i, j), versus, row, some_published)})
+        extra = [{"views": _pooled_views(i, table, versus, some_published)}]
+        for value, shown in ((row.speed, "{:.2f}×"), (row.memory, "{:.2f}×"), (row.preparation, "{:,.0f} s")):
+            extra.append({"views": [_view("", DASH if value is None else shown.format(value), sort=value)]})
+        rows.append({"m": i, "title": row_title(row), "cells": cells, "extra": extra})
+    teacher = [(f"{p.top1:.2f}" if p.top1 is not None else DASH, f"{p.published.top1:.2f} paper" if p.published else "") for p in table.pairs]
+    base = versus[0].title if versus else table.baseline
+    heads = [("over all pairs", f"Δ {base}"), ("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher")]
+    return {"views": views, "rows": rows, "teacher": teacher if any(t[0] != DASH for t in teacher) else [], "extra": heads}
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
+
+
+def _costs(table: Table) -> dict[str, Any] | None:
+    sheet = table.sheet
+    block = sheet and cost_block(sheet, "Costs", table)
+    if not block:
+        return None
+    rows = []
+    for i, row in enumerate(table.rows):
+        cells = []
+        for pair in table.pairs:
+            cost, ratio = (None, None) if row.variant else (sheet.get(*pair.key, row.method), sheet.relative(*pair.key, row.method))
+            total = None if row.variant else total_seconds(sheet, pair.key, row.method, table)
+            views = [_view("speed", f"{cost.speed:,.0f}" if cost else DASH, f"{ratio[0]:.2f}×" if ratio else "", cost and cost.speed)]
+            views.append(_view("memory", f"{cost.memory / MIB:,.0f}" if cost else DASH, f"{ratio[1]:.2f}×" if ratio else "", cost and cost.memory))
+            prepared = cost.preparation if cost else None
+            views.append(_view("preparation", DASH if prepared is None else f"{prepared:,.0f} s", sort=prepared))
+            views.append(_view("total", DASH if total is None else _time(total), sort=total))
+            cells.append({"id": "", "rank": "", "views": views})
+        if any(view["sort"] for cell in cells for view in cell["views"]):
+            rows.append({"m": i, "title": row_title(row), "cells": cells, "extra": []})
+    views = [("speed", "Images a second"), ("memory", "Peak memory, MiB"), ("preparation", "Preparation"), ("total", "Time for one student")]
+    return {"views": views, "rows": rows, "teacher": [], "extra": [], "caption": block.caption, "notes": block.notes}
+
+
+def _figures(table: Table, versus: list[Comparison]) -> dict[str, Any]:
+    first = versus[0] if versus else None
+    best = max(first.pooled, key=lambda i: first.pooled[i].difference.mean) if first and first.pooled else 0
+    many = range(len(table.pairs))
+    panels = {
+        "seeds": [(p.title, f) for j, p in zip(many, table.pairs, strict=True) if (f := svg.seeds(table, j))],
+        "curves": [(p.title, f) for j, p in zip(many, table.pairs, strict=True) if (f := svg.curves(table, j))],
+    }
+    wide = {"differences": svg.differences(table, first) if first else None, "cost": svg.cost(table, first)}
+    return {**wide, **panels, "best": best, "base": first.title if first else ""}
+
+
+def _heads(pairs: list[Pair]) -> list[tuple[str, str]]:
+    return [(name(p.teacher) if p.teacher else "no teacher", f"→ {name(p.student)}") for p in pairs]
+
+
+def table_view(results: ResultSet, table: Table, mark: str, number: int, data: dict[str, Any], strings: evidence.Strings) -> dict[str, Any]:
+    """What the template needs of one table; the evidence of its cells goes into `data`."""
+    methods = [table.baseline] + [m for m in ("student", "kd") if m != table.baseline]
+    versus = [c for m in methods if (c := compare.against(table, m))]
+    base = compare.main_row(table, table.baseline)
+    for i, row in enumerate(table.rows):
+        for j, (pair, found) in enumerate(zip(table.pairs, row.cells, strict=True)):
+            plain = base.cells[j] if base else None
+            data[f"{mark}-{i}-{j}"] = evidence.cell(results, table, row, pair, found, plain, [(c, (i, j)) for c in versus], strings)
+    common, vary, columns = evidence.column_facts(table)
+    found = compare.leaders(table)
+    sources = {(c.published.name, c.published.source, c.published.note): None for r in table.rows for c in r.cells if c.published}
+    return {
+        "mark": mark,
+        "title": f"Table {number}",
+        "trial": table.trial,
+        "caption": conditions(table),
+        "standing": sentences.standing_line(table),
+        "leaders": [sentences.leader_line(table, j, found) for j in range(len(table.pairs))],
+        "pooled": [line for c in versus[:2] for line in sentences.pooled_lines(table, c)],
+        "published": sentences.published_lines(table),
+        "cost_lines": sentences.cost_lines(table),
+        "heads": _heads(table.pairs),
+        "accuracy": _accuracy(table, mark, versus),
+        "costs": _costs(table),
+        "figures": _figures(table, versus),
+        "common": common,
+        "vary": vary,
+        "columns": columns,
+        "sources": [f"{title}: {source}" + (f" ({note})" if note else "") for title, source, note in sources],
+        "warnings": table.warnings,
+        "excluded": [(p.where, p.reason) for p in table.excluded],
+    }
+
+
+def _probe(sheet: Any) -> dict[str, Any] | None:
+    block = cost_block(sheet, "Costs")
+    return block and {"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes}
+
+
+def html(sets: list[ResultSet], trend: Markup | None = None) -> str:
+    """The whole page. `trend`: a further section, already safe, e.g. that of nightly runs."""
+    strings = evidence.Strings()
+    data: dict[str, Any] = {}
+    views = []
+    newest = ""
+    for k, results in enumerate(sets):
+        if results.name == OWN and not results.tables and not results.sheets and not results.problems and len(sets) > 1:
+            continue  # a fresh clone: the evidence comes first
+        tables = [table_view(results, table, f"s{k}t{n}", n, data, strings) for n, table in enumerate(results.tables, 1)]
+        used = [table.sheet for table in results.tables if table.sheet]
+        probes = [p for s in results.sheets if not any(s is u for u in used) and (p := _probe(s))]
+        said = {f"excluded: {p.where}: {p.reason}" for p in [*results.problems, *(p for t in results.tables for p in t.excluded)]}
+        said |= {f"warning: {w}" for t in results.tables for w in t.warnings}
+        views.append(
+            {
+                "id": f"set{k}",
+                "own": results.name == OWN,
+                "title": set_title(results),
+                "tables": tables,
+                "probes": probes,
+                "problems": [(p.where, p.reason) for p in results.problems],
+                "others": [line for line in remarks(results) if line not in said],
+            }
+        )
+        for table in results.tables:
+            for run in (run for row in table.rows for cell in row.cells for run in cell.runs.values() if run.record):
+                newest = max(newest, str(run.record.get("finished") or ""))
+    island = json.dumps({"strings": strings.all, "cells": data}, ensure_ascii=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":  # nothing in it can end the script element
+        island = island.replace(char, f"\\u{ord(char):04x}")
+    return _environment().get_template("page.html.j2").render(
+        title=TITLE,
+        sets=views,
+        newest=newest[:16].replace("T", " "),
+        trend=trend,
+        island=Markup(island),
+        css=Markup((PARTS / "page.css").read_text()),
+        js=Markup((PARTS / "page.js").read_text()),
+    )

@@ -1,0 +1,132 @@
+"""What a table says, in short plain sentences made from its numbers: who leads and how surely, what it costs, whether it agrees with the papers."""
+
+from bench.report import compare
+from bench.report.blocks import row_title
+from bench.report.compare import Comparison, Leader
+from bench.report.render import clean
+from bench.report.table import Cell, Table
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _listed(words: list[str], most: int = 4) -> str:
+    shown = words if len(words) <= most + 1 else [*words[:most], f"{len(words) - most} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def mean(cell: Cell) -> str:
+    """`71.20 ± 0.21 (n = 3)`."""
+    s = cell.summary
+    return f"{s.mean:.2f} (n = 1)" if s.sd is None else f"{s.mean:.2f} ± {s.sd:.2f} (n = {s.n})"
+
+
+def _title(table: Table, row: int) -> str:
+    return clean(row_title(table.rows[row]), 40)
+
+
+def leader_line(table: Table, column: int, found: dict[int, Leader]) -> str:
+    """Who is best on one pair, ahead of whom, by how much and how sure that is."""
+    pair = clean(table.pairs[column].title, 60)
+    if table.pairs[column].error:
+        return f"{pair}: nothing counts, it {clean(table.pairs[column].error, 120)}."
+    leader = found.get(column)
+    if leader is None:
+        done = [i for i, row in enumerate(table.rows) if row.cells[column].summary]
+        if not done:
+            return f"{pair}: no run is done yet."
+        i = max(done, key=lambda k: table.rows[k].cells[column].summary.mean)
+        return f"{pair}: fewer than two methods are complete; {_title(table, i)} stands at {mean(table.rows[i].cells[column])}."
+    text = f"Best on {pair}: {_title(table, leader.row)} {mean(table.rows[leader.row].cells[column])}"
+    d = leader.ahead and leader.ahead.difference
+    if d is None:
+        return f"{text}; it shares no seed with {_title(table, leader.runner_up)}, the next, so the lead cannot be judged."
+    text += f", {d.mean:.2f} ahead of {_title(table, leader.runner_up)}"
+    if d.half is None:
+        return f"{text}. With one seed there is no saying how sure that is."
+    text += f" (95 % interval {d.mean - d.half:+.2f} to {d.mean + d.half:+.2f})."
+    if leader.ahead.clear:
+        return f"{text} The lead is clear."
+    others = [_title(table, i) for i in leader.rivals]
+    if not others:
+        return f"{text} The lead is likely, but not clear once all columns are counted."
+    return f"{text} Not clear: {_listed(others)} cannot be told from it."
+
+
+def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
+    """The gain over a baseline, all pairs together."""
+    if versus is None:
+        return []
+    whole = {i: c for i, c in versus.pooled.items() if table.rows[i].cells and not table.rows[i].variant}
+    if not whole:
+        return []
+    best = max(whole, key=lambda i: whole[i].difference.mean)
+    d = whole[best].difference
+    base = clean(versus.title, 40)
+    over = f"Over {_number(len(table.pairs), 'pair')}" if len(table.pairs) > 1 else "On this pair"
+    gain = f"{d.mean:+.2f}" + ("" if d.half is None else f" ± {d.half:.2f}")
+    lines = [f"{over}, {_title(table, best)} is furthest above {base}: {gain} points ({_number(d.n, 'paired run')})."]
+    tested = {i: c for i, c in whole.items() if c.holm is not None}
+    if tested:
+        better = [_title(table, i) for i, c in tested.items() if c.clear and c.difference.mean > 0]
+        worse = [_title(table, i) for i, c in tested.items() if c.clear and c.difference.mean < 0]
+        unsure = [_title(table, i) for i, c in tested.items() if not c.clear]
+        parts = [f"clearly above it: {_listed(better, 9)}"] if better else []
+        parts += [f"clearly below it: {_listed(worse, 9)}"] if worse else []
+        parts += [f"not told from it: {_listed(unsure, 9)}"] if unsure else []
+        lines.append(f"With {_number(len(tested), 'comparison')} corrected for (Holm, 5 %), {'; '.join(parts)}.")
+    else:
+        lines.append("There are too few seeds for an interval: nothing here is sure.")
+    return lines
+
+
+def published_lines(table: Table) -> list[str]:
+    """How many cells agree with what was printed, and which do not."""
+    counts = compare.tally(table)
+    if not sum(counts.values()):
+        reason = "this is a trial" if table.trial else "none was published for this protocol and these pairs"
+        return [f"No published number stands beside these: {reason}."]
+    text = f"Of {_number(sum(counts.values()), 'cell')} with a published number, {counts['agrees']} agree with it, {counts['differs']} differ, "
+    lines = [text + f"and {counts['cannot tell']} cannot be told (no published deviation, too few seeds, or too wide an interval)."]
+    differing = [
+        (cell.verdict, f"{_title(table, i)} on {clean(pair.title, 60)} ({cell.verdict.mean:+.2f} ± {cell.verdict.half:.2f})")
+        for i, row in enumerate(table.rows)
+        for pair, cell in zip(table.pairs, row.cells, strict=True)
+        if cell.verdict and cell.verdict.word == "differs"
+    ]
+    if differing:
+        differing.sort(key=lambda found: -abs(found[0].mean))
+        lines.append(f"Furthest from the paper: {_listed([text for _, text in differing], 3)}.")
+    assumed = {why for r in table.rows for c in r.cells if c.verdict and compare.ASSUMED in (why := c.verdict.why.split("; ")[-1])}
+    lines += [f"Where the source prints no deviation, this is judged {why}." for why in sorted(assumed)]
+    return lines
+
+
+def cost_lines(table: Table) -> list[str]:
+    """What the methods cost, relative to the plain student."""
+    rows = [(row.speed, i) for i, row in enumerate(table.rows) if row.speed and row.method != "student"]
+    if not rows:
+        return ["No cost was measured at this precision and batch."]
+    cheap, dear = max(rows), min(rows)
+    text = f"Training one step costs {1 / cheap[0]:.2f}× the plain student's time with {_title(table, cheap[1])}"
+    text += f", the cheapest, and {1 / dear[0]:.2f}× with {_title(table, dear[1])}, the dearest." if len(rows) > 1 else "."
+    lines = [text]
+    memory = [(row.memory, i) for i, row in enumerate(table.rows) if row.memory and row.method != "student"]
+    if memory:
+        most = max(memory)
+        lines.append(f"Most memory: {_title(table, most[1])}, {most[0]:.2f}× the plain student's peak.")
+    prepared = [(row.preparation, i) for i, row in enumerate(table.rows) if row.preparation]
+    if prepared:
+        lines.append("Prepared once a teacher: " + _listed([f"{_title(table, i)} ({seconds:,.0f} s)" for seconds, i in prepared]) + ".")
+    return lines
+
+
+def standing_line(table: Table) -> str:
+    """How much of the table is there."""
+    done = sum(len(c.values) for r in table.rows for c in r.cells)
+    planned = done + sum(len(c.others) for r in table.rows for c in r.cells)
+    short = sum(bool(c.others) for r in table.rows for c in r.cells)
+    if done == planned:
+        return f"All {planned} entries (method, pair, seed) are done."
+    return f"{done} of {planned} entries (method, pair, seed) are done; {_number(short, 'cell')} of the table {'is' if short == 1 else 'are'} incomplete."
