@@ -173,7 +173,7 @@ def probe_tasks(the_plan: Plan, book: Ledger, where: jobs.Where, device: dict, a
 
         def lacking(whole=whole, able=able) -> list[str]:
             known = estimate.load_costs(book.results, device["name"]) if device else {}
-            found = {method: known.get((whole.teacher, whole.student, method, whole.precision)) for method in able}
+            found = {method: estimate.cost_of(known, whole, method) for method in able}
             return [m for m, record in found.items() if record is None or record.get("protocol") != whole.protocol.name]
 
         if names := lacking():

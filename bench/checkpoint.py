@@ -7,7 +7,6 @@ member whose file is damaged falls back to the previous generation, then to the 
 import contextlib
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -60,17 +59,25 @@ class GroupCheckpoint:
         self.key = key
 
     def save(self, position: Position, states: Mapping[str, Callable[[], Mapping[str, Any]]]) -> int:
-        """Write one generation: every member's file, then the manifest. `states`: run id -> state maker. Returns the bytes written."""
+        """Write one generation: every member's file, then the manifest. `states`: run id -> state maker. Returns the bytes written.
+
+        Raises OSError; the older generations then stand.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         current, previous = self._read(CURRENT), self._read(PREVIOUS)
         serial = 1 + max((m["serial"] for m in (current, previous) if m), default=0)
         members, total = {}, 0
-        for run_id, make in states.items():
-            content = serialise({"format": FORMAT, "run": run_id, "epoch": position.epoch, "step": position.step, **make()})
-            name = f"checkpoint-{serial}-{self.key}.pt"
-            store.write_bytes(runs_folder(self.results) / run_id / name, content)
-            members[run_id] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-            total += len(content)
+        name = f"checkpoint-{serial}-{self.key}.pt"
+        try:
+            for run_id, make in states.items():
+                content = serialise({"format": FORMAT, "run": run_id, "epoch": position.epoch, "step": position.step, **make()})
+                store.write_bytes(runs_folder(self.results) / run_id / name, content)
+                members[run_id] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                total += len(content)
+        except OSError:  # a full disk: what is left of it is not for files that no manifest will name
+            for run_id in states:
+                (runs_folder(self.results) / run_id / name).unlink(missing_ok=True)
+            raise
         for run_id in states:
             store.write_json(runs_folder(self.results) / run_id / "group.json", {"format": FORMAT, "group": self.key})
         if current:
@@ -100,23 +107,37 @@ def serialise(state: Mapping[str, Any]) -> bytes:
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest, or None where it is absent or damaged (a generation that cannot be read is no generation)."""
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = store.read_json(path) or {}
         sound = manifest["format"] == FORMAT and all({"file", "sha256"} <= set(e) for e in manifest["members"].values())
         return manifest if sound and isinstance(manifest["serial"], int) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (store.StoreError, KeyError, TypeError, AttributeError):
         return None
 
 
-def restore(results: Path, run_id: str) -> tuple[str | None, Restored]:
-    """The group a run was last saved in (None: never) and its newest sound checkpoint, weights on the CPU."""
+def _group_of(folder: Path) -> str | None:
+    """The group that a run was last saved in, or None. Raises StoreError for a damaged group.json."""
+    content = store.read_json(folder / "group.json")
+    if content is None:
+        return None
+    key = content.get("group")
+    if not isinstance(key, str) or os.sep in key or key.startswith("."):
+        raise store.StoreError(f"{folder / 'group.json'}: names no group")
+    return key
+
+
+def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | None, Restored]:
+    """The group a run was last saved in (None: never) and its newest sound checkpoint, weights on the CPU.
+
+    `rows`: how many epochs have their row; a checkpoint beyond them is left out, for those rows would be missing for ever.
+    """
     folder = runs_folder(results) / run_id
     try:
-        key = json.loads((folder / "group.json").read_bytes())["group"]
-    except (OSError, ValueError, KeyError, TypeError):
+        key = _group_of(folder)
+    except store.StoreError:
+        return None, Restored(START, None, ("group.json is damaged; starting over",))
+    if key is None:
         return None, Restored(START, None)
     notes: list[str] = []
-    if not isinstance(key, str) or os.sep in key:
-        return None, Restored(START, None, ("group.json is damaged; starting over",))
     for name in (CURRENT, PREVIOUS):
         path = results / "groups" / key / name
         manifest = read_manifest(path)
@@ -128,6 +149,8 @@ def restore(results: Path, run_id: str) -> tuple[str | None, Restored]:
         if entry is None:
             continue
         state, problem = _load(folder / Path(entry["file"]).name, entry["sha256"], run_id)
+        if state is not None and rows is not None and state["epoch"] > rows + 1:
+            state, problem = None, f"stands in epoch {state['epoch']}, and only {rows} epochs have their row"
         if state is not None:
             return key, Restored(Position(state["epoch"], state["step"]), state, tuple(notes))
         notes.append(f"{entry['file']}: {problem}")
@@ -151,8 +174,8 @@ def discard(results: Path, run_id: str) -> None:
     """Remove a finished run's checkpoints; its group's manifests go with the last member."""
     folder = runs_folder(results) / run_id
     key = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        key = json.loads((folder / "group.json").read_bytes())["group"]
+    with contextlib.suppress(store.StoreError):
+        key = _group_of(folder)
     for path in folder.glob("checkpoint-*.pt"):
         path.unlink(missing_ok=True)
     (folder / "group.json").unlink(missing_ok=True)

@@ -39,6 +39,12 @@ def load_costs(results: Path, device: str) -> dict[Key, dict[str, Any]]:
     return found
 
 
+def cost_of(costs: Mapping[Key, Mapping[str, Any]], group: Group, method: str) -> Mapping[str, Any] | None:
+    """The record of a method on a group's pair; a method that no teacher changes has one for its student, whatever the pair."""
+    keys = ((group.teacher or "", group.student, method, group.precision), ("", group.student, method, group.precision))
+    return next((costs[key] for key in keys if key in costs), None)
+
+
 def rate(costs: Mapping[Key, Mapping[str, Any]], kind: str, threads: int) -> tuple[float, str]:
     """Training multiply-accumulates a second of one slot, and what they rest on. `kind`: cuda or cpu (a slot of `threads` cores)."""
     seen = [(3 * c["student_macs"] + c["teacher_macs"]) * c["images_per_second"] for c in costs.values()]
@@ -59,7 +65,7 @@ def training(
     seconds: list[float] = []
     measured = 0
     for group, with_teacher in groups:
-        probes = [costs.get((group.teacher or "", group.student, method, group.precision)) for method in group.methods]
+        probes = [cost_of(costs, group, method) for method in group.methods]
         if probes and all(probes):
             measured += 1
             seconds.append(sum(images(group.protocol) * group.protocol.epochs / probe["images_per_second"] for probe in probes))

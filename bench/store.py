@@ -1,7 +1,7 @@
 """The results folder: how its files are written so that they are there whole or not at all, and how they are read back. No torch here.
 
 JSON files are replaced atomically (temporary file in the same folder, flush, fsync, rename, fsync of the folder). Rows are appended with one
-write each and carry a CRC-32. The final record is written last, once, and names the SHA-256 of the configuration and of the rows.
+write each. Files and rows carry a CRC-32. The final record is written last, once, and names the SHA-256 of the configuration and of the rows.
 """
 
 import hashlib
@@ -63,7 +63,9 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> bytes:
-    """Write indented JSON atomically and return its bytes. Raises ValueError for NaN or infinity, OSError."""
+    """Write indented JSON atomically and return its bytes; an object gets the CRC-32 of its content as "crc". Raises ValueError for NaN, OSError."""
+    if isinstance(value, dict):
+        value = {**value, "crc": _crc(json.loads(json.dumps(value, allow_nan=False)))}  # as it will be read: keys are strings
     data = (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
     write_bytes(path, data, durable)
     return data
@@ -81,15 +83,27 @@ def _parse(path: Path, data: bytes) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None where there is no such file. Raises StoreError for anything else than a JSON object."""
+def read_json(path: Path, sealed: bool = False) -> dict[str, Any] | None:
+    """The JSON object in `path`; None where there is no such file. Raises StoreError for anything else than a JSON object, and for one that does
+    not match its checksum (`sealed`: or has none, as files from other hands do)."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-    return _parse(path, data)
+    value = _parse(path, data)
+    if (sealed or "crc" in value) and not _sound(value):
+        raise StoreError(f"{path}: does not match its checksum")
+    value.pop("crc", None)
+    return value
+
+
+def _sound(value: dict[str, Any]) -> bool:
+    try:
+        return value.get("crc") == _crc(value)
+    except (ValueError, RecursionError):  # 1e999 reads as infinity
+        return False
 
 
 def _crc(row: dict[str, Any]) -> str:
@@ -163,7 +177,7 @@ def read_rows(path: Path, run: str | None = None) -> Rows:
     for number, line in enumerate(lines, 1):
         row = _parse(Path(f"{path}:{number}"), line)
         where = f"{path}:{number}"
-        if row.get("crc") != _crc(row):
+        if not _sound(row):
             raise StoreError(f"{where}: the row does not match its checksum")
         if run is not None and row.get("run") != run:
             raise StoreError(f"{where}: a row of another run ({row.get('run')})")
@@ -271,7 +285,7 @@ def read_record(folder: Path, verify_rows: bool = True) -> dict[str, Any] | None
 
     None where there is none (the run is not done). Raises StoreError naming the file (and line) at fault.
     """
-    record = read_json(folder / "record.json")
+    record = read_json(folder / "record.json", sealed=True)
     if record is None:
         return None
     where = folder / "record.json"

@@ -1,4 +1,7 @@
-"""`python -m bench.report RESULTS`: print Table 1 and write it as text, Markdown, LaTeX, CSV. No torch; matplotlib for --figures only."""
+"""`python -m bench.report RESULTS`: print Table 1 and write it as text, Markdown, LaTeX, CSV and one HTML page.
+
+No torch; matplotlib for --figures only.
+"""
 
 import argparse
 import os
@@ -7,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bench.protocol import UsageError
-from bench.report import render, table
+from bench.report import compare, epochs, page, render, table
 from bench.report.explain import explain
 from bench.store import StoreError, write_bytes
 
@@ -22,10 +25,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="where the files go (default: RESULTS/report)")
     p.add_argument("--no-write", action="store_true", help="print only")
     p.add_argument("--figures", action="store_true", help="draw the figures too (PNG and PDF)")
+    p.add_argument("--epochs", action="store_true", help="write all epochs of all runs too, as one tidy epochs.csv")
+    p.add_argument("--assume-sd", type=_points, metavar="X", help="judge against published numbers that print no deviation as if it were X points")
     p.add_argument("--strict", action="store_true", help="exit with 1 where anything is left out or warned of")
     p.add_argument("--baseline", default="student", metavar="METHOD", help="the row that differences are taken to (default: student)")
     p.add_argument("--explain", nargs=2, metavar=("METHOD", "PAIR"), help="how one cell came about, e.g. --explain kd resnet56/resnet20")
     return p
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text} is no deviation in points")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,6 +63,8 @@ def report(options: argparse.Namespace) -> int:
     if not any((results / part).exists() for part in PARTS):
         raise UsageError(f"{results}: none of {', '.join(PARTS)} in it; give a results folder")
     sets = table.build(results, options.baseline)
+    if options.assume_sd:
+        compare.assume_sd(sets, options.assume_sd)
     if options.explain:
         show(explain(sets, *options.explain))
         return 0
@@ -62,13 +76,17 @@ def report(options: argparse.Namespace) -> int:
             out.mkdir(parents=True, exist_ok=True)
             for file, make in render.FORMATS.values():
                 write_bytes(out / file, make(sets).encode())
+            write_bytes(out / "index.html", page.html(sets).encode())
+            if options.epochs:
+                epochs.save_csv(sets, out / "epochs.csv")
             if options.figures:
                 from bench.report import figures  # matplotlib: only now
 
                 figures.write(sets, out / "figures")
         except OSError as error:
             raise UsageError(f"{out}: cannot write the report ({error.strerror or error}); give --out DIR, or --no-write") from error
-        print(f"written: {out}/report.txt, .md, .tex, .csv" + (", figures/" if options.figures else ""), file=sys.stderr)
+        more = (", epochs.csv" if options.epochs else "") + (", figures/" if options.figures else "")
+        print(f"written: {out}/index.html, report.txt, .md, .tex, .csv{more}", file=sys.stderr)
     faults = sum(s.faults for s in sets)
     if options.strict and faults:
         print(f"strict: {faults} warning{'s' * (faults != 1)} or exclusion{'s' * (faults != 1)}, see the end of each set", file=sys.stderr)

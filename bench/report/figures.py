@@ -10,9 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.report.blocks import conditions, row_title, set_title
+from bench.report.epochs import mean_curve
 from bench.report.render import clean
-from bench.report.table import Pair, ResultSet, Row, Table
-from bench.store import StoreError, read_rows, write_bytes
+from bench.report.table import Pair, ResultSet, Table
+from bench.store import write_bytes
 
 MARKERS = "osD^vP<X>*hp"
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")
@@ -78,21 +79,9 @@ def paired_differences(results: ResultSet, table: Table) -> Figure | None:
     return figure
 
 
-def _curve(row: Row, column: int) -> list[float]:
-    """Mean test top-1 over the done seeds, by epoch; empty where there is none."""
-    curves = []
-    for seed in sorted(row.cells[column].values):
-        try:
-            rows = read_rows(row.cells[column].runs[seed].folder / "epochs.jsonl").rows
-        except StoreError:  # the scan has named it
-            continue
-        curves.append([r["test_top1"] for r in rows])
-    return [sum(values) / len(values) for values in zip(*curves, strict=False)]
-
-
 def learning_curves(results: ResultSet, table: Table) -> Figure | None:
     """Test top-1 over epochs, mean over seeds, a panel for each pair. None where nothing is done."""
-    curves = {(i, j): c for i, row in enumerate(table.rows) for j in range(len(table.pairs)) if (c := _curve(row, j))}
+    curves = {(i, j): c for i, row in enumerate(table.rows) for j in range(len(table.pairs)) if (c := mean_curve(row.cells[j]))}
     shown: list[tuple[int, Pair]] = [(j, p) for j, p in enumerate(table.pairs) if any(key[1] == j for key in curves)]
     if not shown:
         return None

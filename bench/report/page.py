@@ -40,13 +40,14 @@ def _signed(value: float, places: int = 2) -> str:
     return f"{value:+.{places}f}".replace("-", "−")
 
 
-def _view(key: str, main: str, small: str = "", sort: float | None = None, kind: str = "", below: str = "") -> dict[str, Any]:
+def _view(key: str, main: str, small: str = "", sort: float | None = None, kind: str = "", below: list[str] | None = None) -> dict[str, Any]:
     """One way to show a cell: `main` with `small` beside it and `below` under it; `sort`: its place in an ordering, None: last."""
     known = sort is not None and math.isfinite(sort)
-    return {"key": key, "main": main, "small": small, "sort": f"{sort:.6g}" if known else "", "kind": kind, "below": below}
+    lines = [line for line in below or [] if line]
+    return {"key": key, "main": main, "small": small, "sort": f"{sort:.6g}" if known else "", "kind": kind, "below": lines}
 
 
-def _compared(key: str, found: Compared | None, is_base: bool, below: str = "") -> dict[str, Any]:
+def _compared(key: str, found: Compared | None, is_base: bool, below: list[str] | None = None) -> dict[str, Any]:
     if is_base:
         return _view(key, "0", sort=0.0, kind="base")
     if found is None:
@@ -60,14 +61,14 @@ def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: 
     paper = (f"{p.top1:.2f} paper" if p else "no paper") if some_published and not row.variant else ""
     note = cell.note if cell.others else ""
     if s is None:
-        views = [_view("mean", note or DASH, kind="none", below=paper)]
+        views = [_view("mean", note or DASH, kind="none", below=[paper])]
     else:
         small = "n = 1" if s.sd is None else f"± {s.sd:.2f}"
-        views = [_view("mean", f"{s.mean:.2f}", small, s.mean, below="; ".join(filter(None, (note and f"n = {s.n}, {note}", paper))))]
+        views = [_view("mean", f"{s.mean:.2f}", small, s.mean, below=[note and f"n = {s.n}, {note}", paper])]
     views += [_compared(c.baseline, c.cells.get(at), row.method == c.baseline and not row.variant) for c in versus]
     if some_published:
         if v:
-            views.append(_view("published", _signed(v.mean), "" if v.half is None else f"± {v.half:.2f}", v.mean, v.word.replace(" ", "-"), v.word))
+            views.append(_view("published", _signed(v.mean), "" if v.half is None else f"± {v.half:.2f}", v.mean, v.word.replace(" ", "-"), [v.word]))
         else:
             views.append(_view("published", "none published" if p is None else DASH, kind="none"))
     return views
@@ -76,7 +77,7 @@ def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: 
 def _pooled_views(i: int, table: Table, versus: list[Comparison], some_published: bool) -> list[dict[str, Any]]:
     row = table.rows[i]
     some = f"{row.pooled_pairs} of {len(table.pairs)} pairs" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
-    views = [_compared(c.baseline, c.pooled.get(i), row.method == c.baseline and not row.variant, some) for c in versus]
+    views = [_compared(c.baseline, c.pooled.get(i), row.method == c.baseline and not row.variant, [some]) for c in versus]
     first = {**views[0], "key": "mean"} if views else _view("mean", DASH)
     return [first, *views, *([_view("published", DASH)] if some_published else [])]
 
@@ -163,7 +164,7 @@ def table_view(results: ResultSet, table: Table, mark: str, number: int, data: d
         "trial": table.trial,
         "caption": conditions(table),
         "standing": sentences.standing_line(table),
-        "leaders": [sentences.leader_line(table, j, found) for j in range(len(table.pairs))],
+        "leaders": [sentences.leader_line(table, j, found).partition(": ") for j in range(len(table.pairs))],
         "pooled": [line for c in versus[:2] for line in sentences.pooled_lines(table, c)],
         "published": sentences.published_lines(table),
         "cost_lines": sentences.cost_lines(table),

@@ -16,6 +16,10 @@ def _listed(words: list[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def mean(cell: Cell) -> str:
     """`71.20 ± 0.21 (n = 3)`."""
     s = cell.summary
@@ -45,10 +49,10 @@ def leader_line(table: Table, column: int, found: dict[int, Leader]) -> str:
     text += f", {d.mean:.2f} ahead of {_title(table, leader.runner_up)}"
     if d.half is None:
         return f"{text}. With one seed there is no saying how sure that is."
-    text += f" (95 % interval {d.mean - d.half:+.2f} to {d.mean + d.half:+.2f})."
-    if leader.ahead.clear:
-        return f"{text} The lead is clear."
+    text += f" (95 % interval {_signed(d.mean - d.half)} to {_signed(d.mean + d.half)})."
     others = [_title(table, i) for i in leader.rivals]
+    if leader.ahead.clear:
+        return f"{text} The lead is clear." if not others else f"{text} That lead is clear; {_listed(others)} vary too much to be told from it."
     if not others:
         return f"{text} The lead is likely, but not clear once all columns are counted."
     return f"{text} Not clear: {_listed(others)} cannot be told from it."
@@ -65,17 +69,19 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     d = whole[best].difference
     base = clean(versus.title, 40)
     over = f"Over {_number(len(table.pairs), 'pair')}" if len(table.pairs) > 1 else "On this pair"
-    gain = f"{d.mean:+.2f}" + ("" if d.half is None else f" ± {d.half:.2f}")
-    lines = [f"{over}, {_title(table, best)} is furthest above {base}: {gain} points ({_number(d.n, 'paired run')})."]
+    gain = _signed(d.mean) + ("" if d.half is None else f" ± {d.half:.2f}")
+    word = f"{_title(table, best)} is furthest above {base}" if d.mean > 0 else f"no method is above {base} and {_title(table, best)} comes nearest"
+    lines = [f"{over}, {word}: {gain} points ({_number(d.n, 'paired run')})."]
     tested = {i: c for i, c in whole.items() if c.holm is not None}
     if tested:
         better = [_title(table, i) for i, c in tested.items() if c.clear and c.difference.mean > 0]
         worse = [_title(table, i) for i, c in tested.items() if c.clear and c.difference.mean < 0]
         unsure = [_title(table, i) for i, c in tested.items() if not c.clear]
-        parts = [f"clearly above it: {_listed(better, 9)}"] if better else []
+        parts = [f"clearly above {base}: {_listed(better, 9)}"] if better else []
         parts += [f"clearly below it: {_listed(worse, 9)}"] if worse else []
-        parts += [f"not told from it: {_listed(unsure, 9)}"] if unsure else []
-        lines.append(f"With {_number(len(tested), 'comparison')} corrected for (Holm, 5 %), {'; '.join(parts)}.")
+        parts += [f"not to be told from it: {_listed(unsure, 9)}"] if unsure else []
+        corrected = f" (Holm over {len(tested)} methods, 5 %)" if len(tested) > 1 else " (5 %)"
+        lines.append(f"{parts[0][0].upper()}{'; '.join(parts)[1:]}{corrected}.")
     else:
         lines.append("There are too few seeds for an interval: nothing here is sure.")
     return lines
@@ -90,7 +96,7 @@ def published_lines(table: Table) -> list[str]:
     text = f"Of {_number(sum(counts.values()), 'cell')} with a published number, {counts['agrees']} agree with it, {counts['differs']} differ, "
     lines = [text + f"and {counts['cannot tell']} cannot be told (no published deviation, too few seeds, or too wide an interval)."]
     differing = [
-        (cell.verdict, f"{_title(table, i)} on {clean(pair.title, 60)} ({cell.verdict.mean:+.2f} ± {cell.verdict.half:.2f})")
+        (cell.verdict, f"{_title(table, i)} on {clean(pair.title, 60)} ({_signed(cell.verdict.mean)} ± {cell.verdict.half:.2f})")
         for i, row in enumerate(table.rows)
         for pair, cell in zip(table.pairs, row.cells, strict=True)
         if cell.verdict and cell.verdict.word == "differs"
@@ -129,4 +135,5 @@ def standing_line(table: Table) -> str:
     short = sum(bool(c.others) for r in table.rows for c in r.cells)
     if done == planned:
         return f"All {planned} entries (method, pair, seed) are done."
-    return f"{done} of {planned} entries (method, pair, seed) are done; {_number(short, 'cell')} of the table {'is' if short == 1 else 'are'} incomplete."
+    are = "is" if short == 1 else "are"
+    return f"{done} of {planned} entries (method, pair, seed) are done; {_number(short, 'cell')} of the table {are} incomplete."

@@ -146,7 +146,8 @@ def cost(table: Table, versus: Comparison | None) -> Markup | None:
             parts.append(f'<line class="bar" x1="{_n(cx)}" x2="{_n(cx)}" y1="{_n(up(y - half))}" y2="{_n(up(y + half))}"/>')
         parts.append(f'<circle class="dot" cx="{_n(cx)}" cy="{_n(cy)}" r="4.5"><title>{tip}</title></circle>')
         parts.append(f'<text class="name" x="{_n(tx)}" y="{_n(ty)}">{escape(name)}</text></g>')
-    parts.append(f'<text class="axis" x="{_n((left + right) / 2)}" y="{_n(bottom + 32)}" text-anchor="middle">time of a training step, × the plain student</text>')
+    label = "time of a training step, × the plain student"
+    parts.append(f'<text class="axis" x="{_n((left + right) / 2)}" y="{_n(bottom + 32)}" text-anchor="middle">{label}</text>')
     base = escape(clean(versus.title if versus else table.baseline, 30))
     parts.append(f'<text class="axis" x="{left + 6}" y="{top + 12}">points above {base}</text>')
     return _svg(480, bottom + 38, "Accuracy against cost: pooled difference with 95 % interval over relative time of a training step", parts)

@@ -156,7 +156,7 @@ def test_the_command_writes_every_format(small):
     done = run(small)
     assert done.returncode == 0, done.stderr
     assert "Table 1 (TRIAL): accuracy" in done.stdout
-    assert sorted(os.listdir(small / "report")) == ["report.csv", "report.md", "report.tex", "report.txt"]
+    assert sorted(os.listdir(small / "report")) == ["index.html", "report.csv", "report.md", "report.tex", "report.txt"]
     assert (small / "report" / "report.txt").read_text() == done.stdout
     assert run(small, "--no-write", "--format", "csv").stdout == (small / "report" / "report.csv").read_text()
 
@@ -240,7 +240,7 @@ def test_figures_take_any_name(tmp_path):
 def test_curves_are_read_from_the_rows(tmp_path):
     for seed, top1 in ((1, 70.0), (2, 72.0)):
         add_run(tmp_path, run_of("kd", *R20, seed), top1)
-    from bench.report import figures
+    from bench.report import epochs
 
     (kd,) = table.build(tmp_path)[0].tables[0].rows
-    assert figures._curve(kd, 0) == pytest.approx([71 - 40 * (2 / 3) ** 2, 71 - 40 / 9, 71], abs=0.011)
+    assert epochs.mean_curve(kd.cells[0]) == pytest.approx([71 - 40 * (2 / 3) ** 2, 71 - 40 / 9, 71], abs=0.011)

@@ -1,0 +1,168 @@
+"""`python -m bench nightly`: run the plan, add a night to the history, say what it means. No torch until the plan runs."""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.nightly import history
+from bench.nightly.history import Row
+from bench.nightly.text import verdict_lines
+from bench.nightly.verdict import judge
+from bench.protocol import UsageError
+
+THREADS = 1
+"""Of a run: more would change the order of sums with the number of cores."""
+
+
+@dataclass(frozen=True)
+class Nightly:
+    """A small fixed plan, compared with the baseline of this kind of machine; exit code 1 on a new regression."""
+
+    accept: str | None = None
+    """Run nothing; make the latest night the baseline, for this reason."""
+    results: Path = Path("results")
+    """The results folder; histories are in its nightly/."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    machine: str | None = None
+    """Name of the machine class; default: from the processor."""
+    benchmarks: Path | None = None
+    """JSON written by pytest --benchmark-json, whose figures join the night."""
+    every_hours: float = 24.0
+    """How often it is run: more than one and a half times that without a row is a gap."""
+    workers: int | None = None
+    """Processes that train side by side on a CPU; default: one a core, at most 4. Never changes a number."""
+    keep: bool = False
+    """Keep tonight's runs below the history."""
+
+    def main(self) -> int:
+        return nightly(self)
+
+
+def nightly(options: Nightly) -> int:
+    """Run the command. Returns its exit code: 0 nothing new, 1 a new regression or a plan that could not be run. Raises UsageError, StoreError."""
+    if options.every_hours <= 0:
+        raise UsageError(f"--every-hours {options.every_hours:g}: above 0")
+    if options.accept is not None:
+        return _accept(options)
+    benches = read_benchmarks(options.benchmarks) if options.benchmarks else {}
+    from bench.nightly import measure
+
+    machine = options.machine or history.machine_class(measure.machine_facts(options.device), THREADS)
+    place = history.folder(options.results, _checked(machine))
+    with history.alone(place):
+        rows = history.read(place)  # a damaged history is told before the work, not after
+        history.read_baseline(place)
+        number = max((row["night"] for row in rows), default=0) + 1
+        folder = place / f"night-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        plan = measure.Plan()
+        try:
+            parts = measure.run(plan, folder, options.device, options.workers or _workers(options.device))
+        except measure.NightStopped as stopped:
+            print("stopped; nothing was added to the history")
+            return stopped.code
+        except measure.NightFailed as failed:
+            print(f"regression: {failed}")
+            return 1
+        finally:
+            if not options.keep:
+                shutil.rmtree(folder, ignore_errors=True)
+        row = make_row(number, plan.hash(), parts, benches)
+        return record(place, machine, rows, row, options.every_hours)
+
+
+def make_row(number: int, plan: str, parts: Any, benches: dict[str, dict[str, Any]]) -> Row:
+    """Tonight's row from what was measured (measure.Parts) and the benchmark figures."""
+    from bench import environment
+
+    return {
+        "format": history.FORMAT,
+        "night": number,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": environment.commit(),
+        "plan": plan,
+        "parts": ["accuracy", "speed", *(["benchmarks"] if benches else [])],
+        "facts": parts.facts,
+        "sources": parts.sources,
+        "failures": parts.failures,
+        "metrics": {**parts.metrics, **benches},
+    }
+
+
+def record(place: Path, machine: str, rows: list[Row], row: Row, every_hours: float) -> int:
+    """Append the row, start a baseline where there is none of this plan, print the verdict. Returns the exit code."""
+    if not row["metrics"]:
+        print("regression: no metric could be measured; " + "; ".join(f"{name}: {reason}" for name, reason in row["failures"].items()))
+        return 1
+    history.append(place, row)
+    baseline = history.read_baseline(place)
+    if baseline is None or baseline["row"]["plan"] != row["plan"]:
+        reason = "first night on this machine class" if baseline is None else "the nightly plan itself changed"
+        baseline = history.set_baseline(place, row, reason)
+        for name, said in row["failures"].items():
+            print(f"not measured: {name}: {said}")
+        print(f"new baseline on {machine}: {reason}, night {row['night']}, commit {row['commit'] or 'unknown'}")
+    verdict = judge([*rows, row], baseline, every_hours)
+    print("\n".join(verdict_lines(verdict, baseline, machine)))
+    return verdict.code
+
+
+def _accept(options: Nightly) -> int:
+    reason = " ".join((options.accept or "").split())
+    if not reason:
+        raise UsageError('--accept needs a reason, as in --accept "the new KD loss is meant to be slower"')
+    known = history.machines(options.results)
+    machine = options.machine or (known[0] if len(known) == 1 else None)
+    if machine is None and known:
+        from bench.nightly import measure
+
+        machine = history.machine_class(measure.machine_facts(options.device), THREADS)
+    if machine not in known:
+        raise UsageError(f"no history to accept in {options.results / 'nightly'}" + (f"; choose --machine from {', '.join(known)}" if known else ""))
+    place = history.folder(options.results, machine)
+    with history.alone(place):
+        rows = history.read(place)
+        if not rows:
+            raise UsageError(f"no night to accept in {place}; run `python -m bench nightly` first")
+        history.set_baseline(place, rows[-1], reason)
+    print(f"baseline of {machine}: night {rows[-1]['night']}, commit {rows[-1]['commit'] or 'unknown'} ({reason})")
+    return 0
+
+
+def read_benchmarks(path: Path) -> dict[str, dict[str, Any]]:
+    """Metrics of a pytest-benchmark JSON: the ratios that benchmarks leave in `extra_info` (CPU time against CPU time), else the median
+    seconds. Raises UsageError for anything else."""
+    try:
+        found = json.loads(path.read_text())["benchmarks"]
+        metrics = {}
+        for bench in found:
+            ratios = {k: v["cpu"] for k, v in bench.get("extra_info", {}).items() if isinstance(v, dict) and "cpu" in v}
+            for what, value in (ratios or {"median": bench["stats"]["median"]}).items():
+                if not math.isfinite(value) or value <= 0:
+                    raise ValueError(f"{bench['fullname']}: {value}")
+                unit = "ratio" if ratios else "s"
+                common = {"method": "", "pair": "", "unit": unit, "part": "benchmarks", "worse": "higher", "scale": "log"}
+                metrics[f"{bench['fullname']}/{what}"] = {**common, "metric": f"{bench['name']}: {what}", "values": {"0": float(value)}}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: not the JSON of pytest --benchmark-json ({type(error).__name__}: {error})") from None
+    return metrics
+
+
+def _checked(machine: str) -> str:
+    if not machine or machine != Path(machine).name or machine.startswith("."):
+        raise UsageError(f"--machine {machine!r}: one folder name")
+    return machine
+
+
+def _workers(device: str) -> int:
+    from bench import environment
+
+    return 1 if environment.select(device).type == "cuda" else min(4, os.cpu_count() or 1)

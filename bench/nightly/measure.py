@@ -1,0 +1,237 @@
+"""Running the nightly plan: what each method reaches on the embedded data over seeds, and what a step of it costs.
+
+Accuracy: every registered method on one pair over SEEDS, deterministic, through the same code as any run. Speed: the step of each method
+relative to the plain student's, all methods taking turns in one process; the student's own step is relative to a plain torch training
+step of this module, which no change of the suite touches. Everything is written below one folder that the caller removes.
+"""
+
+import multiprocessing
+import re
+import statistics
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import environment, facts, store
+from bench.costs import exclusive
+from bench.data.augment import draws
+from bench.identity import digest
+from bench.jobs import DONE, INTERRUPTED, STOPPED_IN_TIME, Group, Where, run_group, run_teacher
+from bench.plan import TEACHER_SEED, Pair
+from bench.protocol import Protocol
+from bench.stop import Stop
+from bench.train import GroupJob
+from methods import registry
+
+PROTOCOL = Protocol(
+    "nightly", dataset="shapes100", epochs=12, milestones=(7, 10, 11), lr=0.1, train_images=1600, test_images=2000, image_size=16
+)
+PAIR = Pair("resnet14", "resnet8")
+SEEDS = (1, 2, 3, 4)
+PRECISION = "tf32"
+ROUNDS, WARM_ROUNDS = 15, 2
+TURN = {"cpu": 3, "cuda": 20}
+"""Steps of a method before the next one's turn."""
+
+
+class NightFailed(Exception):
+    """The plan could not be run at all: one line that says why."""
+
+
+class NightStopped(Exception):
+    """A signal asked to stop; `code` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("stopped")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a night runs. Its hash is kept with each night: nights of different plans are not compared."""
+
+    protocol: Protocol = PROTOCOL
+    pair: Pair = PAIR
+    seeds: tuple[int, ...] = SEEDS
+    rounds: int = ROUNDS
+
+    def hash(self) -> str:
+        return digest({**asdict(self), "version": 1})
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the plan gave: metrics by key, failures by method, facts that may change from night to night."""
+
+    metrics: dict[str, dict[str, Any]]
+    failures: dict[str, str]
+    facts: dict[str, Any]
+    sources: dict[str, str]
+
+
+def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[str] | None = None) -> Parts:
+    """Run the plan below `folder` (`methods`: only these). Raises NightFailed, NightStopped, UsageError."""
+    names = tuple(methods or registry.names())
+    overrides = tuple((name, field, value) for name in names for field, value in facts.quick_overrides(name, plan.pair).items())
+    groups = [Group(plan.pair.teacher, plan.pair.student, seed, plan.protocol, PRECISION, names, overrides) for seed in plan.seeds]
+    where = Where(str(folder), device=device, threads=1, deterministic=True, checkpoint_seconds=1e9)
+    failures = {name: f"cannot be loaded: {error}" for name, error in registry.broken().items()}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        code = pool.submit(run_teacher, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, where).result()
+        _check(code)
+        if code != DONE:
+            raise NightFailed(f"the teacher {plan.pair.teacher} could not be trained (exit code {code}); run it with --keep and see {folder}/runs")
+        _check(pool.submit(run_group, groups[0], where).result())  # first by itself: the others find its preparations
+        for code in list(pool.map(run_group, groups[1:], [where] * len(groups[1:]))):
+            _check(code)
+        costs = pool.submit(speed, groups[0], where, plan.rounds).result()
+    metrics, trouble, versions = accuracy(folder, plan, names)
+    failures |= costs["failures"] | trouble
+    sources = {name: registry.source_hash(name) for name in names}
+    return Parts(metrics | costs["metrics"], failures, versions, sources)
+
+
+def _check(code: int) -> None:
+    if code in (INTERRUPTED, STOPPED_IN_TIME):
+        raise NightStopped(code)
+
+
+def accuracy(folder: Path, plan: Plan, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """Metrics, failures and facts from the records. A method that has not finished every seed has no metric and a failure."""
+    views, problems = store.scan(folder)
+    metrics: dict[str, Any] = {}
+    failures = {p.where: p.reason for p in problems}
+    changing: dict[str, Any] = {}
+    for name in names:
+        runs = {v.seed: v for v in views if v.method == name and v.student == plan.pair.student and v.seed in plan.seeds}
+        done = {seed: v.record for seed, v in sorted(runs.items()) if v.record}
+        if len(done) < len(plan.seeds):
+            reasons = [f"seed {seed}: {v.status}, {v.reason}" for seed, v in sorted(runs.items()) if not v.record]
+            if runs:  # a method that cannot do the pair has no runs, and no metric to miss
+                failures[name] = "; ".join(reasons)[:300] or "some seeds did not run"
+            continue
+        bits = {str(seed): record["weights_sha256"] for seed, record in done.items()}
+        common = {"method": name, "pair": plan.pair.title, "part": "accuracy", "scale": "linear", "bits": bits}
+        for metric, field, unit, worse in (("test top-1", "test_top1", "points", "lower"), ("test loss", "test_loss", "nats", "higher")):
+            values = {str(seed): record[field] for seed, record in done.items()}
+            metrics[f"{name}/{plan.pair.name}/{metric}"] = {**common, "metric": metric, "unit": unit, "worse": worse, "values": values}
+        first = next(iter(done.values()))
+        data = next(iter(runs.values())).identity["data_hash"]
+        changing = {**first["versions"], "engine": first["engine"], "data": data, "driver": first["device"].get("driver")}
+    return metrics, failures, changing
+
+
+class _Yardstick:
+    """A training step in plain torch, the same for ever."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()]
+            network = nn.Sequential(*layers, nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * ((size + 1) // 2) ** 2, 100))
+            self.images = torch.randn(64, 3, size, size).to(device)
+        self.labels = torch.arange(64, device=device)
+        self.network = network.to(device)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(self.network(self.images), self.labels).backward()
+        self.optimizer.step()
+
+
+def speed(group: Group, where: Where, rounds: int) -> dict[str, Any]:
+    """Cost metrics and failures by method, measured in this process with the device to itself.
+
+    CPU: the process's CPU time, which neighbours disturb less than the clock; CUDA: the clock, synchronised. A value is the median over rounds
+    of the ratio within a round.
+    """
+    settings = Where(**{**asdict(where), "deterministic": False, "engine": "auto"})
+    job = GroupJob(group, settings, Stop())
+    count, batch = len(job.dataset.train_labels), group.protocol.batch
+    turns: dict[str, Any] = {"yardstick": _Yardstick(group.protocol.image_size, job.device)}
+    failures: dict[str, str] = {}
+    for member in job.members:
+        if member.skipped:
+            continue
+        try:
+            learner, _ = job.learner(member, lambda message: None)
+            learner.begin_epoch(1)
+            runner = job.engine(job.data, job.teacher() if learner.teacher_needs else None, [learner], group.precision)
+            runner.begin_epoch(draws(group.seed, 1, count))
+            turns[member.run.method] = _stepper(runner, count, batch)
+        except Exception as error:  # a method may raise anything; the others are measured all the same
+            failures[member.run.method] = _said(error)
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    with exclusive(job.device):
+        for number in range(WARM_ROUNDS + rounds):
+            order = list(turns) if number % 2 else list(reversed(turns))
+            for name in order:
+                if name in failures:
+                    continue
+                try:
+                    spent = _timed(turns[name], TURN[job.device.type], job.device)
+                except Exception as error:  # as above
+                    failures[name] = _said(error)
+                    continue
+                if number >= WARM_ROUNDS:
+                    times[name].append(spent)
+    pair = f"{group.teacher} -> {group.student}"
+    metrics = {}
+    for name in turns:
+        base = "yardstick" if name == "student" else "student"
+        if name == "yardstick" or name in failures or base in failures or base not in times:
+            continue
+        ratios = [a / b for a, b in zip(times[name], times[base], strict=True)]
+        median = statistics.median(ratios)
+        noise = 1.86 * statistics.median(abs(r / median - 1) for r in ratios) / len(ratios) ** 0.5  # of a median, from the median deviation
+        what = "step time / plain torch step" if name == "student" else "step time / student"
+        common = {"method": name, "pair": pair, "metric": what, "unit": "ratio", "part": "speed", "worse": "higher", "scale": "log"}
+        metrics[f"{name}/{group.teacher}-{group.student}/step time"] = {**common, "values": {"0": median}, "noise": noise}
+    return {"metrics": metrics, "failures": failures}
+
+
+def _stepper(runner, count: int, batch: int):
+    """One training step at a time over the full batches of an epoch's order, again and again."""
+    position = 0
+
+    def step() -> None:
+        nonlocal position
+        for _, error in runner.step(position, position + batch):
+            raise error
+        position = position + batch if position + 2 * batch <= count else 0
+
+    return step
+
+
+def _timed(step, steps: int, device: torch.device) -> float:
+    """Seconds of so many steps."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+    began = time.process_time()
+    for _ in range(steps):
+        step()
+    return time.process_time() - began
+
+
+def _said(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = re.sub(r"\s+", " ", str(error))[:200]
+    return f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """What the device is. Raises UsageError where it is not there."""
+    return environment.device_facts(environment.select(device))
