@@ -114,7 +114,7 @@ class Run:
     yes: bool = False
     """Submit to Slurm without asking."""
     cluster: Literal["auto", "local", "slurm"] = "auto"
-    """Where jobs run; auto: Slurm where there is sbatch, else this machine."""
+    """Where jobs run; auto: Slurm where a controller answers, else this machine."""
     partition: str | None = None
     """Slurm partition."""
     account: str | None = None

@@ -80,7 +80,11 @@ class Ledger:
         """Runs of the plan that failed or diverged, with the reason."""
         found = {}
         for run in {run for run in self.runs().values() if run and not self.done(run)}:
-            status = store.read_status(self.results / "runs" / run)
+            try:
+                status = store.read_status(self.results / "runs" / run)
+            except store.StoreError as error:  # it is not fsynced: after a crash of the machine it may be anything
+                found[run] = str(error)
+                continue
             if status and status["status"] in ("failed", "diverged", "interrupted"):
                 found[run] = f"{status['status']}: {status.get('reason') or 'no reason given'}"
         return found

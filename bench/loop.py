@@ -1,5 +1,6 @@
 """The training loop of a group: steps, evaluations, rows, checkpoints by time, divergence, final records."""
 
+import contextlib
 import math
 import time
 import traceback
@@ -10,13 +11,14 @@ import torch
 from bench import environment
 from bench.checkpoint import START, GroupCheckpoint, Position, Restored
 from bench.data.augment import draws
-from bench.engine import DeviceLost
+from bench.engine import DeviceLost, is_lost
 from bench.jobs import DONE, TROUBLE
 from bench.learner import Learner, evaluate
 from bench.lease import LeaseLost
 from bench.preparations import Built
 from bench.runfolder import RunFolder
 from bench.stop import Stopped
+from bench.store import StoreError
 
 if TYPE_CHECKING:
     from bench.train import GroupJob
@@ -64,12 +66,14 @@ class Training:
     def fail(self, folder: RunFolder, error: Exception) -> None:
         """Record a member that cannot go on; the others do."""
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        reason = "out of memory" if out_of_memory else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = "out of memory" if out_of_memory else _reason(error)
         peak = {"peak_memory_bytes": torch.cuda.max_memory_allocated()} if out_of_memory and torch.cuda.is_available() else {}
-        folder.log("".join(traceback.format_exception(error)).rstrip())
-        folder.status("failed", reason, **peak)
         print(f"{folder.id} failed: {reason}", flush=True)
         self.trouble = True
+        with contextlib.suppress(LeaseLost):
+            folder.lease.check()  # a run that another writer took is not ours to judge
+            folder.log("".join(traceback.format_exception(error)).rstrip())
+            folder.status("failed", reason, **peak)
 
     def run(self) -> int:
         """Train to the end, or until it is time to stop. Returns an exit code."""
@@ -93,8 +97,12 @@ class Training:
         count, size = len(job.dataset.train_labels), self.protocol.batch
         steps = math.ceil(count / size)
         self.engine.begin_epoch(draws(job.group.seed, epoch, count))
-        for place in self.places:
-            place.learner.begin_epoch(epoch)
+        for place in list(self.places):
+            try:
+                place.learner.begin_epoch(epoch)
+            except Exception as error:  # a stranger's method may raise anything
+                self._drop(place.learner, error)
+                continue
             if first == 0:
                 place.learner.clear_sums()
         self._count_time()
@@ -103,9 +111,9 @@ class Training:
                 return self._stop(Position(epoch, step))
             for learner, error in self.engine.step(step * size, min(count, (step + 1) * size)):
                 self._drop(learner, error)
+            self._tick(epoch, step + 1, steps)
             if not self.places:
                 return True
-            self._tick(epoch, step + 1, steps)
         self._drop_diverged(epoch)
         return self._test(epoch, steps, count)
 
@@ -117,6 +125,11 @@ class Training:
                     result = evaluate(place.learner.student, self.job.data.test_batches(TEST_BATCH), self.job.group.precision, self.job.stop.check)
                 except Stopped:
                     return self._stop(Position(epoch, steps))
+                except Exception as error:  # no memory for the test batch, say
+                    if is_lost(error):
+                        raise DeviceLost(str(error)) from error
+                    self._drop(place.learner, error)
+                    continue
                 place.tested = {"epoch": epoch, **result}
             if not math.isfinite(place.tested["loss"]):
                 self._diverge(place, f"test loss is not finite in epoch {epoch}")
@@ -128,6 +141,8 @@ class Training:
                     self._finish(place)
             except LeaseLost as error:
                 self._lost(place, error)
+            except (OSError, StoreError) as error:
+                self._drop(place.learner, error)
         if epoch < self.protocol.epochs:
             self._save_if_due(Position(epoch + 1, 0))
         return True
@@ -181,6 +196,9 @@ class Training:
             except LeaseLost as error:
                 self._lost(place, error)
                 continue
+            except OSError as error:
+                self._drop(place.learner, error)
+                continue
             facts = {"epoch": epoch, "epochs": self.protocol.epochs, "step": step, "steps": steps, "eta_seconds": self._eta(epoch, step)}
             place.folder.status("running", force=False, **facts)
         if now - self._saved_at >= self.job.where.checkpoint_seconds:
@@ -202,8 +220,12 @@ class Training:
         # The same state twice would push the older generation out.
         if ids and (position, ids) != self._saved_as:
             states = {place.folder.id: place.state for place in self.places}
-            self.saved.save(position, states)
-            self._saved_as = (position, ids)
+            try:
+                self.saved.save(position, states)
+                self._saved_as = (position, ids)
+            except OSError as error:  # none of them is safe any more; what stands from before is
+                for place in list(self.places):
+                    self._drop(place.learner, error)
         self._saved_at = time.monotonic()
 
     def _stop(self, position: Position) -> bool:
@@ -260,6 +282,13 @@ class Training:
         steps = math.ceil(len(self.job.dataset.train_labels) / self.protocol.batch)
         left = (self.protocol.epochs - epoch + 1) * steps - step
         return round(left * elapsed / self._steps_timed, 1)
+
+
+def _reason(error: Exception) -> str:
+    """One line for the status. What the system says (a full disk) stands first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _weights_hash(learner: Learner) -> str:

@@ -25,7 +25,7 @@ class RunFolder:
         self.title = title or member.method.title
         self.path = results / "runs" / self.id
         self.lease = Lease(self.path)
-        self.attempt = 1
+        self.attempt, self.epochs = 1, 0  # of epochs with a row, see `open`
         self._status: dict[str, Any] = {}
         self._written = 0.0
 
@@ -52,6 +52,7 @@ class RunFolder:
         if store.mend_torn_tail(self.path / "epochs.jsonl"):
             self.log("cut an unfinished last row")
         rows = store.read_rows(self.path / "epochs.jsonl", self.id).rows
+        self.epochs = len(rows)
         try:
             last = (store.read_status(self.path) or {}).get("attempt")
         except store.StoreError:  # it is not fsynced: after a crash of the machine it may be anything
@@ -60,18 +61,30 @@ class RunFolder:
 
     def log(self, message: str) -> None:
         """One line in the run's log."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}\n")
+        try:
+            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+                file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}\n")
+        except OSError as error:  # no reason to end a run
+            print(f"{self.id}: {message} (log.txt: {error.strerror})", flush=True)
 
     def status(self, status: str, reason: str | None = None, force: bool = True, **facts: Any) -> None:
-        """Write status.json; with `force=False` at most every two seconds."""
+        """Write status.json; with `force=False` at most every two seconds. A full disk takes the status and leaves the run."""
         now = time.monotonic()
         self._status |= facts
         if not force and now - self._written < STATUS_SECONDS:
             return
         self._written = now
         updated = datetime.now(UTC).isoformat(timespec="seconds")
-        store.write_status(self.path, status, reason=reason, attempt=self.attempt, **self._status, updated=updated)
+        try:
+            try:
+                store.write_status(self.path, status, reason=reason, attempt=self.attempt, **self._status, updated=updated)
+            except OSError:
+                if status != "failed":
+                    raise
+                self.lease.release()  # a failed run needs it no more, and its block is the room for these few words
+                store.write_status(self.path, status, reason=reason, attempt=self.attempt, **self._status, updated=updated)
+        except OSError as error:
+            print(f"{self.id}: {status}{f' ({reason})' if reason else ''}, which status.json cannot say: {error.strerror}", flush=True)
 
     def row(self, row: dict[str, Any]) -> None:
         """Append one epoch's row. Raises LeaseLost."""

@@ -225,8 +225,7 @@ def write_config(folder: Path, identity: dict[str, Any], method_source: str, tit
     if (folder / "config.json").exists():
         return check_config(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": FORMAT, "identity": identity, "method_source": method_source, "title": title}
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config := {"format": FORMAT, "identity": identity, "method_source": method_source, "title": title})
     _sync_folder(folder.parent)
     return config
 
@@ -377,8 +376,7 @@ def read_run(folder: Path, verify_rows: bool = True) -> RunView:
             raise StoreError(f"{folder / 'record.json'}: {record.get('epochs')} epochs, the protocol has {identity['protocol'].get('epochs')}")
         view.status, view.epoch = "done", record["epochs"]
         return view
-    status = read_status(folder)
-    if status is not None:
+    if (status := read_status(folder)) is not None:
         if status["status"] == "done":
             raise StoreError(f"{folder}: says done and has no record.json")
         view.status, view.reason = status["status"], str(status.get("reason") or "")

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from bench import checkpoint, data, engine, environment, preparations, teachers
@@ -18,7 +17,6 @@ from bench.protocol import UsageError
 from bench.runfolder import RunFolder
 from bench.stop import Stop, Stopped
 from bench.store import StoreError
-from methods.base import MethodError
 from models.randomness import keyed
 
 
@@ -107,10 +105,7 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
             folder = RunFolder(job.results, member, job.group.title)
             if done(job, member):
                 continue
-            try:
-                folder.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"cannot write below {job.results}: {error.strerror}; choose another --results folder") from None
+            folder.path.mkdir(parents=True, exist_ok=True)
             if not folder.lease.acquire(check=job.stop.check):
                 print(f"{folder.id} is already running elsewhere; left to it", flush=True)
                 elsewhere += 1
@@ -129,6 +124,10 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
                 folder.lease.release()
                 held.remove(folder)
                 elsewhere += 1
+    except OSError as error:
+        for folder in held:
+            folder.lease.release()
+        raise UsageError(f"cannot write below {job.results}: {error.strerror}; free some space or choose another --results folder") from None
     except BaseException:
         for folder in held:
             folder.lease.release()
@@ -141,7 +140,7 @@ def _train_parts(job: GroupJob, held: list[RunFolder]) -> int:
     parts: dict[tuple[str, Position], list[tuple[RunFolder, checkpoint.Restored]]] = {}
     fresh = checkpoint.group_key([f.id for f in held])
     for folder in held:
-        key, restored = checkpoint.restore(job.results, folder.id)
+        key, restored = checkpoint.restore(job.results, folder.id, folder.epochs)
         for note in restored.notes:
             folder.log(note)
             print(f"{folder.id}: {note}", flush=True)
@@ -170,7 +169,7 @@ def _train_part(job: GroupJob, key: str, position: Position, members: list[tuple
             for other, _ in members:
                 other.status("interrupted", job.stop.reason)
             return job.stop.code
-        except (MethodError, UsageError, torch.OutOfMemoryError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # a stranger's method may raise anything
             failed = True
             training.fail(folder, error)
     code = training.run()

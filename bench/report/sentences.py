@@ -91,6 +91,8 @@ def published_lines(table: Table) -> list[str]:
     """How many cells agree with what was printed, and which do not."""
     counts = compare.tally(table)
     if not sum(counts.values()):
+        if any(c.published for r in table.rows for c in r.cells):
+            return ["No cell with a published number has a finished run yet."]
         reason = "this is a trial" if table.trial else "none was published for this protocol and these pairs"
         return [f"No published number stands beside these: {reason}."]
     text = f"Of {_number(sum(counts.values()), 'cell')} with a published number, {counts['agrees']} agree with it, {counts['differs']} differ, "

@@ -234,6 +234,8 @@ def spoil(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+    if path.suffix == ".json" and "NaN" not in new:  # an edit that the checksum does not give away
+        store.write_json(path, json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
     (folder / "record.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["identity"]["seed"] = 7
-    (folder / "config.json").write_text(json.dumps(config))
+    store.write_json(folder / "config.json", config)
     with pytest.raises(UsageError, match="seed"):
         jobs.run_group(group("student", teacher=None), where(tmp_path))
 

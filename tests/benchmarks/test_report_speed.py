@@ -46,7 +46,7 @@ def copies(results: Path, count: int, epochs: int = 20) -> Path:
                 (folder / "epochs.jsonl").write_bytes(rows)
                 changed = {"run": run.id, "config_sha256": hashlib.sha256(data).hexdigest(), "test_top1": 70 + (made % 100) / 100}
                 changed["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}
-                (folder / "record.json").write_text(json.dumps({**record, **changed}, indent=1))
+                store.write_json(folder / "record.json", {**record, **changed}, durable=False)
                 made += 1
     return results
 
