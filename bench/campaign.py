@@ -169,7 +169,8 @@ def probe_tasks(the_plan: Plan, book: Ledger, where: jobs.Where, device: dict, a
     tasks = []
     for pair in the_plan.pairs:
         whole = next(g for g in the_plan.wholes if (g.teacher, g.student) == (pair.teacher, pair.student))
-        able = [c.method for c in the_plan.cells if (c.teacher, c.student, c.seed) == (pair.teacher, pair.student, whole.seed) and not c.skipped]
+        here = [c for c in the_plan.cells if (c.teacher, c.student, c.seed) == (pair.teacher, pair.student, whole.seed)]
+        able = [c.method for c in here if not c.skipped and not c.changed]  # costs are those of a method's own settings
 
         def lacking(whole=whole, able=able) -> list[str]:
             known = estimate.load_costs(book.results, device["name"]) if device else {}

@@ -21,7 +21,7 @@ def _macs(name: str, image_size: int) -> int:
 def of_group(group: Group) -> Mapping[str, Fact]:
     """Per method: whether it can do the pair and whether the teacher changes its numbers."""
     found = members.resolve(group, "", CLASSES, group.protocol.image_size, images(group.protocol), None)
-    return {m.run.method: Fact(m.run.id, m.skipped, m.run.teacher is not None) for m in found}
+    return {m.run.method: Fact(m.run.id, m.skipped, m.run.teacher is not None, m.run.hyper) for m in found}
 
 
 def facts(protocol: Protocol) -> Facts:

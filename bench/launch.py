@@ -24,6 +24,8 @@ from bench.protocol import UsageError
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 7.0
 """From the first SIGTERM to SIGKILL: with what starts and ends the jobs, an interrupted launch is over within 10 s."""
+AFTERLIFE_SECONDS = 3600.0
+"""How long a job stopped by Slurm waits for its end: longer than the grace time that clusters give."""
 FOREVER_MINUTES = 60 * 24 * 365  # submitit's own default would end a local job after 2 minutes
 _TERMINAL = {signal.SIGINT, signal.SIGHUP}
 
@@ -66,7 +68,7 @@ class Job:
     def __call__(self, arguments: dict[str, Any], where: Where) -> int:
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: it would act in the middle of a step, so it is called afterwards
         for number in (signal.SIGTERM, *_TERMINAL):
-            signal.signal(number, _nothing_begun)
+            signal.signal(number, self._nothing_begun)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERMINAL)
         if self.launcher is not None:
             os.setpgid(0, 0)
@@ -75,19 +77,30 @@ class Job:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         code = self.function(**arguments, where=where)
+        if code == INTERRUPTED:
+            self._await_slurm()
         if code == STOPPED_IN_TIME and where.stop_after_seconds is None and callable(requeue):
             requeue(signal.SIGUSR2, None)  # the time limit is near or we are preempted, and the state is saved: start again later
         return code
+
+    def _nothing_begun(self, number: int, frame: object) -> None:
+        self._await_slurm()
+        raise SystemExit(INTERRUPTED)
+
+    def _await_slurm(self) -> None:
+        """A preempted job that ends within its grace time counts as completed and is never queued again: it waits to be killed.
+
+        A cancelled one is killed too, after KillWait.
+        """
+        if self.launcher is None and "SLURM_JOB_ID" in os.environ:
+            print("stopped with its state saved; waiting for Slurm to end or requeue this job", flush=True)
+            time.sleep(AFTERLIFE_SECONDS)
 
     def checkpoint(self, arguments: dict[str, Any], where: Where):
         """Called by submitit to requeue: the same again; the state is in the run folders."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, arguments, where)
-
-
-def _nothing_begun(number: int, frame: object) -> None:
-    raise SystemExit(INTERRUPTED)
 
 
 def _pid_file(folder: Path, job_id: str) -> Path:

@@ -44,10 +44,13 @@ def show_profiles() -> int:
         rows = ", ".join(p.methods) if p.methods else "every registered method"
         print(f"{p.name}: {p.summary}\n  protocol {p.protocol}, seeds {', '.join(map(str, p.seeds))}, precision {p.precision}")
         print(f"  pairs {', '.join(pair.name for pair in p.pairs)}\n  rows {rows}")
+        if p.variant:
+            print(f"  as a variant: {', '.join(f'{method}.{field}={value}' for method, field, value in p.variant)}")
     print("\nprotocols")
     for one in protocol.PROTOCOLS.values():
         milestones = "/".join(map(str, one.milestones))
-        print(f"  {one.name}: {one.dataset}, {one.epochs} epochs, lr {one.lr} x{one.decay} after {milestones}, batch {one.batch}")
+        part = f", {one.sample_rate:.0%} of the training set" if one.sample_rate < 1 else ""
+        print(f"  {one.name}: {one.dataset}, {one.epochs} epochs, lr {one.lr} x{one.decay} after {milestones}, batch {one.batch}{part}")
     return 0
 
 

@@ -6,7 +6,7 @@ passed in (`bench.facts` reads them from the registries).
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -60,7 +60,25 @@ class Profile:
     methods: tuple[str, ...] | None = None  # rows in their order; None: every registered method
     teacher_protocol: str = ""  # what a missing teacher is trained under; empty: the profile's own
     precision: str = "tf32"
-    hyper: tuple[tuple[str, str, object], ...] = ()  # (method, field, value) that differ from the paper's values
+    hyper: tuple[tuple[str, str, object], ...] = ()  # (method, field, value) that differ from the methods' defaults
+    variant: tuple[tuple[str, str, object], ...] = ()  # the same for an ablation: its rows are variants, never the method's own row
+
+
+_WRN = (Pair("wrn_40_4", "wrn_16_4"),)
+_IEP_ROWS = ("student", "at", "rkd", "iep", "iep_bb")
+_IEP_BATCH = (("iep", "phase_batch", 128), ("iep_bb", "phase_batch", 128))  # phase I has the protocol's batch
+_SEEDS = (1, 2, 3)
+
+
+def _iep(name: str, summary: str, protocol: str, pairs: tuple[Pair, ...] = _WRN, rows: tuple[str, ...] = _IEP_ROWS, **rest: Any) -> Profile:
+    """An experiment of Lee and Song 2021. The teacher is trained on all images under the same protocol, dropout included: the paper does not say how."""
+    return Profile(name, summary, protocol, pairs, _SEEDS, rows, teacher_protocol="iep", hyper=_IEP_BATCH, **rest)
+
+
+def _ablation(name: str, summary: str, method: str = "iep", **changes: object) -> Profile:
+    """A row of IEP's Tables 4 to 6, at 25 % of the images, beside the plain student."""
+    variant = tuple((method, field, value) for field, value in changes.items())
+    return _iep(name, summary, "iep_quarter", rows=("student", method), variant=variant)
 
 
 PROFILES = MappingProxyType(
@@ -72,10 +90,25 @@ PROFILES = MappingProxyType(
                 "Table 1: the six pairs under the CRD protocol, 240 epochs",
                 "crd",
                 PAIRS,
-                (1, 2, 3),
+                _SEEDS,
                 ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd"),
             ),
-            Profile("skd", "the 100-epoch schedule of SKD", "skd", PAIRS, (1, 2, 3), ("student", "kd", "at", "skd"), teacher_protocol="crd"),
+            Profile("skd", "the 100-epoch schedule of SKD", "skd", PAIRS, _SEEDS, ("student", "kd", "at", "skd"), teacher_protocol="crd"),
+            _iep("iep_full", "IEP's Table 1, all images", "iep"),
+            _iep("iep_half", "IEP's Table 1, 50 % of the images", "iep_half"),
+            _iep("iep_quarter", "IEP's Table 1, 25 % of the images", "iep_quarter"),
+            _iep("iep_tenth", "IEP's Table 1, 10 % of the images", "iep_tenth"),
+            _iep(
+                "iep_students",
+                "IEP's Table 3: students of other widths, 25 % of the images",
+                "iep_quarter",
+                (Pair("wrn_40_4", "wrn_16_2"), Pair("wrn_40_4", "wrn_16_1")),
+            ),
+            _ablation("iep_int_only", "IEP's Table 4: K^int alone", alteration=False),
+            _ablation("iep_alt_only", "IEP's Table 4: K^alt alone", intermediate=False),
+            _ablation("iep_bb_only", "IEP's Table 4: K^BB alone", "iep_bb", intermediate=False, alteration=False),
+            _ablation("iep_pca_batch", "IEP's Table 5: the second PCA on each batch alone", pca="batch"),
+            *(_ablation(f"iep_iterations_{n}", f"IEP's Table 6: {n} iterations of message passing", iterations=n) for n in (1, 3, 4)),
             Profile(
                 "smoke",
                 "minutes on two CPU cores, embedded data, every method",
@@ -111,6 +144,7 @@ class Fact:
     run: str  # what tells its run from others where data and teacher are the same
     skipped: str | None = None  # the reason why the method cannot do the pair
     uses_teacher: bool = True  # whether its numbers depend on the teacher
+    hyper: Mapping[str, Any] = field(default_factory=dict)  # its settings, all of them
 
 
 @dataclass(frozen=True)
@@ -133,6 +167,7 @@ class Cell:
     seed: int
     skipped: str | None = None
     uses_teacher: bool = True
+    changed: tuple[tuple[str, Any, Any], ...] = ()  # of a variant: (field, the value in the method's own row, the value here)
 
 
 @dataclass(frozen=True)
@@ -254,13 +289,16 @@ def expand(profile: Profile, selection: Selection, facts: Facts) -> Plan:
     wholes: list[Group] = []
     groups: dict[Group, bool] = {}  # group -> whether it needs the teacher
     placed: set[str] = set()
+    hyper, variant = (tuple(change for change in some if change[0] in rows) for some in (profile.hyper, profile.variant + selection.hyper))
     for pair in pairs:
-        hyper = tuple(change for change in profile.hyper if change[0] in rows) + selection.hyper
         for seed in seeds:
-            whole = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper)
+            plain = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper)
+            whole = dataclasses.replace(plain, hyper=hyper + variant)
             wholes.append(whole)
             found = facts.of(whole)
-            cells += [Cell(pair.teacher, pair.student, m, seed, found[m].skipped, found[m].uses_teacher) for m in rows]
+            own = facts.of(plain) if variant else found
+            for m in rows:
+                cells.append(Cell(pair.teacher, pair.student, m, seed, found[m].skipped, found[m].uses_teacher, _changed(own[m], found[m])))
             members = tuple(m for m in rows if found[m].skipped is None and found[m].run not in placed)
             placed |= {found[m].run for m in members if not found[m].uses_teacher}
             if members:
@@ -268,7 +306,7 @@ def expand(profile: Profile, selection: Selection, facts: Facts) -> Plan:
     longest = sorted(groups, key=lambda g: -group_macs(g, groups[g], facts.macs))  # stable: pairs and seeds keep their order among equals
     needed = dict.fromkeys(g.teacher for g in longest if groups[g])
     teachers = tuple(sorted(needed, key=lambda name: -facts.macs(name)))
-    titles = tuple((m, facts.methods[m] + _changed(m, selection.hyper)) for m in rows)
+    titles = tuple((m, facts.methods[m]) for m in rows)
     return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, tuple(cells), tuple(wholes), tuple(longest), teachers)
 
 
@@ -278,9 +316,8 @@ def narrowed(group: Group, members: Iterable[str]) -> Group:
     return dataclasses.replace(group, methods=chosen, hyper=tuple(h for h in group.hyper if h[0] in chosen))
 
 
-def _changed(method: str, hyper: Sequence[tuple[str, str, object]]) -> str:
-    fields = [f"{field}={value}" for name, field, value in hyper if name == method]
-    return f" ({', '.join(fields)})" if fields else ""
+def _changed(own: Fact, here: Fact) -> tuple[tuple[str, Any, Any], ...]:
+    return tuple((name, own.hyper.get(name), value) for name, value in sorted(here.hyper.items()) if own.hyper.get(name) != value)
 
 
 def as_json(plan: Plan, runs: Mapping[Cell, str | None]) -> dict[str, Any]:
@@ -295,6 +332,7 @@ def as_json(plan: Plan, runs: Mapping[Cell, str | None]) -> dict[str, Any]:
         "rows": [{"method": method, "title": title} for method, title in plan.rows],
         "cells": [
             {"teacher": c.teacher, "student": c.student, "method": c.method, "seed": c.seed, "run": runs.get(c), "skipped": c.skipped}
+            | ({"changed": {name: [own, here] for name, own, here in c.changed}} if c.changed else {})
             for c in plan.cells
         ],
     }

@@ -1,7 +1,8 @@
 """Protocols: data set, schedule, optimiser, batch and augmentation of a run, as frozen data.
 
 `crd`: Tian et al., Contrastive Representation Distillation, ICLR 2020 (240 epochs). `skd`: Han et al., SKD, 2022 (100 epochs).
-`iep`: Lee and Song, IEP, 2021 (100 epochs, batch 128, nesterov).
+`iep`: Lee and Song, IEP, 2021 (100 epochs, batch 128, nesterov); `iep_half`, `iep_quarter`, `iep_tenth`: the same on a class-balanced
+part of the training set, as its experiments declare it.
 `smoke` and `smoke_teacher`: minutes on two CPU cores, on the embedded data. A schedule scaled with `scaled` is a trial, not the protocol.
 No torch here: the report reads it too.
 """
@@ -76,13 +77,18 @@ class Protocol:
         return self.base_rate(student) * self.decay ** sum(epoch > m for m in self.milestones)
 
 
+_IEP = Protocol("iep", epochs=100, milestones=(30, 60, 80), lr=0.1, small_lr=0.1, decay=0.2, batch=128, nesterov=True, dropout=0.3)
+
 PROTOCOLS = MappingProxyType(
     {
         p.name: p
         for p in (
             Protocol("crd"),
             Protocol("skd", epochs=100, milestones=(50, 75, 90), lr=0.1),
-            Protocol("iep", epochs=100, milestones=(30, 60, 80), lr=0.1, small_lr=0.1, decay=0.2, batch=128, nesterov=True, dropout=0.3),
+            _IEP,
+            dataclasses.replace(_IEP, name="iep_half", sample_rate=0.5),
+            dataclasses.replace(_IEP, name="iep_quarter", sample_rate=0.25),
+            dataclasses.replace(_IEP, name="iep_tenth", sample_rate=0.1),
             Protocol("smoke", dataset="shapes100", epochs=15, milestones=(9, 11, 13), train_images=2000, test_images=2000, image_size=24),
             # Within the 15 epochs of `smoke`, resnet20 is not reliably ahead of resnet8.
             Protocol("smoke_teacher", dataset="shapes100", epochs=40, milestones=(25, 30, 35), train_images=2000, test_images=2000, image_size=24),

@@ -101,12 +101,12 @@ def record(place: Path, machine: str, rows: list[Row], row: Row, every_hours: fl
         print("regression: no metric could be measured; " + "; ".join(f"{name}: {reason}" for name, reason in row["failures"].items()))
         return 1
     history.append(place, row)
+    for name, said in row["failures"].items():
+        print(f"not measured: {name}: {said}")
     baseline = history.read_baseline(place)
     if baseline is None or baseline["row"]["plan"] != row["plan"]:
         reason = "first night on this machine class" if baseline is None else "the nightly plan itself changed"
         baseline = history.set_baseline(place, row, reason)
-        for name, said in row["failures"].items():
-            print(f"not measured: {name}: {said}")
         print(f"new baseline on {machine}: {reason}, night {row['night']}, commit {row['commit'] or 'unknown'}")
     verdict = judge([*rows, row], baseline, every_hours)
     print("\n".join(verdict_lines(verdict, baseline, machine)))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from bench.report import published
 from bench.report.cost_sheets import Sheet
-from bench.report.statistics import Difference, Summary
+from bench.report.statistics import ASSUMED, Difference, Summary
 from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
 
 NONE = "–"
@@ -113,7 +113,7 @@ def table_block(table: Table, number: str) -> Block:
             lines.append(Line(f"Δ {base}", [signed(c.difference) for c in row.cells] + blank, "sub"))
         if any(c.values and c.others for c in row.cells):
             lines.append(Line("not done", [c.note if c.values else "" for c in row.cells] + blank, "sub"))
-        if comparable and not row.variant:
+        if comparable and (not row.variant or any(c.published for c in row.cells)):
             lines.append(Line("published", [_published(c) for c in row.cells] + blank, "sub"))
     notes = [
         "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column. "
@@ -154,6 +154,8 @@ def published_block(table: Table, number: str) -> Block | None:
         "Ours minus published, ± half-width of Welch's 95 % interval. agrees: it holds zero and is no wider than ±1; differs: it does not hold "
         "zero; cannot tell: no published deviation, one seed, or wider."
     ]
+    assumed = {v.why.split("; ")[-1] for r in table.rows for c in r.cells if (v := c.verdict) and ASSUMED in v.why}
+    notes += [f"Judged {why}." for why in sorted(assumed)]
     notes += [f"Source {title}: {source}. {note}." for title, source, note in met]
     return Block(f"{number}: ours against published", conditions(table), [_head(p) for p in table.pairs], lines, notes)
 

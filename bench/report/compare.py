@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.report import statistics
-from bench.report.statistics import Difference, Verdict
+from bench.report.statistics import ASSUMED, Difference, Verdict
 from bench.report.table import ResultSet, Row, Table
 
 ALPHA = 0.05
-ASSUMED = "assuming a published standard deviation of"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ Index = dict[tuple[str, str, float, str, str, str], Published]
 
 
 def load(folder: Path | None = None) -> Index:
-    """All entries by (protocol, dataset, sample rate, teacher, student, method). Of two for one key the first file by name counts.
+    """All entries by (protocol, dataset, sample rate, teacher, student, row). Of two for one key the first file by name counts.
+
+    A row is the method, or `method [field=value, ...]` for an entry with a `variant`: the settings in which it differs from the method's own.
 
     Raises StoreError for a file of another form.
     """
@@ -38,8 +40,8 @@ def load(folder: Path | None = None) -> Index:
                 whole = {**data, **entry}
                 number = Published(float(entry["top1"]), whole.get("sd"), whole["n"], data["name"], data["source"], data.get("note", ""))
                 for protocol in data["protocols"]:
-                    key = (protocol, whole["dataset"], whole["sample_rate"], whole["teacher"], whole["student"], whole["method"])
-                    index.setdefault(key, number)
+                    row = _row(whole["method"], whole.get("variant", ""))
+                    index.setdefault((protocol, whole["dataset"], whole["sample_rate"], whole["teacher"], whole["student"], row), number)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path}: not a file of published numbers ({type(error).__name__}: {error})") from error
     return index
@@ -54,8 +56,12 @@ def is_comparable(protocol: dict[str, Any]) -> bool:
     return all(protocol.get(key) == getattr(same, key) for key in ("epochs", "dataset", "lr", "batch", "trial", "train_images"))
 
 
-def look_up(index: Index, protocol: dict[str, Any], teacher: str | None, student: str, method: str) -> Published | None:
+def _row(method: str, variant: str) -> str:
+    return f"{method} [{variant}]" if variant else method
+
+
+def look_up(index: Index, protocol: dict[str, Any], teacher: str | None, student: str, method: str, variant: str = "") -> Published | None:
     """The published number for a cell, or None: none published, or the protocol is not the one it was published for."""
     if teacher is None or not is_comparable(protocol):
         return None
-    return index.get((protocol["name"], protocol["dataset"], protocol.get("sample_rate", 1.0), teacher, student, method))
+    return index.get((protocol["name"], protocol["dataset"], protocol.get("sample_rate", 1.0), teacher, student, _row(method, variant)))

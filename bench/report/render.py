@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import textwrap
 import unicodedata
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from bench.report.table import ResultSet
 
 TITLE = "Knowledge distillation benchmark"
 _INDENT = "  "
+_NUMBER = re.compile(r"((?:[a-z ]+)?[-+]?[\d.,]+) ((?:±|\(n=).*)")
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "–": "--", '"': "''"}
@@ -95,11 +97,21 @@ def markdown(sets: list[ResultSet]) -> str:
             out.append("| | " + " | ".join(markdown_escape(f"{top} {bottom}".strip()) for top, bottom in block.header) + " |")
             out.append("|---|" + "---:|" * len(block.header))
             for line in block.lines:
-                cells = [f"**{markdown_escape(c)}**" if i in line.best else markdown_escape(c) for i, c in enumerate(line.cells)]
+                marks = ["**" if i in line.best else "*" if i in line.second else "" for i in range(len(line.cells))]
+                cells = [f"{mark}{markdown_escape(c)}{mark}" for mark, c in zip(marks, line.cells, strict=True)]
                 out.append(f"| {_label(line, markdown_escape, '&nbsp;&nbsp;')} | " + " | ".join(cells) + " |")
-            out += [""] + [f"{markdown_escape(note.replace('* best', 'Bold: best'))}  " for note in block.notes] + [""]
+            notes = [note.replace("* best complete", "Bold: best, italic: second complete") for note in block.notes]
+            out += [""] + [f"{markdown_escape(note)}  " for note in notes] + [""]
         out += [f"- {markdown_escape(remark)}" for remark in remarks(results)] + [""]
     return "\n".join(out)
+
+
+def _latex_cell(text: str, command: str) -> str:
+    """The number, in `command` where there is one; what follows it (deviation, interval, n) is set small."""
+    found = _NUMBER.fullmatch(text)
+    number, rest = (found[1], found[2]) if found else (text, "")
+    shown = rf"\{command}{{{latex_escape(number)}}}" if command else latex_escape(number)
+    return shown + (rf" {{\tiny {latex_escape(rest)}}}" if rest else "")
 
 
 def latex(sets: list[ResultSet]) -> str:
@@ -113,12 +125,14 @@ def latex(sets: list[ResultSet]) -> str:
             out += [rf"\begin{{tabular}}{{l{'r' * len(block.header)}}}", r"\toprule"]
             out += [" & " + " & ".join(latex_escape(head[i]) for head in block.header) + r" \\" for i in (0, 1)] + [r"\midrule"]
             for i, line in enumerate(block.lines):
-                cells = [rf"\textbf{{{latex_escape(c)}}}" if j in line.best else latex_escape(c) for j, c in enumerate(line.cells)]
+                marks = ["textbf" if j in line.best else "underline" if j in line.second else "" for j in range(len(line.cells))]
+                cells = [_latex_cell(c, mark) for c, mark in zip(line.cells, marks, strict=True)]
                 if i and line.kind == "main" and block.lines[i - 1].kind == "sub":
                     out.append(r"\addlinespace")
                 out.append(f"{_label(line, latex_escape, chr(92) + 'quad ')} & " + " & ".join(cells) + r" \\")
             out += [r"\bottomrule", r"\end{tabular}"]
-            out += [rf"\par\smallskip\parbox{{\textwidth}}{{\scriptsize {latex_escape(n.replace('* best', 'Bold: best'))}}}" for n in block.notes]
+            notes = [note.replace("* best complete", "Bold: best, underlined: second complete") for note in block.notes]
+            out += [rf"\par\smallskip\parbox{{\textwidth}}{{\scriptsize {latex_escape(note)}}}" for note in notes]
             out.append(r"\end{table*}")
     return "\n".join(out) + "\n"
 

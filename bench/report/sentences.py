@@ -4,6 +4,7 @@ from bench.report import compare
 from bench.report.blocks import row_title
 from bench.report.compare import Comparison, Leader
 from bench.report.render import clean
+from bench.report.statistics import ASSUMED
 from bench.report.table import Cell, Table
 
 
@@ -77,11 +78,11 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
         better = [_title(table, i) for i, c in tested.items() if c.clear and c.difference.mean > 0]
         worse = [_title(table, i) for i, c in tested.items() if c.clear and c.difference.mean < 0]
         unsure = [_title(table, i) for i, c in tested.items() if not c.clear]
-        parts = [f"clearly above {base}: {_listed(better, 9)}"] if better else []
-        parts += [f"clearly below it: {_listed(worse, 9)}"] if worse else []
-        parts += [f"not to be told from it: {_listed(unsure, 9)}"] if unsure else []
+        found = (("clearly above", better), ("clearly below", worse), ("not to be told from", unsure))
+        parts = [f"{word} {{}}: {_listed(names, 9)}" for word, names in found if names]
+        text = "; ".join(part.replace("{}", base if k == 0 else "it", 1) for k, part in enumerate(parts))
         corrected = f" (Holm over {len(tested)} methods, 5 %)" if len(tested) > 1 else " (5 %)"
-        lines.append(f"{parts[0][0].upper()}{'; '.join(parts)[1:]}{corrected}.")
+        lines.append(f"{text[0].upper()}{text[1:]}{corrected}.")
     else:
         lines.append("There are too few seeds for an interval: nothing here is sure.")
     return lines
@@ -106,7 +107,7 @@ def published_lines(table: Table) -> list[str]:
     if differing:
         differing.sort(key=lambda found: -abs(found[0].mean))
         lines.append(f"Furthest from the paper: {_listed([text for _, text in differing], 3)}.")
-    assumed = {why for r in table.rows for c in r.cells if c.verdict and compare.ASSUMED in (why := c.verdict.why.split("; ")[-1])}
+    assumed = {why for r in table.rows for c in r.cells if c.verdict and ASSUMED in (why := c.verdict.why.split("; ")[-1])}
     lines += [f"Where the source prints no deviation, this is judged {why}." for why in sorted(assumed)]
     return lines
 

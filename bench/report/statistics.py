@@ -12,6 +12,9 @@ LEVEL = 0.95
 TOO_WIDE = 1.0
 """Points: an interval wider than plus or minus this that holds zero says nothing about agreement."""
 
+ASSUMED = "assuming a published standard deviation of"
+"""How a verdict says that the deviation was not printed but given by whoever asked."""
+
 
 @dataclass(frozen=True)
 class Summary:

@@ -5,6 +5,7 @@ Every mark of a method carries `data-m`, its row, so that the page can let anoth
 
 import math
 from collections.abc import Iterable
+from itertools import dropwhile
 
 from markupsafe import Markup, escape
 
@@ -212,7 +213,8 @@ def curves(table: Table, column: int) -> Markup | None:
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{left - 5}" y="{_n(up(v) + 4)}" text-anchor="end">{_tick_text(v, y_ticks)}</text>')
     for i, values in found.items():
-        line = " ".join(f"{_n(at(e))},{_n(up(v))}" for e, v in thin(values, POINTS))
+        points = list(dropwhile(lambda point: point[1] < low, thin(values, POINTS)))  # the steep start would be a line along the bottom
+        line = " ".join(f"{_n(at(e))},{_n(up(v))}" for e, v in points)
         dash = f' stroke-dasharray="{_DASHES[i % len(_DASHES)]}"' if i % len(_DASHES) else ""
         tip = escape(f"{clean(row_title(table.rows[i]), 40)}: {values[-1]:.2f} after epoch {len(values)}")
         parts.append(f'<g class="m" data-m="{i}"><polyline class="curve" points="{line}"{dash}><title>{tip}</title></polyline></g>')

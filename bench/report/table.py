@@ -135,26 +135,45 @@ def _without(runs: list[RunView], reasons: dict[str, str], excluded: list[Proble
     return [run for run in runs if run.id not in reasons]
 
 
-def _variants(runs: list[RunView], planned: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+def _variants(runs: list[RunView], planned: set[str], own: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """For the runs of one method and pair: run id -> label of its variant (empty for the main one), and run id -> why it is left out.
 
-    The main one is the planned one, else the newest version, else the one with most runs. Older versions are left out; other settings get a row.
+    The main one is the planned one, else the newest version, else the one with most runs. Where an ablation is planned, `own` holds the
+    values that it changes as the main one has them. Older versions are left out; other settings get a row.
     """
     groups: dict[tuple[int, str], list[RunView]] = defaultdict(list)
     for run in runs:
         groups[run.identity["method_version"], canonical(run.identity["hyper"])].append(run)
-    main = max(groups, key=lambda key: (any(r.id in planned for r in groups[key]), key[0], len(groups[key]), key[1]))
-    base = groups[main][0].identity["hyper"]
+
+    def rank(key: tuple[int, str]) -> tuple[Any, ...]:
+        return (any(r.id in planned for r in groups[key]), key[0], len(groups[key]), key[1])
+
+    version = max(groups, key=rank)[0]
+    hypers = {key: members[0].identity["hyper"] for key, members in groups.items()}
+    main = max((k for k in groups if k[0] == version), key=lambda k: (all(hypers[k].get(name) == v for name, v in own.items()), *rank(k)))
+    base = hypers[main] | own
     labels, out = {}, {}
-    for (version, _), members in groups.items():
-        hyper = members[0].identity["hyper"]
-        changed = ", ".join(f"{k}={hyper.get(k)}" for k in sorted(base.keys() | hyper.keys()) if hyper.get(k) != base.get(k))
+    for key, members in groups.items():
         for run in members:
-            if version != main[0]:
-                out[run.id] = f"version {version} of {run.method}; the table shows version {main[0]}"
+            if key[0] != version:
+                out[run.id] = f"version {key[0]} of {run.method}; the table shows version {version}"
             else:
-                labels[run.id] = changed
+                hyper = hypers[key]
+                labels[run.id] = _label({k: hyper.get(k) for k in base.keys() | hyper.keys() if hyper.get(k) != base.get(k)})
     return labels, out
+
+
+def _label(changed: dict[str, Any]) -> str:
+    """A variant's name from the settings in which it differs."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+
+
+def _planned_changes(plan: dict[str, Any], pair: Pair, method: str) -> tuple[dict[str, Any], str]:
+    """Of the planned row of a method: the settings that it changes, as the method's own row has them, and its label (empty: its own row)."""
+    cells = plan.get("cells", {})
+    cell = next((cells[key] for seed in plan.get("seeds", ()) if (key := (*pair.key, method, seed)) in cells), {})
+    changed = cell.get("changed") or {}
+    return {name: own for name, (own, _) in changed.items()}, _label({name: here for name, (_, here) in changed.items()})
 
 
 def _mixed(runs: list[RunView], pair: Pair) -> str:
@@ -238,7 +257,7 @@ def build_table(
         for run in members:
             by_method[run.method].append(run)
         for method, several in by_method.items():
-            labels, left = _variants(several, planned)
+            labels, left = _variants(several, planned, _planned_changes(plan, pair, method)[0])
             out |= left
             for run in several:
                 if run.id in labels:
@@ -249,7 +268,8 @@ def build_table(
         tops = [r.record["teacher"].get("test_top1") for r in members if r.record and r.teacher and r.id not in out]
         pair.top1 = next((float(t) for t in tops if isinstance(t, int | float)), None)
     for method in titles:
-        found[method, ""]  # a planned row stands even where nothing has run
+        for label in {_planned_changes(plan, pair, method)[1] for pair in pairs} or {""}:
+            found[method, label]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
     seeds = plan.get("seeds") or sorted({r.seed for r in runs})
     order = [*plan.get("rows", ()), *ORDER]
@@ -257,7 +277,7 @@ def build_table(
     for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), k[1])):
         cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken | out.keys()) for p in pairs]
         for pair, cell in zip(pairs, cells, strict=True):
-            cell.published = published.look_up(index, protocol, pair.teacher, pair.student, method) if not variant else None
+            cell.published = published.look_up(index, protocol, pair.teacher, pair.student, method, variant)
             if cell.published and cell.summary:
                 cell.verdict = statistics.against_published(cell.summary, cell.published.top1, cell.published.sd, cell.published.n)
         rows.append(Row(method, titles[method], variant, cells))
@@ -275,7 +295,7 @@ def _cell(
 ) -> Cell:
     cell = Cell()
     by_seed = {run.seed: run for run in sorted(runs, key=lambda r: r.record is not None)}
-    for seed in sorted(set(seeds) | set(by_seed)) if not variant else sorted(by_seed):
+    for seed in sorted(set(seeds) | set(by_seed)) if variant == _planned_changes(plan, pair, method)[1] else sorted(by_seed):
         run = by_seed.get(seed)
         asked = plan.get("cells", {}).get((pair.teacher, pair.student, method, seed), {})
         if run is not None:

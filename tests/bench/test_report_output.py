@@ -132,7 +132,8 @@ def test_the_best_of_a_column_is_marked(small):
     mean = blocks.accuracy(max((r.cells[0].summary for r in sets[0].tables[0].rows), key=lambda s: s.mean))
     assert f"{mean}*" in render.text(sets)
     assert f"**{mean}**" in render.markdown(sets)
-    assert rf"\textbf{{{render.latex_escape(mean)}}}" in render.latex(sets)
+    number, rest = mean.split(" ", 1)
+    assert rf"\textbf{{{number}}} {{\tiny {render.latex_escape(rest)}}}" in render.latex(sets)
 
 
 def test_latex_is_balanced(whole):

@@ -41,8 +41,8 @@ def copies(results: Path, count: int, epochs: int = 20) -> Path:
                 run = synthetic.run_of(method, teacher, student, seed, protocol)
                 folder = results / "runs" / run.id
                 folder.mkdir()
-                data = json.dumps({**config, "identity": run.identity(), "title": synthetic.TITLES[method]}).encode()
-                (folder / "config.json").write_bytes(data)
+                settings = {**config, "identity": run.identity(), "title": synthetic.TITLES[method]}
+                data = store.write_json(folder / "config.json", settings, durable=False)
                 (folder / "epochs.jsonl").write_bytes(rows)
                 changed = {"run": run.id, "config_sha256": hashlib.sha256(data).hexdigest(), "test_top1": 70 + (made % 100) / 100}
                 changed["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}

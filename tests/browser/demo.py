@@ -23,7 +23,8 @@ def fill(results: Path, protocol: Protocol = synthetic.CRD, pairs=synthetic.PAIR
     for t, (teacher, student) in enumerate(pairs):
         for method in methods:
             known = index.get(("crd", "cifar100", 1.0, teacher, student, method)) or index.get(("skd", "cifar100", 1.0, teacher, student, method))
-            centre = (known.top1 if known else 72.0) + draw.gauss(0.1, 0.15)
+            plain = index["crd", "cifar100", 1.0, teacher, student, "student"].top1
+            centre = (known.top1 if known else plain + 0.8) + draw.gauss(0.1, 0.15)
             for seed in seeds:
                 run = synthetic.run_of(method, teacher, student, seed, protocol)
                 if (results / "runs" / run.id).exists():

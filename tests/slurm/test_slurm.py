@@ -84,7 +84,7 @@ def test_a_gpu_is_given_to_one_job_at_a_time(slurm, tmp_path):
 
 
 def test_a_preempted_group_is_queued_again_and_ends_with_the_same_bits(slurm, tmp_path, undisturbed):
-    submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 20.0}, tmp_path), partition="debug")
+    submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 15.0}, tmp_path), partition="debug")
     assert wait_for(lambda: list(tmp_path.glob("groups/*/manifest.json")), 120), words(tmp_path) + slurm.logs()
     intruder = slurm.ask("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
     assert intruder.returncode == 0, intruder.stderr
@@ -97,7 +97,7 @@ def test_a_preempted_group_is_queued_again_and_ends_with_the_same_bits(slurm, tm
 
 def test_a_time_limit_below_the_length_takes_several_submissions(slurm, tmp_path, undisturbed):
     """The limit is 2 minutes and the signal comes 120 s before it, so each turn lasts until Slurm next looks at its clock."""
-    submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 50.0}, tmp_path), minutes=2)
+    submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 40.0}, tmp_path), minutes=2)
     assert wait_for(lambda: done(tmp_path), 280), words(tmp_path) + slurm.logs()
     (view,) = store.scan(tmp_path)[0]
     assert view.record["attempts"] >= 2 and numbers(tmp_path) == undisturbed

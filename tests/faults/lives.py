@@ -1,0 +1,83 @@
+"""Small groups and short lives for tests of faults: a group of two that trains in about a second, and children forked from this process."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench import jobs, store
+from bench.jobs import Group, Where
+from bench.protocol import Protocol
+
+TINY = Protocol("tiny", dataset="shapes100", epochs=3, milestones=(2,), train_images=100, test_images=100, image_size=16, batch=64)
+STEPS = 2  # an epoch
+FORK = multiprocessing.get_context("fork")
+
+
+def group(*methods: str, teacher: str | None = "resnet8", seed: int = 1, protocol: Protocol = TINY) -> Group:
+    return Group(teacher, "resnet8", seed, protocol, "tf32", methods or ("student", "kd"))
+
+
+def where(folder: Path, **changes) -> Where:
+    return Where(**{"results": str(folder), "device": "cpu", "threads": 1, "deterministic": True, "checkpoint_seconds": 0.0, **changes})
+
+
+def live(work: Callable[[], int]) -> int | None:
+    """The exit code of `work` in a child; an exception, with its traceback on stderr, is 1. A killed child's is negative."""
+
+    def life() -> None:
+        torch.set_num_threads(1)
+        os._exit(work())
+
+    child = FORK.Process(target=life)
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+def train(folder: Path, one: Group | None = None, **changes) -> int | None:
+    """A group trained in a child, to its exit code."""
+    return live(lambda: jobs.run_group(one or group(), where(folder, **changes)))
+
+
+def outcome(folder: Path) -> dict[str, tuple]:
+    """The numbers of every finished run, rows included; fails where a run cannot be trusted."""
+    views, problems = store.scan(folder)
+    assert not problems, problems
+    found = {}
+    for view in views:
+        if view.record:
+            rows = store.read_rows(view.folder / "epochs.jsonl", view.id).rows
+            kept = tuple((r["epoch"], r["loss"], r["train_top1"], r["test_top1"], r["test_loss"]) for r in rows)
+            found[view.id] = (view.record["weights_sha256"], view.record["test_top1"], view.record["best_epoch"], kept)
+    return found
+
+
+def statuses(folder: Path) -> dict[str, tuple[str, str]]:
+    """(status, reason) by method, the teacher's own training left out."""
+    return {v.method: (v.status, v.reason) for v in store.scan(folder)[0] if v.seed != 0}
+
+
+def dies_after(folder: Path, steps: int) -> int:
+    """A life that ends, without a word, when the checkpoint after so many steps is published."""
+    from bench import train as training
+    from bench.checkpoint import GroupCheckpoint
+
+    taken = 0
+    step, save = training.engine.Eager.step, GroupCheckpoint.save
+
+    def counted(engine, start, stop):
+        nonlocal taken
+        taken += 1
+        return step(engine, start, stop)
+
+    def dying(self, position, states):
+        size = save(self, position, states)
+        if taken >= steps:
+            os._exit(99)
+        return size
+
+    training.engine.Eager.step, GroupCheckpoint.save = counted, dying
+    return jobs.run_group(group(), where(folder))
