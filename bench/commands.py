@@ -28,6 +28,7 @@ COMMANDS = MappingProxyType(
         "teachers import": Command("bench.commands:TeachersImport", "bring in a trained teacher from a file"),
         "teachers train": Command("bench.commands:TeachersTrain", "train one teacher"),
         "prepare": Command("bench.prepare:Prepare", "build what a method prepares from a teacher, and print its figures"),
+        "doctor": Command("bench.doctor:Doctor", "what is wrong with data, devices, disk, records, and the command that mends it"),
         "methods": Command("bench.commands:Methods", "list the methods"),
         "pairs": Command("bench.commands:Pairs", "list the declared pairs and the networks"),
         "profiles": Command("bench.commands:Profiles", "list the profiles and protocols"),

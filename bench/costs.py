@@ -212,7 +212,7 @@ def measure(request: Request) -> dict[str, Any]:
     member = members.resolve(group, dataset.hash, len(dataset.classes), size, count, file.hash if file else "untrained")[0]
     _reject_unsupported(member)
     classes = len(dataset.classes)
-    hyper, prepared, seconds = _preparation(member, request, dataset, file, device)
+    hyper, prepared, spent = _preparation(member, request, dataset, file, device)
 
     memory = meters.Memory(device, images)
     needs = member.method.teacher_needs(member.hyper)
@@ -267,7 +267,8 @@ def measure(request: Request) -> dict[str, Any]:
         "batch": batch,
         **peaks,
         "joules_per_image": joules / (batch * len(times)) if joules is not None else None,
-        "preparation_seconds": seconds,
+        "preparation_seconds": spent[0],
+        "preparation_peak_bytes": spent[1],
         "student_macs": models.macs(group.student, classes, size),
         "teacher_macs": models.macs(group.teacher, classes, size) if needs else 0,
         "teacher_trained": bool(member.run.teacher and file),
@@ -307,23 +308,28 @@ def _teacher(architecture: str, file: teachers.TeacherFile | None, classes: int,
     return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def _preparation(member: Member, request: Request, dataset, file, device: torch.device) -> tuple[Any, Prepared | None, float | None]:
-    """Hyper-parameters, preparation and its recorded seconds; where none is stored, quick settings, a placeholder from a few images, None."""
+Spent = tuple[float | None, int | None]  # seconds and peak bytes of a preparation
+
+
+def _preparation(member: Member, request: Request, dataset, file, device: torch.device) -> tuple[Any, Prepared | None, Spent]:
+    """Hyper-parameters, preparation and what it cost if it was built on this device; where none is stored, quick settings and a
+    placeholder from a few images, of unknown cost."""
     preparation = member.method.preparation(member.hyper, member.setting)
     if preparation is None:
-        return member.hyper, None, None
+        return member.hyper, None, (None, None)
     if file is not None:
         wanted = preparations.identity(preparation, file.hash, dataset.hash)
         folder = preparations.place(Path(request.where.results), wanted)
         if (folder / "prepared.json").exists():
             built = preparations.read(folder, wanted)
-            return member.hyper, built.prepared, built.seconds
+            here = built.device in (None, environment.device_facts(device)["name"])
+            return member.hyper, built.prepared, (built.seconds, built.peak_bytes) if here else (None, None)
     hyper = _quick(member.hyper)
     preparation = member.method.preparation(hyper, member.setting)
     few = _few(dataset, PLACEHOLDER_PER_CLASS)
     augmenter = augment.Augmenter(few, device, channels_last=True)
     seen = preparations.TrainingImages(few, augmenter, preparation.name, lambda message: None, lambda: None)
-    return hyper, preparation.build(_teacher(request.group.teacher, file, len(dataset.classes), device), seen), None
+    return hyper, preparation.build(_teacher(request.group.teacher, file, len(dataset.classes), device), seen), (None, None)
 
 
 def _quick(hyper: Any) -> Any:

@@ -116,6 +116,11 @@ class Lease:
                 return True
         return False
 
+    def held(self) -> bool:
+        """Whether somebody holds it, as far as can be told at once: another host's holder is taken at its word."""
+        seen = self._read()
+        return bool(seen) and (seen.get("host") != socket.gethostname() or self._alive(seen, 0.0, lambda: None))
+
     def beat(self, every_seconds: float = 20.0) -> None:
         """Move the counter, at most once in `every_seconds`. Raises LeaseLost."""
         if time.monotonic() - self._beaten < every_seconds:

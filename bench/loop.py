@@ -78,6 +78,7 @@ class Training:
     def run(self) -> int:
         """Train to the end, or until it is time to stop. Returns an exit code."""
         job = self.job
+        self._saved_at = self._counted_at = time.monotonic()  # preparations took their time before
         needs_teacher = any(p.learner.teacher_needs for p in self.places)
         self.engine = job.engine(job.data, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
         try:

@@ -48,7 +48,7 @@ class Memory:
         _first_use(images)
         gc.collect()
         _give_back_freed(1 << 20)
-        self.base = _reset_high_water()
+        self.base = reset_high_water()
 
     def restart(self) -> None:
         """Forget the peak of the steps before (CUDA)."""
@@ -59,7 +59,7 @@ class Memory:
         """After the steps that count."""
         if self.device.type == "cuda":
             return {"peak_memory_bytes": torch.cuda.max_memory_allocated(self.device), "peak_memory_kind": "allocated", "data_bytes": self.base}
-        peak = max(0, _high_water() - self.base)
+        peak = max(0, high_water() - self.base)
         _give_back_freed(32 << 20)
         return {"peak_memory_bytes": peak, "peak_memory_kind": "process high-water above baseline"}
 
@@ -92,16 +92,16 @@ def _first_use(images) -> None:
     torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, fused=True).step()
 
 
-def _reset_high_water() -> int:
+def reset_high_water() -> int:
     """Set the process's high-water mark back to its present size where the kernel can, and return the baseline in bytes."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pass  # the mark so far is then the baseline
-    return _high_water()
+    return high_water()
 
 
-def _high_water() -> int:
+def high_water() -> int:
     """The process's largest resident size so far, in bytes."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -6,7 +6,7 @@ passed in (`bench.facts` reads them from the registries).
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -71,7 +71,8 @@ _SEEDS = (1, 2, 3)
 
 
 def _iep(name: str, summary: str, protocol: str, pairs: tuple[Pair, ...] = _WRN, rows: tuple[str, ...] = _IEP_ROWS, **rest: Any) -> Profile:
-    """An experiment of Lee and Song 2021. The teacher is trained on all images under the same protocol, dropout included: the paper does not say how."""
+    """An experiment of Lee and Song 2021. The paper does not say how its teacher is trained: here under the same protocol, dropout
+    included, on all images."""
     return Profile(name, summary, protocol, pairs, _SEEDS, rows, teacher_protocol="iep", hyper=_IEP_BATCH, **rest)
 
 
@@ -144,7 +145,7 @@ class Fact:
     run: str  # what tells its run from others where data and teacher are the same
     skipped: str | None = None  # the reason why the method cannot do the pair
     uses_teacher: bool = True  # whether its numbers depend on the teacher
-    hyper: Mapping[str, Any] = field(default_factory=dict)  # its settings, all of them
+    hyper: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its settings, all of them
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import filelock
 import torch
 from torch import Tensor, nn
 
-from bench import store
+from bench import environment, meters, store
 from bench.data.augment import Augmenter, crops, plain
 from bench.identity import canonical, digest
 from bench.protocol import UsageError
@@ -54,6 +54,8 @@ class Built:
     key: str
     name: str
     seconds: float
+    peak_bytes: int | None = None  # of memory while it was built
+    device: str | None = None  # name of the device it was built on
 
     def facts(self) -> dict[str, Any]:
         return {"name": self.name, "key": self.key, "seconds": self.seconds, "facts": dict(self.prepared.facts)}
@@ -105,7 +107,7 @@ def obtain(
             return read(folder, wanted)
         log(f"preparing {key}")
         folder.mkdir(exist_ok=True)
-        started = time.monotonic()
+        started, cpu = time.monotonic(), time.process_time()
         memory = _Memory()
         network, inputs = teacher(), images(preparation.name, log)
         with keyed(SEED, f"preparation/{preparation.name}"):
@@ -115,11 +117,17 @@ def obtain(
         torch.save({name: t.detach().cpu() for name, t in prepared.tensors.items()}, buffer)
         content = buffer.getvalue()
         store.write_bytes(folder / "prepared.pt", content)
-        cost = {"seconds": seconds, "peak_memory_bytes": memory.peak()}
+        cost = {
+            "seconds": seconds,
+            "cpu_seconds": time.process_time() - cpu,
+            "peak_memory_bytes": memory.peak(inputs.device),
+            "device": environment.device_facts(inputs.device)["name"],
+            "threads": torch.get_num_threads(),
+        }
         record = {**wanted, "facts": dict(prepared.facts), "cost": cost, "sha256": hashlib.sha256(content).hexdigest()}
         store.write_json(folder / "prepared.json", record)
         log(f"prepared {key} in {seconds:.1f} s")
-        return Built(prepared, key, preparation.name, seconds)
+        return Built(prepared, key, preparation.name, seconds, cost["peak_memory_bytes"], cost["device"])
     finally:
         lock.release()
 
@@ -130,7 +138,8 @@ def read(folder: Path, wanted: dict[str, Any]) -> Built:
     try:
         record = store.read_json(folder / "prepared.json") or {}
         content = (folder / "prepared.pt").read_bytes()
-        facts, seconds, sha256 = record["facts"], float(record["cost"]["seconds"]), record["sha256"]
+        facts, cost, sha256 = record["facts"], record["cost"], record["sha256"]
+        seconds, peak, device = float(cost["seconds"]), cost.get("peak_memory_bytes"), cost.get("device")
     except (OSError, ValueError, KeyError, TypeError, store.StoreError) as error:
         raise UsageError(f"preparation {folder.name} is damaged ({type(error).__name__}: {error}); {cure}") from None
     for name, value in wanted.items():
@@ -139,16 +148,16 @@ def read(folder: Path, wanted: dict[str, Any]) -> Built:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UsageError(f"preparation {folder.name}: prepared.pt differs from its SHA-256; {cure}")
     tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return Built(Prepared(tensors, facts), folder.name, wanted["name"], seconds)
+    return Built(Prepared(tensors, facts), folder.name, wanted["name"], seconds, peak, device)
 
 
 class _Memory:
-    """Peak memory of a preparation on CUDA; None elsewhere (a shared process has no peak of its own)."""
+    """Peak memory while a preparation is built: what CUDA's allocator held, or on a CPU how far the process's high-water mark rose."""
 
     def __init__(self) -> None:
-        self._cuda = torch.cuda.is_available()
-        if self._cuda:
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self._base = meters.reset_high_water()
 
-    def peak(self) -> int | None:
-        return torch.cuda.max_memory_allocated() if self._cuda else None
+    def peak(self, device: torch.device) -> int:
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, meters.high_water() - self._base)

@@ -161,7 +161,7 @@ def _measure(
             learners = [Learner(m.run, m.method, ready[m.run.method][0], m.setting, ready[m.run.method][1], device) for m in chosen]
             runner = kind(images, teacher if any(one.teacher_needs for one in learners) else None, learners, precision)
             times = _times(runner, dataset, options.steps, crd.batch, device)
-            _, tested = _once(lambda: evaluate(learners[0].student, images.test_batches(TEST_BATCH), precision), device)
+            tested = _test_time(learners[0], images, device)
             first, median, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
             seen = pair.teacher if runner.teacher is not None else None
             rows.append(
@@ -218,10 +218,14 @@ def _times(runner: engine.Eager, dataset: data.Dataset, steps: int, batch: int, 
     return meters.timed(step, steps, device)
 
 
-def _once(action, device: torch.device) -> tuple[Any, float]:
-    """The result of an action done twice, and the milliseconds of the second time."""
-    result = action()
-    return result, meters.timed(action, 1, device)[0]
+def _test_time(one: Learner, images: augment.Augmenter, device: torch.device) -> float:
+    """Milliseconds of one test batch, after one that does not count."""
+
+    def test() -> None:
+        evaluate(one.student, images.test_batches(TEST_BATCH), one.run.precision)
+
+    test()
+    return meters.timed(test, 1, device)[0]
 
 
 def hours(rows: Sequence[dict[str, Any]], seeds: Sequence[int], all_pairs: int) -> list[dict[str, Any]]:

@@ -284,10 +284,10 @@ def read_record(folder: Path, verify_rows: bool = True) -> dict[str, Any] | None
 
     None where there is none (the run is not done). Raises StoreError naming the file (and line) at fault.
     """
-    record = read_json(folder / "record.json", sealed=True)
-    if record is None:
+    if (record := read_json(where := folder / "record.json", sealed=True)) is None:
         return None
-    where = folder / "record.json"
+    if record.get("format") != FORMAT:
+        raise StoreError(f"{where}: format {record.get('format')!r}, this version reads {FORMAT}")
     if record.get("run") != folder.name or record.get("status") != "done":
         raise StoreError(f"{where}: is not the record of a finished run {folder.name}")
     for key in ("test_top1", "best_top1"):

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtr, stdtrit
 
-SHARE = {"now": 0.004, "again": 0.0015, "drift": 0.0015}
-"""Expected false alarms a night, all metrics of the suite together; their sum is below 1 in 100 nights."""
-REFERENCE = 12
+SHARE = {"now": 0.005, "again": 0.0035, "drift": 0.0015}
+"""Expected false alarms a night, all metrics of the suite together; their sum is 1 in 100 nights."""
+REFERENCE = 16
 SAVED = 10
-AGAIN = 2.1
+AGAIN = 2.4
 WEIGHT = 0.15
 SETTLED = 0.5
 """Weight that nights since the last ring must have in the mean before it can ring for a drift: the fifth independent night."""
@@ -168,7 +168,7 @@ def step(state: State, night: Night, limit: Limits) -> Array:
     unpaired = calm & ~np.isfinite(night.spread) & (state.last_score < AGAIN)
     state.spread_sum = state.spread_sum + np.where(unpaired, (value - state.last) ** 2 / 2, 0.0)
     state.freedom = state.freedom + np.where(unpaired, 1.0, 0.0)
-    learn = calm & (state.count < REFERENCE)
+    learn = calm & (score > -AGAIN) & (state.count < REFERENCE)  # an improvement must not become the measure unasked
     state.level = np.where(learn, state.level + (value - state.level) / (state.count + 1), state.level)
     state.count = np.where(learn, state.count + 1, state.count)
 

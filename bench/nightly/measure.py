@@ -12,14 +12,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bench import environment, facts, store
+from bench import environment, store
 from bench.costs import exclusive
 from bench.data.augment import draws
 from bench.identity import digest
@@ -79,7 +79,7 @@ class Parts:
 def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[str] | None = None) -> Parts:
     """Run the plan below `folder` (`methods`: only these). Raises NightFailed, NightStopped, UsageError."""
     names = tuple(methods or registry.names())
-    overrides = tuple((name, field, value) for name in names for field, value in facts.quick_overrides(name, plan.pair).items())
+    overrides = tuple((name, field, value) for name in names for field, value in _quick(name, plan.pair).items())
     groups = [Group(plan.pair.teacher, plan.pair.student, seed, plan.protocol, PRECISION, names, overrides) for seed in plan.seeds]
     where = Where(str(folder), device=device, threads=1, deterministic=True, checkpoint_seconds=1e9)
     failures = {name: f"cannot be loaded: {error}" for name, error in registry.broken().items()}
@@ -96,6 +96,15 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
     failures |= costs["failures"] | trouble
     sources = {name: registry.source_hash(name) for name in names}
     return Parts(metrics | costs["metrics"], failures, versions, sources)
+
+
+def _quick(name: str, pair: Pair) -> dict[str, Any]:
+    """Where a method's hyper-parameters declare `quick()`, the fields in which it differs from the paper's values: preparations of seconds."""
+    method = registry.get(name)
+    if not hasattr(method.Hyper, "quick"):
+        return {}
+    paper, quick = method.hyper_for(pair.teacher, pair.student), method.Hyper.quick()
+    return {f.name: value for f in fields(quick) if (value := getattr(quick, f.name)) != getattr(paper, f.name)}
 
 
 def _check(code: int) -> None:

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 from bench.nightly import alarm
 from bench.nightly.history import Row
 
-PRIOR_RATIO, RATIO_FREEDOM = 0.03, 3.0
+PRIOR_RATIO, RATIO_FREEDOM = 0.03, 2.0
 """Night-to-night noise of a cost ratio (3 %) before there are nights to learn it from, and how many nights that is worth."""
 SEED_FREEDOM = 8.0
 """How many degrees of freedom the spread over the first night's seeds, pooled over methods, is worth."""

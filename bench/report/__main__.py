@@ -14,7 +14,7 @@ from bench.report import compare, epochs, page, render, table
 from bench.report.explain import explain
 from bench.store import StoreError, write_bytes
 
-PARTS = ("runs", "costs", "evidence", "plan.json")
+PARTS = ("runs", "costs", "evidence", "nightly", "plan.json")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +63,7 @@ def report(options: argparse.Namespace) -> int:
     if not any((results / part).exists() for part in PARTS):
         raise UsageError(f"{results}: none of {', '.join(PARTS)} in it; give a results folder")
     sets = table.build(results, options.baseline)
+    compare.warn_of_contradictions(sets)
     if options.assume_sd:
         compare.assume_sd(sets, options.assume_sd)
     if options.explain:

@@ -172,20 +172,31 @@ def _images(protocol: dict[str, object]) -> float | None:
     return whole * protocol.get("sample_rate", 1.0) if whole else None
 
 
-def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table: Table) -> float | None:
-    """Seconds for one student: its training steps, and its share of the preparation, which serves all students and seeds of one teacher."""
+def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
+    """Students that one preparation serves: the runs of the method with this pair's teacher, all its pairs and seeds but the skipped ones."""
+    row = next((r for r in table.rows if r.method == method and not r.variant), None)
+    cells = [c for p, c in zip(table.pairs, row.cells, strict=True) if p.teacher == pair[0]] if row else []
+    return max(1, sum(cell.others.get(seed) != "skipped" for cell in cells for seed in table.seeds))
+
+
+def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table: Table, alone: bool = False) -> float | None:
+    """Seconds for one student: its training steps, and its share of the preparation; `alone`: all of the preparation."""
     cost, images = sheet.get(*pair, method), _images(table.protocol)
     if cost is None or images is None:
         return None
-    served = max(1, sum(p.teacher == pair[0] for p in table.pairs) * len(table.seeds))
-    return table.protocol["epochs"] * images / cost.speed + (cost.preparation or 0.0) / served
+    students = 1 if alone else served(pair, method, table)
+    return table.protocol["epochs"] * images / cost.speed + (cost.preparation or 0.0) / students
+
+
+def _hours(seconds: float | None) -> str:
+    return NONE if seconds is None else f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
 
 
 def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block | None:
     """Costs per pair: images a second, peak memory, preparation, and with a table the seconds for one student. None where nothing fits the table."""
     keys = [p.key for p in table.pairs] if table else sheet.pairs()
     titles = {r.method: r.title for r in table.rows if not r.variant} if table else {}
-    lines = []
+    lines, freed = [], False
     for method in titles or sorted({c.method for c in sheet.costs.values()}, key=lambda m: (m != "student", m)):
         costs = [sheet.get(*key, method) for key in keys]
         if not any(costs):
@@ -196,9 +207,17 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
         lines.append(Line("peak MiB", [f"{c.memory / MIB:,.0f}{b[1]}" if c else NONE for c, b in zip(costs, beside, strict=True)], "sub"))
         if any(c and c.preparation is not None for c in costs):
             lines.append(Line("prep. s", [f"{c.preparation:,.0f}" if c and c.preparation is not None else NONE for c in costs], "sub"))
+        if any(c and c.preparation_memory is not None for c in costs):
+            peaks = [f"{c.preparation_memory / MIB:,.0f}" if c and c.preparation_memory is not None else NONE for c in costs]
+            lines.append(Line("prep. MiB", peaks, "sub"))
         if table:
-            totals = [total_seconds(sheet, key, method, table) for key in keys]
-            lines.append(Line("total", [NONE if t is None else f"{t / 3600:.2f} h" if t >= 360 else f"{t:.0f} s" for t in totals], "sub"))
+            lines.append(Line("total", [_hours(total_seconds(sheet, key, method, table)) for key in keys], "sub"))
+            if any(c and c.preparation is not None for c in costs):
+                lines.append(Line("alone", [_hours(total_seconds(sheet, key, method, table, alone=True)) for key in keys], "sub"))
+        claims = [sheet.without_teacher(*key, method) for key in keys]
+        if any(claims):
+            lines.append(Line("of KD's step", [f"{c[0]:.2f}× ({c[1]:.2f})" if c else NONE for c in claims], "sub"))
+            freed = True
     if not lines:
         return None
     notes = ["Images a second in training (× the plain student), peak memory of the step (×), preparation stage in seconds."]
@@ -207,7 +226,12 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
     if table:
         notes.append(
             "total: training steps of one student under this protocol, plus its share of the preparation, which serves all of the table's "
-            "students and seeds of one teacher."
+            "students and seeds of one teacher; alone: a student that bears the whole preparation."
+        )
+    if freed:
+        notes.append(
+            "of KD's step: the time of a step without a teacher in it as a fraction of KD's, measured, and (ideally) by multiply-accumulates: "
+            "3 student / (3 student + teacher)."
         )
     if any(not c.teacher_trained for c in sheet.costs.values() if c.teacher):
         notes.append("Some were measured with an untrained teacher: that changes no cost.")

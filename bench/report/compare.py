@@ -150,3 +150,20 @@ def tally(table: Table) -> dict[str, int]:
     for cell in (c for row in table.rows for c in row.cells if c.verdict):
         counts[cell.verdict.word] += 1
     return counts
+
+
+def warn_of_contradictions(sets: list[ResultSet]) -> None:
+    """One run in two sets with different numbers: each set keeps its own, and the tables of the later one say so in their warnings."""
+    first: dict[str, tuple[str, float]] = {}
+    for results in sets:
+        found: dict[str, float] = {}
+        for table in results.tables:
+            for cell in (c for row in table.rows for c in row.cells):
+                for seed, value in cell.values.items():
+                    run = cell.runs[seed].id
+                    where, before = first.get(run, (results.name, value))
+                    if before != value and run not in found:
+                        table.warnings.append(f"run {run} ends at {value:.2f} here and at {before:.2f} in {where}")
+                    found[run] = value
+        for run, value in found.items():
+            first.setdefault(run, (results.name, value))

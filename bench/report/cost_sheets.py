@@ -7,12 +7,13 @@ from typing import Any
 
 from bench.store import Problem, StoreError, read_json
 
-STUDENT = "student"
+STUDENT, KD = "student", "kd"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One measurement: images a second, peak bytes, seconds of the preparation stage (None: the method has none or it was not measured)."""
+    """One measurement: images a second, peak bytes, seconds and peak bytes of the preparation stage (None: the method has none or it was
+    not measured), multiply-accumulates of a forward pass of the student and of the teacher (0: none in the step)."""
 
     teacher: str | None
     student: str
@@ -21,6 +22,9 @@ class Cost:
     memory: float
     preparation: float | None
     teacher_trained: bool
+    preparation_memory: float | None = None
+    student_macs: float = 0.0
+    teacher_macs: float = 0.0
 
 
 @dataclass
@@ -45,6 +49,15 @@ class Sheet:
         ours, plain = self.get(teacher, student, method), self.get(teacher, student, STUDENT)
         return (ours.speed / plain.speed, ours.memory / plain.memory) if ours and plain else None
 
+    def without_teacher(self, teacher: str | None, student: str, method: str) -> tuple[float, float] | None:
+        """Of a method that knows its teacher but has none in the step: its step's time as a fraction of KD's, measured, and by
+        multiply-accumulates, 3 student / (3 student + teacher). None for other methods and where KD was not measured."""
+        ours, kd = self.get(teacher, student, method), self.get(teacher, student, KD)
+        if not (ours and kd and ours.teacher and not ours.teacher_macs and ours.student_macs and kd.teacher_macs):
+            return None
+        step = 3 * ours.student_macs
+        return kd.speed / ours.speed, step / (step + kd.teacher_macs)
+
     def pairs(self) -> list[tuple[str | None, str]]:
         """The pairs with a measurement; a student alone only where no pair has it."""
         pairs = {(c.teacher, c.student) for c in self.costs.values() if c.teacher}
@@ -59,8 +72,9 @@ def _cost(data: dict[str, Any]) -> Cost:
     teacher, student, method = data["teacher"], data["student"], data["method"]
     if not isinstance(student, str) or not isinstance(method, str) or not isinstance(teacher, str | None):
         raise ValueError("teacher, student and method must be names")
-    preparation = None if preparation is None else float(preparation)
-    return Cost(None if method == STUDENT else teacher, student, method, speed, memory, preparation, bool(data.get("teacher_trained", True)))
+    preparation, beside = (None if value is None else float(value) for value in (preparation, data.get("preparation_peak_bytes")))
+    trained, macs = bool(data.get("teacher_trained", True)), (float(data.get("student_macs") or 0), float(data.get("teacher_macs") or 0))
+    return Cost(None if method == STUDENT else teacher, student, method, speed, memory, preparation, trained, beside, *macs)
 
 
 def load(results: Path) -> tuple[list[Sheet], list[Problem]]:
@@ -70,7 +84,7 @@ def load(results: Path) -> tuple[list[Sheet], list[Problem]]:
     root = results / "costs"
     folders = sorted(e.path for e in os.scandir(root) if e.is_dir()) if root.is_dir() else []
     for path in (Path(folder) / name for folder in folders for name in sorted(os.listdir(folder))):
-        if path.suffix != ".json" or path.name.startswith("."):
+        if path.suffix != ".json" or path.name.startswith(".") or path.name == "speed.json":  # step times, no costs
             continue
         where = str(path.relative_to(results))
         try:

@@ -1,4 +1,4 @@
-"""Figures as PNG and PDF: accuracy against cost, paired differences, learning curves. Markers and line styles tell methods apart without colour."""
+"""Figures as PNG and PDF: accuracy against cost, paired differences, learning curves, every seed. Markers and lines tell methods apart in grey."""
 
 import io
 import re
@@ -112,7 +112,34 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
     return figure
 
 
-FIGURES = {"accuracy-cost": accuracy_against_cost, "differences": paired_differences, "curves": learning_curves}
+def every_seed(results: ResultSet, table: Table) -> Figure | None:
+    """A panel for each pair: the top-1 of each seed (dots), their mean (line) and the published mean (diamond) of each method."""
+    shown = [(j, p) for j, p in enumerate(table.pairs) if any(row.cells[j].values for row in table.rows)]
+    if not shown:
+        return None
+    across = min(3, len(shown))
+    down = -(-len(shown) // across)
+    figure = _figure(max(6.4, 3.6 * across), 1.4 + (0.6 + 0.24 * len(table.rows)) * down, results, table, "Every seed")
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for axes in list(panels)[len(shown) :]:
+        axes.axis("off")
+    for axes, (j, pair) in zip(figure.axes, shown, strict=False):
+        for y, row in enumerate(reversed(table.rows)):
+            cell = row.cells[j]
+            axes.plot(list(cell.values.values()), [y] * len(cell.values), "o", color="0.35", markersize=3.5)
+            if cell.summary:
+                axes.plot([cell.summary.mean] * 2, [y - 0.35, y + 0.35], "-", color="black", linewidth=1.2)
+            if cell.published:
+                axes.plot(cell.published.top1, y, "D", markerfacecolor="none", markeredgecolor="black", markersize=5)
+        axes.set_yticks(range(len(table.rows)), [_plain(row_title(row), 24) for row in reversed(table.rows)], fontsize=7)
+        axes.set_title(_plain(pair.title), fontsize=9)
+        axes.set_xlabel("top-1 (%); line: mean, diamond: published", fontsize=7)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", color="0.9", linewidth=0.6)
+    return figure
+
+
+FIGURES = {"accuracy-cost": accuracy_against_cost, "differences": paired_differences, "curves": learning_curves, "seeds": every_seed}
 
 
 def draw(sets: list[ResultSet]) -> dict[str, Figure]:

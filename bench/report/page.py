@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.report import compare, evidence, sentences, svg
+from bench.report import compare, evidence, sentences, svg, trend_section
 from bench.report.blocks import MIB, conditions, cost_block, remarks, row_title, second_best, set_title, total_seconds
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE, clean
@@ -120,13 +120,21 @@ def _costs(table: Table) -> dict[str, Any] | None:
             total = None if row.variant else total_seconds(sheet, pair.key, row.method, table)
             views = [_view("speed", f"{cost.speed:,.0f}" if cost else DASH, f"{ratio[0]:.2f}×" if ratio else "", cost and cost.speed)]
             views.append(_view("memory", f"{cost.memory / MIB:,.0f}" if cost else DASH, f"{ratio[1]:.2f}×" if ratio else "", cost and cost.memory))
-            prepared = cost.preparation if cost else None
-            views.append(_view("preparation", DASH if prepared is None else f"{prepared:,.0f} s", sort=prepared))
+            prepared, peak = (cost.preparation, cost.preparation_memory) if cost else (None, None)
+            shown = f"{peak / MIB:,.0f} MiB" if peak is not None else ""
+            views.append(_view("preparation", DASH if prepared is None else f"{prepared:,.0f} s", shown, prepared))
             views.append(_view("total", DASH if total is None else _time(total), sort=total))
+            alone = total_seconds(sheet, pair.key, row.method, table, alone=True) if prepared is not None else total
+            views.append(_view("alone", DASH if alone is None else _time(alone), sort=alone))
+            claim = None if row.variant else sheet.without_teacher(*pair.key, row.method)
+            views.append(_view("freed", f"{claim[0]:.2f}×" if claim else DASH, f"ideally {claim[1]:.2f}×" if claim else "", claim and claim[0]))
             cells.append({"id": "", "rank": "", "views": views})
         if any(view["sort"] for cell in cells for view in cell["views"]):
             rows.append({"m": i, "title": row_title(row), "cells": cells, "extra": []})
     views = [("speed", "Images a second"), ("memory", "Peak memory, MiB"), ("preparation", "Preparation"), ("total", "Time for one student")]
+    views += [("alone", "Time, preparation not shared"), ("freed", "Step, × KD's")]
+    some = {view["key"] for row in rows for cell in row["cells"] for view in cell["views"] if view["sort"]}
+    views = [view for view in views if view[0] in some]  # a view without a number is no choice
     return {"views": views, "rows": rows, "teacher": [], "extra": [], "caption": block.caption, "notes": block.notes}
 
 
@@ -186,8 +194,10 @@ def _probe(sheet: Any) -> dict[str, Any] | None:
     return block and {"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes}
 
 
-def html(sets: list[ResultSet], trend: Markup | None = None) -> str:
-    """The whole page. `trend`: a further section, already safe, e.g. that of nightly runs."""
+def html(sets: list[ResultSet]) -> str:
+    """The whole page; with the trend of nightly runs where the own results folder has some."""
+    own = next((s.folder for s in sets if s.name == OWN), None)
+    trend = trend_section.section(own, _environment()) if own else None
     strings = evidence.Strings()
     data: dict[str, Any] = {}
     views = []

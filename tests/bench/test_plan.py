@@ -19,7 +19,8 @@ def of_group(group: Group) -> dict[str, Fact]:
     for method in group.methods:
         alone = method == "student"
         key = f"{'' if alone else group.teacher}-{group.student}-{method}-{group.seed}-{group.overrides(method)}"
-        found[method] = Fact(key, "too small" if method == "at" and group.student == "tiny" else None, not alone)
+        settings = {"temperature": "4", "alpha": "0.9"} if method == "kd" else {}
+        found[method] = Fact(key, "too small" if method == "at" and group.student == "tiny" else None, not alone, settings | group.overrides(method))
     return found
 
 
@@ -65,10 +66,20 @@ def test_selection_replaces_and_joins_rows():
     assert [m for m, _ in plan_of(dataclasses.replace(PROFILE, methods=None)).rows][0] == "student"
 
 
-def test_overrides_reach_the_group_and_the_title_says_so():
-    found = plan_of(hyper=(("kd", "temperature", "2"),))
-    assert dict(found.rows)["kd"] == "KD (temperature=2)" and dict(found.rows)["at"] == "AT"
-    assert all(g.overrides("kd") == {"temperature": "2"} and not g.overrides("at") for g in found.groups)
+def test_overrides_reach_the_group_and_the_cells_say_so():
+    found = plan_of(hyper=(("kd", "temperature", "2"), ("kd", "alpha", "0.9")))
+    assert all(g.overrides("kd") == {"temperature": "2", "alpha": "0.9"} and not g.overrides("at") for g in found.groups)
+    assert {c.method: c.changed for c in found.cells} == {"student": (), "kd": (("temperature", "4", "2"),), "at": ()}
+    written = plan.as_json(found, {})["cells"]
+    assert [c.get("changed") for c in written[:3]] == [None, {"temperature": ["4", "2"]}, None]
+
+
+def test_an_ablation_is_a_variant_and_the_profiles_own_settings_are_none():
+    own, varied = (("kd", "temperature", "1"), ("skd", "beta", 1.0)), (("kd", "alpha", "0"), ("skd", "seed", 1))
+    found = plan_of(dataclasses.replace(PROFILE, hyper=own, variant=varied))
+    assert {c.method: c.changed for c in found.cells} == {"student": (), "kd": (("alpha", "0.9", "0"),), "at": ()}
+    assert all(g.overrides("kd") == {"temperature": "1", "alpha": "0"} for g in found.groups)
+    assert all(h[0] == "kd" for g in found.wholes for h in g.hyper)
 
 
 def test_a_profile_may_change_settings_and_the_command_line_still_wins():
@@ -138,13 +149,34 @@ def test_plan_json_names_every_cell_with_its_run_or_its_reason():
 def test_declared_profiles_name_what_exists():
     pytest.importorskip("torch")
     import models
+    from bench import facts
     from methods import registry
 
     for profile in plan.PROFILES.values():
         assert protocol.get(profile.protocol) and protocol.get(profile.teacher_protocol or profile.protocol)
         assert {n for pair in profile.pairs for n in (pair.teacher, pair.student)} <= set(models.names())
         assert set(profile.methods or ()) <= set(registry.names())
+        shown = expand(profile, Selection(seeds=(1,)), facts.facts(protocol.get(profile.protocol)))
+        assert not shown.protocol.trial and not shown.teacher_protocol.trial
+        changed = {(c.method, name, here) for c in shown.cells for name, _, here in c.changed}
+        assert changed == set(profile.variant), profile.name  # every ablation differs from the method's own settings
     assert len(plan.PROFILES["paper"].pairs) * len(plan.PROFILES["paper"].seeds) * len(plan.PROFILES["paper"].methods) == 162
+
+
+def test_profiles_of_ieps_experiments():
+    pytest.importorskip("torch")
+    from bench import facts, members
+
+    rates = {"iep_full": 1.0, "iep_half": 0.5, "iep_quarter": 0.25, "iep_tenth": 0.1, "iep_students": 0.25, "iep_iterations_4": 0.25}
+    for name, rate in rates.items():
+        found = expand(plan.PROFILES[name], Selection(), facts.facts(protocol.get("iep")))
+        p = found.protocol
+        assert (p.sample_rate, p.batch, p.epochs, p.milestones, p.decay, p.nesterov, p.dropout) == (rate, 128, 100, (30, 60, 80), 0.2, True, 0.3)
+        assert found.teacher_protocol == protocol.get("iep") and found.teachers == ("wrn_40_4",) and not any(c.skipped for c in found.cells)
+        for group in found.wholes:
+            for member in members.resolve(group, "", 100, 32, plan.images(p), None):
+                if member.run.method.startswith("iep"):
+                    assert member.hyper.phase_batch == p.batch and (member.hyper.iterations == 4) == (name == "iep_iterations_4")
 
 
 def test_estimate_uses_probes_where_every_method_has_one_and_says_what_it_rests_on():

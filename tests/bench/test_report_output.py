@@ -225,7 +225,7 @@ def test_an_interrupted_report_leaves_the_last_one(small, monkeypatch):
 def test_figures(small):
     assert command.main([str(small), "--figures"]) == 0
     names = {p.name for p in (small / "report" / "figures").iterdir()}
-    assert names == {f"own-runs-table1-{kind}.{end}" for kind in ("accuracy-cost", "differences", "curves") for end in ("png", "pdf")}
+    assert names == {f"own-runs-table1-{kind}.{end}" for kind in ("accuracy-cost", "differences", "curves", "seeds") for end in ("png", "pdf")}
     assert all((small / "report" / "figures" / n).read_bytes()[:4] in (b"\x89PNG", b"%PDF") for n in names)
 
 
@@ -235,7 +235,7 @@ def test_figures_take_any_name(tmp_path):
         add_run(tmp_path, run_of("kd", *R20, seed), 70.0, title="$x_{ \\frac \x00")
     from bench.report import figures
 
-    assert len(figures.write(table.build(tmp_path), tmp_path / "f")) == 4
+    assert len(figures.write(table.build(tmp_path), tmp_path / "f")) == 6
 
 
 def test_curves_are_read_from_the_rows(tmp_path):

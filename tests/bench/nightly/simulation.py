@@ -61,7 +61,7 @@ def simulate(world: World) -> Outcome:
     now = before = base
     base_cost = draw.normal(size=shape) * noise
     pooled = base.var(-1, ddof=1)[:, :ACCURACY].mean(-1, keepdims=True) / SEEDS
-    state = alarm.State(single, np.where(single, pooled, 0.03**2), np.where(single, 8.0, 3.0))
+    state = alarm.State(single, np.where(single, pooled, 0.03**2), np.where(single, 8.0, 2.0))
     limit = alarm.limits(metrics, ACCURACY)
     target = draw.integers(0, metrics, world.histories)
     who = np.arange(world.histories), target

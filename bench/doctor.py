@@ -1,0 +1,266 @@
+"""`doctor`: looks at everything a launch depends on and everything in a results folder, and says what is wrong and how to mend it."""
+
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import models
+from bench import checkpoint, facts, plan, preparations, protocol, store, teachers
+from bench.commands import data_root
+from bench.data import cifar100
+from bench.lease import Lease
+from bench.plan import Plan
+from bench.protocol import UsageError
+from bench.report import cost_sheets
+from bench.report.render import clean
+from methods import registry
+
+ROW_BYTES = 400
+GENERATIONS = 3  # two are kept, and a third is there while it is written
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check data, teachers, devices, disk space, versions, and every record and checkpoint of a results folder."""
+
+    results: Path = Path("results")
+    """The results folder."""
+    data_root: Path | None = None
+    """Folder that holds cifar-100-python; default: $KD_BENCH_DATA, else ./data."""
+    profile: str = "paper"
+    """The profile whose data and disk space are checked: see `profiles`."""
+    strict: bool = False
+    """Exit with 1 where anything is wrong."""
+
+    def main(self) -> int:
+        the_plan = plan.expand(profile := plan.get_profile(self.profile), plan.Selection(), facts.facts(protocol.get(profile.protocol)))
+        root = self.data_root or data_root()
+        checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
+            ("versions", check_versions),
+            ("methods", check_methods),
+            ("devices", check_devices),
+            ("data", lambda: check_data(the_plan, root)),
+            ("disk", lambda: check_disk(the_plan, self.results)),
+            ("teachers", lambda: check_teachers(self.results)),
+            ("runs", lambda: check_runs(self.results)),
+            ("checkpoints", lambda: check_checkpoints(self.results)),
+            ("other files", lambda: check_others(self.results)),
+        )
+        wrong = 0
+        for name, check in checks:
+            found = list(check())
+            for finding in found:
+                print(f"{name}: {clean(finding.what, 1000)}\n    mend: {clean(finding.mend, 1000)}")
+            if not found:
+                print(f"{name}: ok")
+            wrong += len(found)
+        print(f"{wrong} thing{'s' * (wrong != 1)} to mend" if wrong else "all is well")
+        return 1 if wrong and self.strict else 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, and the command (or act) that mends it."""
+
+    what: str
+    mend: str
+
+
+def _remove(path: Path) -> str:
+    return f"rm -r {shlex.quote(str(path))}"
+
+
+def _split(error: UsageError) -> Finding:
+    """An error of the suite says both, with a semicolon between."""
+    what, _, mend = str(error).rpartition("; ")
+    return Finding(what or str(error), mend.removeprefix("get it with: ") or "see above")
+
+
+def check_versions() -> Iterator[Finding]:
+    """The packages of pyproject.toml, where this is a checkout."""
+    place = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if not place.exists():
+        return
+    wanted = tomllib.loads(place.read_text())["project"]
+    python = wanted["requires-python"].removeprefix(">=")
+    if sys.version_info[:2] < _numbers(python)[:2]:
+        yield Finding(f"Python {sys.version.split()[0]} is older than {python}", f"install Python {python} and name it with KD_BENCH_PYTHON")
+    for text in wanted["dependencies"]:
+        name, _, least = text.partition(">=")
+        try:
+            present = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            present = ""
+        if _numbers(present) < _numbers(least):
+            said = f"{name} {present} is older than {least}" if present else f"{name} is not installed"
+            yield Finding(said, f"{shlex.quote(sys.executable)} -m pip install '{text}'")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def check_methods() -> Iterator[Finding]:
+    """Method files that cannot be loaded."""
+    registry.names()
+    for name, error in registry.broken().items():
+        yield Finding(f"{name} cannot be loaded: {error}", f"correct methods/{name}.py, or remove it")
+
+
+def check_devices() -> Iterator[Finding]:
+    """Every visible GPU computes; a GPU that the driver shows is one that torch sees."""
+    if not torch.cuda.is_available():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if shutil.which("nvidia-smi") and hidden is None and Path("/dev/nvidia0").exists():
+            yield Finding(f"there is a GPU, and torch {torch.__version__} cannot use it", "install a torch build for this driver: https://pytorch.org")
+        return
+    for index in range(torch.cuda.device_count()):
+        try:
+            one = torch.ones(64, 64, device=f"cuda:{index}")
+            good = (one @ one).sum().item() == 64**3
+        except RuntimeError as error:
+            good, text = False, str(error).split("\n")[0]
+        else:
+            text = "computes wrong"
+        if not good:
+            yield Finding(f"cuda:{index} ({torch.cuda.get_device_name(index)}): {text}", "leave it out with CUDA_VISIBLE_DEVICES")
+
+
+def check_data(the_plan: Plan, root: Path) -> Iterator[Finding]:
+    """The official files by their sums. Embedded data is drawn and cannot be damaged."""
+    if the_plan.protocol.dataset != "cifar100":
+        return
+    for name in cifar100.FILES:
+        try:
+            cifar100._checked(root, name)
+        except UsageError as error:
+            yield _split(error)
+
+
+def _parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in models.build(name).parameters())
+
+
+def space_needed(the_plan: Plan, slots: int) -> int:
+    """Bytes that a profile takes at most: every run's weights and rows, the teachers, and the checkpoints of the groups that run at once.
+
+    A checkpoint holds weights and momentum in float32; a method's own modules are not counted.
+    """
+    size = {name: 4 * _parameters(name) for name in {g.student for g in the_plan.groups} | set(the_plan.teachers)}
+    kept = sum(len(g.methods) * (size[g.student] + ROW_BYTES * the_plan.protocol.epochs) for g in the_plan.groups)
+    kept += sum(2 * size[name] for name in the_plan.teachers)
+    training = sorted((len(g.methods) * 2 * size[g.student] for g in the_plan.groups), reverse=True)[:slots]
+    return kept + GENERATIONS * sum(training)
+
+
+def check_disk(the_plan: Plan, results: Path) -> Iterator[Finding]:
+    """The results folder, or the first of its parents that exists, takes a file and has room for the profile."""
+    place = next(p for p in (results.absolute(), *results.absolute().parents) if p.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=place) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        yield Finding(f"nothing can be written in {place}: {error.strerror}", "choose another folder with --results")
+        return
+    needed, free = space_needed(the_plan, max(1, torch.cuda.device_count())), shutil.disk_usage(place).free
+    if free < needed:
+        yield Finding(
+            f"profile {the_plan.profile} takes up to {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB left",
+            "free some space, or choose another folder with --results",
+        )
+
+
+def check_teachers(results: Path) -> Iterator[Finding]:
+    """Every teacher's record and weights."""
+    for place in sorted(p for p in (results / "teachers").glob("*") if p.is_dir()):
+        dataset, _, architecture = place.name.partition("-")
+        mend = f"{_remove(place)}; python -m bench teachers train {shlex.quote(architecture)}, or teachers import FILE"
+        try:
+            found = teachers.find(results, dataset, architecture)
+            if found is None:
+                yield Finding(f"{place} has no teacher.json: it was never finished", mend)
+                continue
+            state = teachers.read_state(place / "teacher.pt")
+            if teachers.state_hash(state) != found.hash:
+                yield Finding(f"{place / 'teacher.pt'}: its hash is not the one of its record", mend)
+                continue
+            teachers.network(architecture, state, 100, place / "teacher.pt")
+        except (UsageError, models.NetworkError) as error:
+            yield Finding(str(error), mend)
+
+
+def check_runs(results: Path) -> Iterator[Finding]:
+    """Every run: its files, its weights, and whether one that says it is running has somebody who runs it."""
+    views, problems = store.scan(results)
+    for problem in problems:
+        folder = results / "runs" / problem.where
+        status = "status.json" in problem.reason
+        yield Finding(f"{problem.where}: {problem.reason}", f"{_remove(folder / 'status.json' if status else folder)}, then launch it again")
+    for view in views:
+        mend = f"{_remove(view.folder)}, then launch it again"
+        if view.record is not None:
+            if problem := _weights(view):
+                yield Finding(f"{view.id}: {problem}", mend)
+            continue
+        try:
+            store.read_rows(view.folder / "epochs.jsonl", view.id)
+        except store.StoreError as error:
+            yield Finding(str(error), mend)
+        if view.status == "running" and not Lease(view.folder).held():
+            yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
+    source = {name: registry.source_hash(name) for name in registry.names()}
+    for method in sorted({v.method for v in views if v.status == "done" and source.get(v.method, v.method_source) != v.method_source}):
+        mend = f"python -m bench run --redo --methods {method}, or raise its version"
+        yield Finding(f"the source of {method} changed since its runs were done", mend)
+
+
+def _weights(view: store.RunView) -> str:
+    """What is wrong with a finished run's weights; empty: nothing."""
+    try:
+        state = teachers.read_state(view.folder / "student.pt")
+    except UsageError as error:
+        return str(error).removeprefix("teacher file ").partition(";")[0]
+    return "" if teachers.state_hash(state) == view.record.get("weights_sha256") else "student.pt is not what the record names"
+
+
+def check_checkpoints(results: Path) -> Iterator[Finding]:
+    """Every checkpoint that a run would go on from, and every manifest."""
+    for place in sorted(results.glob("groups/*/*.json")):
+        if checkpoint.read_manifest(place) is None:
+            yield Finding(f"{place} is damaged", f"{_remove(place)}; the next launch falls back a generation")
+    for folder in sorted(p.parent for p in results.glob("runs/*/group.json")):
+        if (folder / "record.json").exists():
+            continue
+        try:
+            rows = len(store.read_rows(folder / "epochs.jsonl").rows)
+        except store.StoreError:
+            continue  # named among the runs
+        for note in checkpoint.restore(results, folder.name, rows)[1].notes:
+            yield Finding(f"{folder.name}: {note}", "launch it again: it goes on from what is sound")
+
+
+def check_others(results: Path) -> Iterator[Finding]:
+    """The plan, the cost records and the preparations."""
+    try:
+        store.read_json(results / "plan.json")
+    except store.StoreError as error:
+        yield Finding(str(error), f"{_remove(results / 'plan.json')}; the next launch writes it")
+    for problem in cost_sheets.load(results)[1]:
+        yield Finding(f"{problem.where}: {problem.reason}", f"{_remove(results / problem.where)}; the next launch measures it")
+    for place in sorted(p.parent for p in results.glob("preparations/*/prepared.json")):
+        try:
+            preparations.read(place, {"name": place.name.rpartition("-")[0]})
+        except UsageError as error:
+            yield Finding(str(error), f"{_remove(place)}; the next launch builds it")

@@ -1,0 +1,141 @@
+"""Faults 16, 17, 21 and 28: no memory, no GPU, plug-ins that break at any point, an evaluation that leaves traces."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import models
+from bench import jobs, learner
+from bench.jobs import DONE, TROUBLE
+from bench.learner import evaluate
+from methods import registry
+from methods.base import Method
+from tests.faults import lives
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Sound(Method):
+    """Cross-entropy; the faults below are its sub-classes."""
+
+    title = paper = "sound"
+
+    def losses(self, student, teacher, batch):
+        return {"ce": F.cross_entropy(student.logits, batch.labels)}
+
+
+class AtBirth(Sound):
+    def __init__(self, hyper, setting, prepared=None):
+        super().__init__(hyper, setting, prepared)
+        raise AttributeError("no such thing")
+
+
+class AtAnEpoch(Sound):
+    def begin_epoch(self, epoch, draws):
+        if epoch == 2:
+            raise AssertionError("not in this epoch")
+
+
+class OtherType(Sound):
+    def losses(self, student, teacher, batch):
+        return 3.0
+
+
+class NoMemory(Sound):
+    def losses(self, student, teacher, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+BREAKS = {
+    AtBirth: "AttributeError: no such thing",
+    AtAnEpoch: "AssertionError: not in this epoch",
+    OtherType: "AttributeError: ",
+    NoMemory: "out of memory",
+}
+
+
+@pytest.mark.parametrize("cls", list(BREAKS), ids=[c.__name__ for c in BREAKS])
+def test_a_method_that_breaks_fails_alone(results, unbroken, cls):
+    def train() -> int:
+        registry.names()
+        registry.source_hash = lambda name: "0" * 16
+        registry.register("breaks")(cls)
+        return jobs.run_group(lives.group("student", "breaks"), lives.where(results))
+
+    assert lives.live(train) == TROUBLE
+    (run,) = lives.outcome(results)
+    assert lives.outcome(results)[run] == unbroken[run]
+    status, reason = lives.statuses(results)["breaks"]
+    assert status == "failed" and reason.startswith(BREAKS[cls])
+    assert "Traceback" in next(results.glob("runs/*breaks*/log.txt")).read_text() and not list(results.glob("runs/*/lease.json"))
+
+
+def test_no_memory_in_an_evaluation_fails_that_run_and_is_tried_again(results, unbroken):
+    def train() -> int:
+        from bench import loop
+
+        calls = []
+
+        def short(*arguments, **named):
+            calls.append(1)
+            if len(calls) == 3:  # of the second epoch, the first member's
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return evaluate(*arguments, **named)
+
+        loop.evaluate = short
+        return jobs.run_group(lives.group(), lives.where(results))
+
+    assert lives.live(train) == TROUBLE
+    assert sorted(lives.statuses(results).values()) == [("done", ""), ("failed", "out of memory")]
+    assert lives.train(results) == DONE and lives.outcome(results) == unbroken
+
+
+def test_a_hidden_gpu_is_no_cpu_run(tmp_path):
+    code = "from bench import jobs; from tests.faults import lives; from pathlib import Path; import sys;"
+    code += "sys.exit(jobs.run_group(lives.group('student', teacher=None), lives.where(Path(sys.argv[1]), device='cuda')))"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    got = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert got.returncode and "UsageError: device 'cuda' was asked for, but 0 CUDA devices are visible (CUDA_VISIBLE_DEVICES='')" in got.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def state_of(network: torch.nn.Module) -> str:
+    total = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        total.update(name.encode() + value.numpy().tobytes())
+    return total.hexdigest()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
+def test_an_evaluation_leaves_no_trace(name, training):
+    torch.manual_seed(0)
+    network = models.build(name, 100).train(training)
+    batches = [(torch.randn(4, 3, 32, 32), torch.randint(100, (4,))) for _ in range(2)]
+    network(batches[0][0])  # statistics of its own
+    modes = [m.training for m in network.modules()]
+    before, generator = state_of(network), torch.get_rng_state()
+    first = evaluate(network, batches, "tf32")
+    assert state_of(network) == before and torch.equal(torch.get_rng_state(), generator)
+    assert [m.training for m in network.modules()] == modes and all(p.grad is None for p in network.parameters())
+    assert evaluate(network, batches, "tf32") == first
+    network.train()(batches[0][0])
+    assert state_of(network) != before  # the hash sees what a leak would do
+
+
+def test_an_interrupted_evaluation_leaves_the_mode(monkeypatch):
+    network = models.build("resnet8", 100).train()
+
+    def stop():
+        raise learner_stopped
+
+    learner_stopped = RuntimeError("stop")
+    with pytest.raises(RuntimeError, match="stop"):
+        learner.evaluate(network, [(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))], "tf32", stop)
+    assert network.training

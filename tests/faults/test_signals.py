@@ -1,0 +1,133 @@
+"""Faults 3, 4, 5 and 18: signals that land anywhere in a step, an evaluation or a save; preemption through submitit; clocks that jump."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import checkpoint, jobs, store
+from bench.jobs import DONE, INTERRUPTED, STOPPED_IN_TIME
+from bench.launch import Job
+from tests.faults import lives
+
+
+def kills_itself(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def lands_in(place: str, number: int, folder: Path) -> int:
+    """A life that gets the signal inside its third step, its first evaluation, between two files of its third save, or while it prepares."""
+    from bench import loop
+    from bench import train as training
+
+    calls = {"n": 0}
+
+    def after(count: int, original, late: bool = False):
+        def call(*arguments, **named):
+            calls["n"] += 1
+            if calls["n"] == count and not late:
+                kills_itself(number)
+            result = original(*arguments, **named)
+            if calls["n"] == count and late:
+                kills_itself(number)
+            return result
+
+        return call
+
+    if place == "step":
+        from bench.learner import Learner
+
+        Learner._count = after(5, Learner._count)  # the first member of the third step has been updated, the second not
+    elif place == "eval":
+        loop.evaluate = after(2, loop.evaluate)
+    elif place == "save":
+        checkpoint.serialise = after(6, checkpoint.serialise, late=True)
+    elif place == "row":
+        store.append_row = after(1, store.append_row, late=True)
+    else:
+        training.GroupJob.learner = after(2, training.GroupJob.learner)
+    return jobs.run_group(lives.group(), lives.where(folder))
+
+
+@pytest.mark.parametrize("place", ["step", "eval", "save", "row", "preparing"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_tears_nothing_wherever_it_lands(results, unbroken, place, number):
+    assert lives.live(lambda: lands_in(place, number, results)) == (INTERRUPTED if number == signal.SIGTERM else STOPPED_IN_TIME)
+    found = lives.statuses(results)
+    assert set(found.values()) == {("interrupted", number.name)} and set(found) == {"student", "kd"}
+    views = [v for v in store.scan(results)[0] if v.seed != 0]
+    positions = {checkpoint.restore(results, v.id)[1].position for v in views}
+    assert len(positions) == 1 and (place == "preparing") == (positions == {checkpoint.START})  # together, and saved
+    assert not list(results.glob("runs/*/lease.json"))
+    assert lives.train(results) == DONE and lives.outcome(results) == unbroken
+
+
+def slow_group(group, where) -> int:
+    """run_group with steps that take long enough to be interrupted."""
+    from bench import train as training
+
+    step = training.engine.Eager.step
+
+    def slowly(engine, start, stop):
+        time.sleep(0.3)
+        return step(engine, start, stop)
+
+    training.engine.Eager.step = slowly
+    return jobs.run_group(group, where)
+
+
+def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroken):
+    """SIGUSR2 to the task itself, as a cluster sends it: submitit starts the same job again, and no limit of time is counted."""
+    import submitit
+
+    executor = submitit.LocalExecutor(results / "jobs", max_num_timeout=0)
+    executor.update_parameters(timeout_min=60)
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    job = executor.submit(Job(slow_group), {"group": lives.group()}, lives.where(results))
+    until = time.monotonic() + 120
+    while not list(results.glob("groups/*/manifest.json")) and time.monotonic() < until:
+        time.sleep(0.05)
+    (lease,) = {p.read_text() for p in results.glob("runs/*-kd-*/lease.json")}
+    os.kill(int(lease.split('"pid": ')[1].split(",")[0]), signal.SIGUSR2)
+    assert job.result() == DONE
+    assert lives.outcome(results) == unbroken
+    logs = [p.read_text() for p in results.glob("runs/*s1*/log.txt")]
+    assert all("interrupted: SIGUSR2" in text and "attempt 2: resumed at epoch" in text for text in logs)
+
+
+def test_a_time_limit_stops_at_a_step_as_often_as_needed(results, unbroken):
+    """A limit shorter than an epoch: each call goes on where the last one stopped."""
+    codes = [lives.live(lambda: slow_group(lives.group(), lives.where(results, stop_after_seconds=0.8))) for _ in range(4)]
+    assert codes[0] == STOPPED_IN_TIME and set(codes) <= {DONE, STOPPED_IN_TIME}
+    assert all(reason == "time budget used up" for status, reason in lives.statuses(results).values() if status != "done")
+    assert lives.train(results) == DONE and lives.outcome(results) == unbroken
+
+
+def jumping(folder: Path) -> int:
+    """A life whose wall clock jumps, by up to a year to and fro, at every look at it."""
+    source, real = random.Random(3), time.time
+    time.time = lambda: real() + source.uniform(-3e7, 3e7)
+    return jobs.run_group(lives.group(), lives.where(folder, checkpoint_seconds=1e-3))
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(results, unbroken):
+    assert lives.live(lambda: jumping(results)) == DONE
+    assert lives.outcome(results) == unbroken
+    for view in store.scan(results)[0]:
+        seconds = [row["seconds"] for row in store.read_rows(view.folder / "epochs.jsonl").rows]
+        assert seconds == sorted(seconds) and 0 < seconds[0] and seconds[-1] < 600 and view.record["train_seconds"] < 600
+
+
+def test_a_stale_lease_is_judged_without_a_clock(results, unbroken, halfway):
+    """A killed group's leases, dated in the future by their files, hold nobody up."""
+    shutil.rmtree(results)
+    shutil.copytree(halfway, results)
+    leases = list(results.glob("runs/*/lease.json"))
+    assert len(leases) == 2
+    for path in leases:
+        os.utime(path, (2**33, 2**33))
+    assert lives.train(results) == DONE and lives.outcome(results) == unbroken
