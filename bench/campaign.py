@@ -16,6 +16,7 @@ from bench.ledger import Ledger
 from bench.plan import Plan
 from bench.progress import Progress, table
 from bench.protocol import UsageError
+from bench.threads import cores as usable_cores
 
 
 def make_plan(options: Run) -> Plan:
@@ -90,7 +91,7 @@ def slots_for(options: Run, groups: int) -> tuple[list[Slot], dict]:
     if options.groups_per_gpu < 1 or (options.threads is not None and options.threads < 1):
         raise UsageError("--groups-per-gpu and --threads: at least 1")
     chosen = environment.select(options.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if chosen.type == "cpu":
         count = max(1, min(groups, cores if options.threads is None else cores // options.threads))
         return [Slot(None, options.threads or max(1, cores // count))] * count, environment.device_facts(chosen)

@@ -100,7 +100,12 @@ class GroupCheckpoint:
 
 def serialise(state: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # most of the time of a save, and the manifest has a SHA-256
+    try:
+        torch.save(dict(state), buffer)
+    finally:
+        torch.serialization.set_crc32_options(computed)
     return buffer.getvalue()
 
 

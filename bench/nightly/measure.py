@@ -88,8 +88,7 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
         _check(code)
         if code != DONE:
             raise NightFailed(f"the teacher {plan.pair.teacher} could not be trained (exit code {code}); run it with --keep and see {folder}/runs")
-        _check(pool.submit(run_group, groups[0], where).result())  # first by itself: the others find its preparations
-        for code in list(pool.map(run_group, groups[1:], [where] * len(groups[1:]))):
+        for code in list(pool.map(run_group, groups, [where] * len(groups))):  # preparations are built under a lock, by the first
             _check(code)
         costs = pool.submit(speed, groups[0], where, plan.rounds).result()
     metrics, trouble, versions = accuracy(folder, plan, names)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from bench.report import published
+from bench.report import compare, published
 from bench.report.cost_sheets import Sheet
 from bench.report.statistics import ASSUMED, Difference, Summary
 from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
@@ -38,11 +38,11 @@ def accuracy(summary: Summary) -> str:
     return f"{summary.mean:.2f} (n=1)" if summary.sd is None else f"{summary.mean:.2f} ±{summary.sd:.2f} ({summary.n})"
 
 
-def signed(difference: Difference | None) -> str:
-    """A difference with the half-width of its interval, where it has one."""
+def signed(difference: Difference | None, clear: bool = False) -> str:
+    """A difference with the half-width of its interval, where it has one; a dagger where it is clear."""
     if difference is None:
         return NONE
-    return f"{difference.mean:+.2f}" + ("" if difference.half is None else f" ±{difference.half:.2f}")
+    return f"{'†' if clear else ''}{difference.mean:+.2f}" + ("" if difference.half is None else f" ±{difference.half:.2f}")
 
 
 def _times(value: float | None) -> str:
@@ -100,17 +100,20 @@ def table_block(table: Table, number: str) -> Block:
         lines.append(Line("Teacher", [NONE if p.top1 is None else f"{p.top1:.2f}" for p in table.pairs] + blank, "context"))
         if any(p.published for p in table.pairs):
             lines.append(Line("published", [f"{p.published.top1:.2f}" if p.published else NONE for p in table.pairs] + blank, "sub"))
+    versus = compare.against(table, table.baseline)
+    over_all = versus.pooled if versus else {}
     seconds = [second_best(table, j) for j in range(len(table.pairs))]
     for place, row in enumerate(table.rows):
         some = f" ({row.pooled_pairs}/{len(table.pairs)})" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
         few = f" ({row.cost_pairs}/{len(table.pairs)})" if 0 < row.cost_pairs < len(table.pairs) else ""
         prep = NONE if row.preparation is None else f"{row.preparation:.0f}"
-        beside = [signed(row.pooled) + some, _times(row.speed) + few, _times(row.memory), prep]
+        beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, _times(row.speed) + few, _times(row.memory), prep]
         best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
         second = frozenset(j for j in range(len(table.pairs)) if place in seconds[j])
         lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best, second))
         if any(c.difference for c in row.cells):
-            lines.append(Line(f"Δ {base}", [signed(c.difference) for c in row.cells] + blank, "sub"))
+            clear = [bool(versus and (found := versus.cells.get((place, j))) and found.clear) for j in range(len(row.cells))]
+            lines.append(Line(f"Δ {base}", [signed(c.difference, k) for c, k in zip(row.cells, clear, strict=True)] + blank, "sub"))
         if any(c.values and c.others for c in row.cells):
             lines.append(Line("not done", [c.note if c.values else "" for c in row.cells] + blank, "sub"))
         if comparable and (not row.variant or any(c.published for c in row.cells)):
@@ -119,7 +122,7 @@ def table_block(table: Table, number: str) -> Block:
         "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column. "
         "Only done runs are averaged.",
         f"Δ {base}: mean difference paired by seed ± half-width of its 95 % t-interval (none for one seed); over all pairs: pooled, "
-        "(k/m) where only k pairs have it. Not corrected for the number of comparisons.",
+        "(k/m) where only k pairs have it. † stands at 5 % after Holm's correction, over the cells of the table and over the methods.",
         "All methods share one test set: its sampling noise (about 0.4 points) is common to all cells and is in no deviation or interval.",
     ]
     if table.sheet:

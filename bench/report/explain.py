@@ -4,6 +4,7 @@ import math
 import re
 
 from bench.protocol import UsageError, unknown
+from bench.report import compare
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.render import clean
 from bench.report.statistics import paired, summarise, t_quantile
@@ -30,9 +31,20 @@ def explain(sets: list[ResultSet], method: str, pair: str) -> str:
         for i, column in enumerate(table.pairs):
             if _plain(f"{column.teacher or ''}{column.student}") == _plain(pair):
                 base = next((r.cells[i] for r in table.rows if r.method == table.baseline and not r.variant), None)
-                for row in (r for r in table.rows if r.method == method):
-                    parts.append("\n".join(clean(line, 1000) for line in _cell(results, table, row, column, row.cells[i], base)))
+                versus = compare.against(table, table.baseline)
+                for k, row in enumerate(table.rows):
+                    if row.method == method:
+                        lines = _cell(results, table, row, column, row.cells[i], base) + _corrected(versus, (k, i))
+                        parts.append("\n".join(clean(line, 1000) for line in lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _corrected(versus: compare.Comparison | None, key: tuple[int, int]) -> list[str]:
+    found = versus.cells.get(key) if versus else None
+    if found is None or found.p is None:
+        return []
+    count = sum(c.p is not None for c in versus.cells.values())
+    return [f"  against {versus.baseline}: p = {found.p:.4g}; after Holm over the {count} cells of the table: {found.holm:.4g}"]
 
 
 def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, base: Cell | None) -> list[str]:

@@ -24,9 +24,14 @@ def _finalize(value: object) -> object:
     return clean(value, 4000) if isinstance(value, str) and not isinstance(value, Markup) else "" if value is None else value
 
 
+def _tight(text: str) -> str:
+    """The same sentence with numbers and their signs kept on one line."""
+    return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0").replace("n = ", "n\u00a0=\u00a0")
+
+
 @lru_cache(1)
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PARTS),
         autoescape=True,
         finalize=_finalize,
@@ -34,6 +39,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tight"] = _tight
+    return environment
 
 
 def _signed(value: float, places: int = 2) -> str:

@@ -7,15 +7,16 @@ import textwrap
 import unicodedata
 from collections.abc import Callable
 
+from bench.report import compare
 from bench.report.blocks import Block, Line, remarks, set_blocks, set_title, total_seconds
 from bench.report.table import ResultSet
 
 TITLE = "Knowledge distillation benchmark"
 _INDENT = "  "
-_NUMBER = re.compile(r"((?:[a-z ]+)?[-+]?[\d.,]+) ((?:±|\(n=).*)")
+_NUMBER = re.compile(r"((?:[a-z ]+)?†?[-+]?[\d.,]+) ((?:±|\(n=).*)")
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-_TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "–": "--", '"': "''"}
+_TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "†": r"$\dagger$", "–": "--", '"': "''"}
 _MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
@@ -139,7 +140,8 @@ def latex(sets: list[ResultSet]) -> str:
 
 COLUMNS = (
     "set", "protocol", "trial", "precision", "teacher", "student", "method", "title", "variant", "n", "planned", "mean", "sd", "best_epoch_mean",
-    "not_done", "baseline", "difference", "half_width", "difference_n", "published", "published_sd", "published_n", "verdict", "minus_published",
+    "not_done", "baseline", "difference", "half_width", "difference_n", "p_holm", "kd_difference", "kd_half_width", "kd_p_holm",
+    "published", "published_sd", "published_n", "verdict", "minus_published",
     "minus_published_half_width", "images_per_second", "relative_speed", "peak_memory_bytes", "relative_memory", "preparation_seconds",
     "total_seconds",
 )  # fmt: skip
@@ -162,9 +164,13 @@ def csv_text(sets: list[ResultSet]) -> str:
     writer.writerow(COLUMNS)
     for results in sets:
         for table in results.tables:
-            for row in table.rows:
-                for pair, cell in zip(table.pairs, row.cells, strict=True):
+            versus, kd = (compare.against(table, method) for method in (table.baseline, "kd"))
+            for i, row in enumerate(table.rows):
+                for j, (pair, cell) in enumerate(zip(table.pairs, row.cells, strict=True)):
                     s, d, p, v, sheet = cell.summary, cell.difference, cell.published, cell.verdict, table.sheet if not row.variant else None
+                    judged = versus.cells.get((i, j)) if versus else None
+                    k = kd.cells.get((i, j)) if kd else None
+                    to_kd = [k.difference.mean, k.difference.half, k.holm] if k else [None] * 3
                     best = [cell.runs[seed].record["best_top1"] for seed in cell.values]
                     cost = sheet.get(*pair.key, row.method) if sheet else None
                     ratio = sheet.relative(*pair.key, row.method) if sheet else None
@@ -172,7 +178,8 @@ def csv_text(sets: list[ResultSet]) -> str:
                     fields = [results.name, table.protocol.get("name"), table.trial, table.precision, pair.teacher, pair.student]
                     fields += [row.method, row.title, row.variant, len(cell.values), len(cell.values) + len(cell.others)]
                     fields += [s and s.mean, s and s.sd, sum(best) / len(best) if best else None, cell.note, table.baseline]
-                    fields += [d and d.mean, d and d.half, d and d.n, p and p.top1, p and p.sd, p and p.n, v and v.word, v and v.mean, v and v.half]
+                    fields += [d and d.mean, d and d.half, d and d.n, judged and judged.holm, *to_kd]
+                    fields += [p and p.top1, p and p.sd, p and p.n, v and v.word, v and v.mean, v and v.half]
                     fields += [cost and cost.speed, ratio and ratio[0], cost and cost.memory, ratio and ratio[1], cost and cost.preparation, total]
                     writer.writerow([csv_field(value) for value in fields])
     return out.getvalue()

@@ -325,7 +325,7 @@ def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
         for pair, cell, plain in zip(pairs, row.cells, base.cells, strict=True):
             by_pair[pair.title] = statistics.paired(cell.values, plain.values)
             cell.difference = statistics.difference(list(by_pair[pair.title].values()))
-        shared = {pair.title: ",".join(sorted(r.id for r in plain.runs.values())) for pair, plain in zip(pairs, base.cells, strict=True)}
+        shared = {pair.title: pair.student for pair in pairs}  # one student: the same initial weights and data order, seed by seed
         row.pooled = statistics.pooled(by_pair, shared)
         row.pooled_pairs = sum(bool(d) for d in by_pair.values())
     for column in range(len(pairs)):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bench import store
 from bench.report import __main__ as command
-from bench.report import blocks, render, table
+from bench.report import blocks, compare, render, table
 from bench.report.blocks import Block, Line
 from bench.report.explain import explain
 from tests.bench.synthetic import CRD, PAIRS, add_plan, add_run, fill, run_of
@@ -84,6 +84,11 @@ def test_csv_has_a_line_for_each_cell(whole):
     found = table.build(whole)[0].tables[0]
     cell = next(r for r in found.rows if r.method == "kd").cells[-1]
     assert float(kd["mean"]) == pytest.approx(cell.summary.mean, abs=1e-4) and kd["n"] == "3" and kd["trial"] == "3 of 240 epochs"
+    versus = compare.against(found, "student")
+    assert float(kd["p_holm"]) == pytest.approx(versus.cells[1, 5].holm, rel=1e-4) and kd["kd_difference"] == ""
+    at = next(r for r in rows if r["method"] == "at" and r["student"] == "vgg8")
+    cells = {r.method: r.cells[-1] for r in found.rows}
+    assert float(at["kd_difference"]) == pytest.approx(cells["at"].summary.mean - cells["kd"].summary.mean, abs=1e-4) and at["kd_p_holm"]
     assert float(kd["relative_speed"]) == pytest.approx(1 / 1.2, rel=1e-5) and kd["published"] == ""
 
 
@@ -105,7 +110,7 @@ def test_markdown_cells_hold_any_name(name):
 @given(NAMES)
 def test_latex_holds_any_name(name):
     shown = render.latex_escape(name)
-    known = r"\\(?:textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}|\\[&%$#_{}]|\$\\(?:pm|times|Delta|to)\$"
+    known = r"\\(?:textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}|\\[&%$#_{}]|\$\\(?:pm|times|Delta|to|dagger)\$"
     assert not re.search(r"[\\{}$&#^_~%]", re.sub(known, "", shown))
 
 
@@ -150,6 +155,8 @@ def test_explain_shows_every_step(small):
     text = explain(table.build(small), "kd", "resnet56 -> resnet20")
     cell = next(r for r in table.build(small)[0].tables[0].rows if r.method == "kd").cells[1]
     assert f"mean of 2: {cell.summary.mean:.4f}" in text and f"{cell.difference.half:.4f}" in text
+    versus = compare.against(table.build(small)[0].tables[0], "student")
+    assert f"after Holm over the {len(versus.cells)} cells of the table: {versus.cells[1, 1].holm:.4g}" in text
     assert "t(1) sd/√n = 12.706" in text and "seed 3: diverged in epoch 1" in text and run_of("kd", *R20, 1).id in text
 
 
@@ -245,3 +252,16 @@ def test_curves_are_read_from_the_rows(tmp_path):
 
     (kd,) = table.build(tmp_path)[0].tables[0].rows
     assert epochs.mean_curve(kd.cells[0]) == pytest.approx([71 - 40 * (2 / 3) ** 2, 71 - 40 / 9, 71], abs=0.011)
+
+
+def test_what_stands_after_holm_has_a_dagger(tmp_path):
+    for seed in (1, 2, 3):
+        add_run(tmp_path, run_of("student", None, "resnet20", seed), 69 + seed / 100)
+        add_run(tmp_path, run_of("kd", *R20, seed), 72 + seed / 99)
+        add_run(tmp_path, run_of("at", *R20, seed), 69 + (seed - 2) / 5)
+    sets = table.build(tmp_path)
+    lines = blocks.table_block(sets[0].tables[0], "Table 1").lines
+    shown = {line.label: line.cells for line in lines if line.kind == "main"}
+    assert shown["KD"][1].startswith("†+3.00") and not shown["AT"][1].startswith("†")
+    assert [line.cells[0][0] for line in lines if line.label == "Δ Student"] == ["†", "-"]
+    assert r"$\dagger$+3.00 {\tiny $\pm$" in render.latex(sets)

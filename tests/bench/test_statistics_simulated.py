@@ -52,6 +52,9 @@ def test_a_table_is_what_was_drawn():
     assert versus.cells[3, 2].difference.mean == pytest.approx((top1[3, 2] - top1[0, 2]).mean())
     assert versus.pooled[3].difference.mean == pytest.approx((top1[3] - top1[0]).mean())
     assert len(versus.cells) == 48 and len(versus.pooled) == 8
+    by_pair = {str(j): dict(zip(SEEDS, (top1[3, j] - top1[0, j]).tolist(), strict=True)) for j in range(6)}
+    shared, apart = (statistics.pooled(by_pair, dict(zip("012345", names, strict=True))).half for names in (STUDENTS, "uvwxyz"))
+    assert versus.pooled[3].difference.half == pytest.approx(shared) and shared != pytest.approx(apart)
 
 
 def test_intervals_of_one_cell_cover():

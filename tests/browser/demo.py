@@ -32,7 +32,9 @@ def fill(results: Path, protocol: Protocol = synthetic.CRD, pairs=synthetic.PAIR
                     continue
                 state = {("rkd", 1, 3): "diverged", ("skd", 5, 3): "running"}.get((method, t, seed), "done")
                 shared = random.Random(f"{student}{seed}").gauss(0, 0.15)
-                _run(results, run, round(centre + shared + draw.gauss(0, 0.14), 2), state)
+                taught = {"architecture": teacher, "hash": run.teacher_hash, "trained": True}
+                taught["test_top1"] = index["crd", "cifar100", 1.0, teacher, student, "teacher"].top1
+                _run(results, run, round(centre + shared + draw.gauss(0, 0.14), 2), state, taught if run.teacher else None)
             speed = 24000 / (1 + t / 3) * SPEED.get(method, 0.8) * draw.uniform(0.97, 1.03)
             memory = int((420 << 20) * (1 + 0.12 * methods.index(method)))
             preparation = 240.0 + 60 * t if method in ("iep", "skd") else None
@@ -41,7 +43,7 @@ def fill(results: Path, protocol: Protocol = synthetic.CRD, pairs=synthetic.PAIR
     return results
 
 
-def _run(results: Path, run, top1: float, state: str) -> None:
+def _run(results: Path, run, top1: float, state: str, teacher: dict | None) -> None:
     """One run with a curve that climbs, jumps at the milestones and jitters."""
     epochs = run.protocol.epochs
     noise = random.Random(run.id)
@@ -54,7 +56,7 @@ def _run(results: Path, run, top1: float, state: str) -> None:
         base = (top1 - 15) * (1 - math.exp(-epoch / (epochs / 30))) if level == 0 else top1 - (2.5, 0.6, 0.1)[level - 1]
         return round(max(1.0, base + noise.gauss(0, (2.2, 0.35, 0.15, 0.08)[level])), 2)
 
-    synthetic.add_run(results, run, top1, state, rows=count, curve=at, device=DEVICE, commit="0123abcd")
+    synthetic.add_run(results, run, top1, state, rows=count, curve=at, device=DEVICE, commit="0123abcd", teacher=teacher)
 
 
 def nights(results: Path, count: int = 30) -> None:

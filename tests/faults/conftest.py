@@ -1,6 +1,8 @@
-"""A trained teacher and the numbers of an undisturbed group, made once for all faults."""
+"""A trained teacher and the numbers of an undisturbed group, made once for all faults; in memory where there is a file system for that."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,20 +13,40 @@ from tests.faults import lives
 
 
 @pytest.fixture(scope="session")
-def teacher_folder(tmp_path_factory) -> Path:
-    """A results folder with a teacher and nothing else."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("teacher")
-    assert lives.live(lambda: jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.where(folder))) == jobs.DONE
-    shutil.rmtree(folder / "runs")
-    return folder
+def memory():
+    """A folder for the session: these tests write many checkpoints, and none of them has to survive a power cut."""
+    folder = Path(tempfile.mkdtemp(prefix="kdfaults", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def tmp_path(memory):
+    folder = Path(tempfile.mkdtemp(dir=memory))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def unbroken(teacher_folder, tmp_path_factory) -> dict[str, tuple]:
+def trained(memory) -> Path:
+    """A results folder with a teacher and the run that made it."""
+    torch.set_num_threads(1)
+    assert lives.live(lambda: jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.where(memory / "trained"))) == jobs.DONE
+    return memory / "trained"
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(trained, memory) -> Path:
+    """A results folder with the teacher and nothing else."""
+    shutil.copytree(trained / "teachers", memory / "teacher" / "teachers")
+    return memory / "teacher"
+
+
+@pytest.fixture(scope="session")
+def unbroken(teacher_folder, memory) -> dict[str, tuple]:
     """The numbers of student and kd without any fault."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    shutil.copytree(teacher_folder / "teachers", folder / "teachers")
+    folder = memory / "unbroken"
+    shutil.copytree(teacher_folder, folder)
     assert lives.train(folder) == jobs.DONE
     return lives.outcome(folder)
 
@@ -32,15 +54,14 @@ def unbroken(teacher_folder, tmp_path_factory) -> dict[str, tuple]:
 @pytest.fixture
 def results(teacher_folder, tmp_path) -> Path:
     """A fresh results folder with the teacher in it."""
-    folder = tmp_path / "results"
-    shutil.copytree(teacher_folder / "teachers", folder / "teachers")
-    return folder
+    shutil.copytree(teacher_folder, tmp_path / "results")
+    return tmp_path / "results"
 
 
 @pytest.fixture(scope="session")
-def halfway(teacher_folder, tmp_path_factory) -> Path:
+def halfway(teacher_folder, memory) -> Path:
     """A results folder whose group was killed in its second epoch, with two generations of checkpoints. Copy it; do not change it."""
-    folder = tmp_path_factory.mktemp("halfway")
-    shutil.copytree(teacher_folder / "teachers", folder / "teachers")
+    folder = memory / "halfway"
+    shutil.copytree(teacher_folder, folder)
     assert lives.live(lambda: lives.dies_after(folder, lives.STEPS + 1)) == 99
     return folder

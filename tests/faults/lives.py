@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 
-from bench import jobs, store
+from bench import jobs, store, teachers  # noqa: F401  what a life needs is imported before it is forked
+from bench import train as training
 from bench.jobs import Group, Where
 from bench.protocol import Protocol
+
+torch.use_deterministic_algorithms(False)  # imports torch._inductor: a second of work for each life otherwise
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=3, milestones=(2,), train_images=100, test_images=100, image_size=16, batch=64)
 STEPS = 2  # an epoch
@@ -62,7 +65,6 @@ def statuses(folder: Path) -> dict[str, tuple[str, str]]:
 
 def dies_after(folder: Path, steps: int) -> int:
     """A life that ends, without a word, when the checkpoint after so many steps is published."""
-    from bench import train as training
     from bench.checkpoint import GroupCheckpoint
 
     taken = 0

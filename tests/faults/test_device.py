@@ -76,6 +76,33 @@ def test_a_method_that_breaks_fails_alone(results, unbroken, cls):
     assert "Traceback" in next(results.glob("runs/*breaks*/log.txt")).read_text() and not list(results.glob("runs/*/lease.json"))
 
 
+class LosesTheDevice(Sound):
+    steps = 0
+
+    def losses(self, student, teacher, batch):
+        self.steps += 1
+        if self.steps > 3:
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+        return super().losses(student, teacher, batch)
+
+
+def test_a_lost_device_is_nobodys_fault(results, unbroken):
+    """The job ends, its members are interrupted, and the next launch goes on from the last checkpoint."""
+
+    def train() -> int:
+        registry.names()
+        registry.source_hash = lambda name: "0" * 16
+        registry.register("loses")(LosesTheDevice)
+        return jobs.run_group(lives.group("student", "loses"), lives.where(results))
+
+    assert lives.live(train) == TROUBLE
+    found = lives.statuses(results)
+    assert set(found) == {"student", "loses"} and all(s == "interrupted" and "device lost: CUDA error" in r for s, r in found.values())
+    assert lives.train(results, lives.group("student")) == DONE
+    (run,) = lives.outcome(results)
+    assert lives.outcome(results)[run] == unbroken[run]
+
+
 def test_no_memory_in_an_evaluation_fails_that_run_and_is_tried_again(results, unbroken):
     def train() -> int:
         from bench import loop

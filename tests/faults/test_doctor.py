@@ -26,9 +26,9 @@ def flip(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(teacher_folder, tmp_path_factory) -> Path:
+def finished(teacher_folder, memory) -> Path:
     """A results folder with everything in it: a teacher, done runs, a plan, costs."""
-    folder = tmp_path_factory.mktemp("finished")
+    folder = memory / "finished"
     shutil.copytree(teacher_folder / "teachers", folder / "teachers")
     assert lives.train(folder) == 0
     synthetic.add_plan(folder, [("resnet8", "resnet8")], ("student", "kd"), (1,))

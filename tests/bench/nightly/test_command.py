@@ -1,0 +1,156 @@
+"""The command: exit codes, baselines, what is left behind. The plan itself is made up here and run in test_measure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench.nightly import history
+from bench.nightly.command import Nightly, read_benchmarks
+from bench.nightly.trend import trends
+from bench.protocol import UsageError
+from tests.bench.nightly.rows import METHODS, night
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """What the next nights measure: change `plan.worse`, `plan.methods`, `plan.error`."""
+    from bench.nightly import measure
+
+    state = SimpleNamespace(worse=None, methods=METHODS, error=None, version="plan", ran=0)
+
+    def run(plan, folder, device, workers, methods=None):
+        folder.mkdir(parents=True)
+        (folder / "something").touch()
+        state.ran += 1
+        if state.error:
+            raise state.error
+        row = night(state.ran, worse=state.worse, methods=state.methods)
+        return measure.Parts(row["metrics"], row["failures"], row["facts"], row["sources"])
+
+    monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(measure.Plan, "hash", lambda self: state.version)
+    return state
+
+
+def go(tmp_path, **options) -> int:
+    return Nightly(results=tmp_path, device="cpu", machine="here", **options).main()
+
+
+def test_nights_of_a_machine(tmp_path, plan, capsys):
+    assert go(tmp_path) == 0
+    assert "new baseline on here: first night" in capsys.readouterr().out
+    for _ in range(4):
+        assert go(tmp_path) == 0
+    assert "3 of 6 metrics bit-equal" in capsys.readouterr().out
+    plan.worse = {"kd": 7.0}
+    assert go(tmp_path) == 1
+    assert "regression: kd" in capsys.readouterr().out
+    assert go(tmp_path) == 0
+    assert "still open" in capsys.readouterr().out
+    assert go(tmp_path, accept="meant") == 0
+    assert go(tmp_path) == 0
+    assert "still open" not in capsys.readouterr().out
+    place = history.folder(tmp_path, "here")
+    assert [row["night"] for row in history.read(place)] == list(range(1, 9))
+    assert history.read_baseline(place)["reason"] == "meant"
+    assert sorted(p.name for p in place.iterdir() if p.name != ".lock") == ["baseline.json", "history.jsonl"]  # the runs are gone
+    found = trends(tmp_path)["here"]
+    assert len(found["nights"]) == 8
+    assert [b["reason"] for b in found["baselines"]] == ["first night on this machine class", "meant"]
+
+
+def test_another_machine_class_starts_a_new_baseline(tmp_path, plan, capsys):
+    go(tmp_path)
+    plan.worse = {"kd": 7.0}
+    assert Nightly(results=tmp_path, device="cpu", machine="there").main() == 0
+    assert "new baseline on there" in capsys.readouterr().out
+    assert history.machines(tmp_path) == ["here", "there"]
+
+
+def test_another_plan_starts_a_new_baseline(tmp_path, plan, capsys):
+    go(tmp_path)
+    plan.version, plan.worse = "other", {"kd": 7.0}
+    assert go(tmp_path) == 0
+    assert "the nightly plan itself changed" in capsys.readouterr().out
+
+
+def test_runs_are_kept_on_request(tmp_path, plan):
+    go(tmp_path, keep=True)
+    assert (history.folder(tmp_path, "here") / "night-1" / "something").exists()
+
+
+def test_a_stopped_night_leaves_no_row(tmp_path, plan):
+    from bench.nightly import measure
+
+    plan.error = measure.NightStopped(130)
+    assert go(tmp_path) == 130
+    assert history.read(history.folder(tmp_path, "here")) == []
+    assert not (history.folder(tmp_path, "here") / "night-1").exists()
+
+
+def test_a_night_that_cannot_run_is_a_regression(tmp_path, plan, capsys):
+    from bench.nightly import measure
+
+    plan.error = measure.NightFailed("the teacher could not be trained")
+    assert go(tmp_path) == 1
+    assert "teacher" in capsys.readouterr().out
+
+
+def test_a_night_without_any_metric_is_a_regression_and_leaves_no_row(tmp_path, plan):
+    plan.methods = ()
+    assert go(tmp_path) == 1
+    assert history.read(history.folder(tmp_path, "here")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"accept": " "}, "needs a reason"), ({"accept": "x"}, "no history"), ({"every_hours": 0.0}, "every-hours")],
+)
+def test_bad_input(tmp_path, options, said):
+    with pytest.raises(UsageError, match=said):
+        go(tmp_path, **options)
+
+
+def test_a_machine_is_one_folder_name(tmp_path):
+    with pytest.raises(UsageError, match="folder name"):
+        Nightly(results=tmp_path, device="cpu", machine="../up").main()
+
+
+def test_accept_finds_the_only_machine(tmp_path, plan):
+    go(tmp_path)
+    assert Nightly(results=tmp_path, accept="why").main() == 0
+    assert history.read_baseline(history.folder(tmp_path, "here"))["reason"] == "why"
+
+
+def test_benchmark_figures_join_the_night(tmp_path, plan):
+    path = tmp_path / "benches.json"
+    found = {"fullname": "t.py::test_a", "name": "test_a", "stats": {"median": 0.5}, "extra_info": {}}
+    ratio = {**found, "fullname": "t.py::test_b", "name": "test_b", "extra_info": {"group / alone": {"cpu": 0.45, "target": 0.5}}}
+    path.write_text(json.dumps({"benchmarks": [found, ratio]}))
+    assert go(tmp_path, benchmarks=path) == 0
+    row = history.read(history.folder(tmp_path, "here"))[0]
+    assert row["metrics"]["t.py::test_a/median"]["values"] == {"0": 0.5}
+    assert row["metrics"]["t.py::test_b/group / alone"]["values"] == {"0": 0.45}
+    assert go(tmp_path) == 0  # a night without them misses nothing
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"benchmarks": [{}]}', '{"benchmarks": [{"fullname": "a", "name": "a", "stats": {"median": 0}}]}'])
+def test_a_file_that_is_no_benchmark_json(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"x\.json"):
+        read_benchmarks(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_benchmarks(tmp_path / "none.json")
+
+
+def test_no_torch_until_the_plan_runs():
+    modules = ("alarm", "verdict", "history", "text", "trend", "command")
+    code = "import sys; " + "; ".join(f"import bench.nightly.{m}" for m in modules) + "; import bench.tensorboard; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

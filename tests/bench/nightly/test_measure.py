@@ -1,0 +1,70 @@
+"""The plan for real, as small as it gets."""
+
+import pytest
+
+from bench.nightly import measure
+from bench.plan import Pair
+from bench.protocol import Protocol
+from methods import registry
+from methods.base import Method
+
+TINY = measure.Plan(
+    Protocol("nightly", dataset="shapes100", epochs=1, milestones=(1,), train_images=128, test_images=100, image_size=16),
+    Pair("resnet8", "resnet8"),
+    seeds=(1, 2),
+    rounds=2,
+)
+
+
+def test_two_nights_of_the_same_code_are_bit_equal(tmp_path):
+    first, second = (measure.run(TINY, tmp_path / name, "cpu", 1, ("student", "kd", "skd")) for name in "ab")
+    assert not first.failures
+    names = ("test top-1", "test loss", "step time")
+    assert set(first.metrics) == {f"{m}/resnet8-resnet8/{what}" for m in ("student", "kd", "skd") for what in names}
+    for key, metric in first.metrics.items():
+        if metric["part"] == "accuracy":
+            assert set(metric["bits"]) == {"1", "2"}
+            assert metric["bits"]["1"] != metric["bits"]["2"]
+            assert metric == second.metrics[key]
+        else:
+            assert 0.05 < metric["values"]["0"] < 50
+    assert first.facts == second.facts and first.facts["torch"]
+    assert set(first.sources) == {"student", "kd", "skd"}
+
+
+def test_a_method_that_fails_has_no_metric_and_a_reason(tmp_path):
+    from bench.jobs import Group, Where, run_group
+
+    class Broken(Method):
+        title = "Broken"
+
+        def losses(self, student, teacher, batch):
+            raise RuntimeError("on purpose")
+
+    registry.register("broken_for_test")(Broken)
+    try:
+        group = Group(None, "resnet8", 1, TINY.protocol, "tf32", ("student", "broken_for_test"))
+        where = Where(str(tmp_path), device="cpu", threads=1, deterministic=True)
+        run_group(group, where)
+        plan = measure.Plan(TINY.protocol, Pair("resnet8", "resnet8"), seeds=(1,))
+        metrics, failures, _ = measure.accuracy(tmp_path, plan, ("student", "broken_for_test"))
+        costs = measure.speed(group, where, rounds=1)
+    finally:
+        del registry._methods["broken_for_test"]
+    assert {m["method"] for m in metrics.values()} == {"student"}
+    assert "on purpose" in failures["broken_for_test"]
+    assert "on purpose" in costs["failures"]["broken_for_test"]
+    assert {m["method"] for m in costs["metrics"].values()} == {"student"}
+
+
+def test_the_plan_has_a_hash_of_everything_it_says():
+    assert measure.Plan().hash() == measure.Plan().hash()
+    changed = [measure.Plan(seeds=(1, 2)), measure.Plan(rounds=1), measure.Plan(TINY.protocol), measure.Plan(pair=TINY.pair)]
+    assert len({plan.hash() for plan in [measure.Plan(), *changed]}) == 5
+
+
+@pytest.mark.parametrize("code", [75, 130])
+def test_a_stop_passes_through(code):
+    with pytest.raises(measure.NightStopped) as stopped:
+        measure._check(code)
+    assert stopped.value.code == code
