@@ -87,8 +87,10 @@ class Training:
                     break
                 if not self._epoch(epoch, self.position.step if epoch == self.position.epoch else 0):
                     return job.stop.code
-        except DeviceLost as error:
-            self._interrupted(f"device lost: {error}")
+        except Exception as error:
+            if not (isinstance(error, DeviceLost) or is_lost(error)):  # a device's error may surface at any later read of it
+                raise
+            self._interrupted(f"device lost: {_reason(error)}")
             return TROUBLE
         return TROUBLE if self.trouble else DONE
 
