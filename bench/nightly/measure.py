@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,17 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
     groups = [Group(plan.pair.teacher, plan.pair.student, seed, plan.protocol, PRECISION, names, overrides) for seed in plan.seeds]
     where = Where(str(folder), device=device, threads=1, deterministic=True, checkpoint_seconds=1e9)
     failures = {name: f"cannot be loaded: {error}" for name, error in registry.broken().items()}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        code = pool.submit(run_teacher, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, where).result()
-        _check(code)
-        if code != DONE:
-            raise NightFailed(f"the teacher {plan.pair.teacher} could not be trained (exit code {code}); run it with --keep and see {folder}/runs")
-        for code in list(pool.map(run_group, groups, [where] * len(groups))):  # preparations are built under a lock, by the first
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            code = pool.submit(run_teacher, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, where).result()
             _check(code)
-        costs = pool.submit(speed, groups[0], where, plan.rounds).result()
+            if code != DONE:
+                raise NightFailed(f"the teacher {plan.pair.teacher} could not be trained (exit code {code}); --keep leaves its log in {folder}/runs")
+            for code in list(pool.map(run_group, groups, [where] * len(groups))):  # preparations are built under a lock, by the first
+                _check(code)
+            costs = pool.submit(speed, groups[0], where, plan.rounds).result()
+    except BrokenProcessPool:
+        raise NightFailed("a training process died without a word (out of memory?)") from None
     metrics, trouble, versions = accuracy(folder, plan, names)
     failures |= costs["failures"] | trouble
     sources = {name: registry.source_hash(name) for name in names}

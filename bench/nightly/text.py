@@ -50,7 +50,7 @@ def verdict_lines(verdict: Verdict, baseline: dict[str, Any], machine: str) -> l
         lines.append(f"better than the baseline: {', '.join(verdict.better)}; --accept REASON makes that the measure")
     lines += [f"gap: {count} night{'s' * (count > 1)} missing between {before[:10]} and {after[:10]}" for before, after, count in verdict.gaps[-3:]]
     where = f"baseline: night {baseline['night']}, commit {baseline['commit'] or 'unknown'} ({baseline['reason']})"
-    lines.append(f"night {verdict.night} on {machine}: {verdict.unchanged} of {verdict.compared} metrics bit-equal to the baseline; {where}")
+    lines.append(f"night {verdict.night} on {machine}: {verdict.unchanged} of {verdict.deterministic} accuracies bit-equal to the baseline; {where}")
     for name, (unit, scale, low, high, slow, slowest) in verdict.smallest.items():
         spans = [f"{amount(a, unit, scale)} to {amount(b, unit, scale)}" for a, b in ((low, high), (slow, slowest))]
         lines.append(f"smallest change seen in 95 of 100 cases, {name}: step {spans[0]} (within two nights), slow drift {spans[1]} (by method)")

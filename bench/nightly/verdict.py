@@ -45,11 +45,11 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """Tonight. `new` rings. `smallest`: per metric name (unit, scale, smallest step of the best and of the worst method, the same for drift)."""
+    """Tonight. `new` rings; `unchanged` of the `deterministic` metrics are bit-equal to the baseline. `smallest`: per metric name (unit, scale, smallest step of the best and of the worst method, the same for drift)."""
 
     night: int
     metrics: int
-    compared: int = 0
+    deterministic: int = 0
     unchanged: int = 0
     new: list[Finding] = field(default_factory=list)
     open: list[Finding] = field(default_factory=list)
@@ -84,7 +84,7 @@ def judge(rows: Sequence[Row], baseline: dict[str, Any], every_hours: float = 24
     reported = {(finding.key, finding.kind) for finding in verdict.new}
     verdict.open = [f for f in replay.findings.values() if (f.key, f.kind) not in reported]
     tonight = nights[-1]["metrics"]
-    verdict.compared = len(tonight)
+    verdict.deterministic = sum(bool(metric.get("bits")) for metric in tonight.values())
     verdict.unchanged = sum(_same_bits(tonight[k], nights[0]["metrics"].get(k)) for k in tonight)
     verdict.appeared = [k for k in tonight if len(nights) > 1 and replay.first[k] == len(nights) - 1]
     verdict.better = [k for j, k in enumerate(keys) if k in tonight and replay.state.better[j]]

@@ -47,7 +47,7 @@ def test_nights_of_a_machine(tmp_path, plan, capsys):
     assert "new baseline on here: first night" in capsys.readouterr().out
     for _ in range(4):
         assert go(tmp_path) == 0
-    assert "3 of 6 metrics bit-equal" in capsys.readouterr().out
+    assert "3 of 3 accuracies bit-equal" in capsys.readouterr().out
     plan.worse = {"kd": 7.0}
     assert go(tmp_path) == 1
     assert "regression: kd" in capsys.readouterr().out

@@ -24,7 +24,7 @@ def by_night(rows) -> list[list[tuple[str, str]]]:
 def test_unchanged_runs_are_bit_equal_and_quiet():
     rows = steady(40)
     verdict = judge(rows, baseline(rows[0]))
-    assert (verdict.unchanged, verdict.compared, verdict.code) == (len(METHODS), 2 * len(METHODS), 0)
+    assert (verdict.unchanged, verdict.deterministic, verdict.metrics, verdict.code) == (len(METHODS), len(METHODS), 2 * len(METHODS), 0)
     assert not any(by_night(rows))
     assert "no regression" in told(rows)
 
