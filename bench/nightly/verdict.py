@@ -45,7 +45,8 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """Tonight. `new` rings; `unchanged` of the `deterministic` metrics are bit-equal to the baseline. `smallest`: per metric name (unit, scale, smallest step of the best and of the worst method, the same for drift)."""
+    """Tonight. `new` rings; `unchanged` of the `deterministic` metrics are bit-equal to the baseline. `smallest`: per metric name (unit, scale,
+    smallest step of the best and of the worst method, the same for drift)."""
 
     night: int
     metrics: int

@@ -1,6 +1,5 @@
 """The epoch rows of done runs: learning curves for the page and figures, and all rows as one tidy CSV for people's own analysis."""
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,10 +60,11 @@ def _runs(results: ResultSet) -> Iterator[RunView]:
 
 def write_csv(sets: list[ResultSet], file: TextIO) -> int:
     """One line for each epoch of each run that a table shows, any status; returns how many. Runs with unreadable rows are named by the scan."""
+    import pandas  # imported here: the report starts without it
+
     from bench.report.render import csv_field
 
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*COLUMNS, *ROW_COLUMNS])
+    pandas.DataFrame(columns=[*COLUMNS, *ROW_COLUMNS]).to_csv(file, index=False, lineterminator="\n")
     count = 0
     for results in sets:
         for run in _runs(results):
@@ -75,9 +75,10 @@ def write_csv(sets: list[ResultSet], file: TextIO) -> int:
             hyper = " ".join(f"{key}={value}" for key, value in sorted(run.identity["hyper"].items()))
             fixed: list[Any] = [results.name, run.id, run.protocol.get("name"), run.protocol.get("trial"), run.precision, run.teacher, run.student]
             fixed += [run.method, run.identity["method_version"], hyper, run.seed]
-            shown = [csv_field(value) for value in fixed]
-            for row in rows:
-                writer.writerow([*shown, *(row.get(key, "") for key in ROW_COLUMNS)])
+            frame = pandas.DataFrame(rows, columns=list(ROW_COLUMNS))
+            for place, (column, value) in enumerate(zip(COLUMNS, fixed, strict=True)):
+                frame.insert(place, column, csv_field(value))
+            frame.to_csv(file, index=False, header=False, lineterminator="\n")
             count += len(rows)
     return count
 
