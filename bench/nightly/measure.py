@@ -6,8 +6,10 @@ step of this module, which no change of the suite touches. Everything is written
 """
 
 import multiprocessing
+import os
 import re
 import statistics
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -85,7 +87,7 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
     where = Where(str(folder), device=device, threads=1, deterministic=True, checkpoint_seconds=1e9)
     failures = {name: f"cannot be loaded: {error}" for name, error in registry.broken().items()}
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
             code = pool.submit(run_teacher, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, where).result()
             _check(code)
             if code != DONE:
@@ -99,6 +101,17 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
     failures |= costs["failures"] | trouble
     sources = {name: registry.source_hash(name) for name in names}
     return Parts(metrics | costs["metrics"], failures, versions, sources)
+
+
+def end_with_parent(parent: int) -> None:
+    """In a worker: end when the process that started it is gone, however it went. What it was writing is scrap then."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _quick(name: str, pair: Pair) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+MOMENTUM, EPS = 0.1, 1e-5  # of batch normalisation
+
+
 class Knowledge(NamedTuple):
     """What the network says of a batch of N images."""
 
@@ -16,30 +19,34 @@ class Knowledge(NamedTuple):
 
 
 class Gate(nn.Module):
-    """BN(FC [h_v - h_w, x_vw]) over all N^2 pairs, FC without bias.
+    """BN(FC [h_v - h_w, x_vw]) over all N^2 pairs, FC without bias; weights shared over the iterations.
 
     The layer on the outer difference is a difference of node-wise layers, W h_v - W h_w, so no (N, N, D + 1) input is formed and the
-    products shrink from N^2 to N rows.
+    products shrink from N^2 to N rows. The running statistics are kept for each iteration by itself: edges are distributed otherwise
+    before and after a message, and one average of both fits neither.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, iterations: int) -> None:
         super().__init__()
         self.fc = nn.Linear(dim + 1, dim, bias=False)
-        self.bn = nn.BatchNorm1d(dim)
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(iterations, dim))
+        self.register_buffer("running_var", torch.ones(iterations, dim))
 
-    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+    def forward(self, nodes: Tensor, edges: Tensor, iteration: int) -> Tensor:
         """Nodes (N, D) and edge means (N, N) -> (N, N, D)."""
         n, dim = nodes.shape
         weight = self.fc.weight
         mapped = nodes @ weight[:, :-1].T
         slope = weight[:, -1]
-        if self.bn.training:
+        mean, var = self.running_mean[iteration], self.running_var[iteration]
+        if self.training:
             z = torch.addcmul(mapped[:, None] - mapped[None], edges[:, :, None], slope)
-            return self.bn(z.view(n * n, dim)).view(n, n, dim)
+            return F.batch_norm(z.view(n * n, dim), mean, var, self.weight, self.bias, True, MOMENTUM, EPS).view(n, n, dim)
         # Frozen statistics: the normalisation is an affine map and goes into the node-wise terms.
-        gain = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
+        gain = self.weight * torch.rsqrt(var + EPS)
         mapped = mapped * gain
-        offset = mapped + (self.bn.bias - self.bn.running_mean * gain)
+        offset = mapped + (self.bias - mean * gain)
         return torch.addcmul(offset[:, None] - mapped[None], edges[:, :, None], slope * gain)
 
 
@@ -57,16 +64,16 @@ class MPNN(nn.Module):
         self.iterations = iterations
         self.lm = nn.Linear(front, back, bias=False)
         self.lm_bn = nn.BatchNorm1d(back)
-        self.value = Gate(back)
-        self.gate = Gate(back)
+        self.value = Gate(back, iterations)
+        self.gate = Gate(back, iterations)
 
     def forward(self, front: Tensor, back: Tensor) -> Knowledge:
         """Coordinates (N, K_front) and (N, K_back) of the same N images."""
         mapped = F.normalize(self.lm_bn(self.lm(front)), dim=1)
         start = edges = mapped @ mapped.T
         messages = []
-        for _ in range(self.iterations):
-            message = self.value(back, edges) * torch.sigmoid(self.gate(back, edges))
+        for i in range(self.iterations):
+            message = self.value(back, edges, i) * torch.sigmoid(self.gate(back, edges, i))
             messages.append(message)
             edges = edges + message.mean(2)
         return Knowledge(start, edges, tuple(messages))

@@ -28,15 +28,28 @@ def make(iterations=2, seed=0):
     return net
 
 
+def normalised(gate, z, iteration):
+    """Batch normalisation by its definition, over rows; running statistics of that iteration followed in training."""
+    if gate.training:
+        mean, var = z.mean(0), z.var(0, correction=0)
+        with torch.no_grad():
+            for kept, new in ((gate.running_mean, mean), (gate.running_var, z.var(0, correction=1))):
+                kept[iteration] = 0.9 * kept[iteration] + 0.1 * new
+    else:
+        mean, var = gate.running_mean[iteration], gate.running_var[iteration]
+    return (z - mean) / (var + 1e-5).sqrt() * gate.weight + gate.bias
+
+
 def printed(net, front, back):
     """Eq. 8-12 pair by pair with whole edges (N, N, D), as the authors' code forms them."""
     n, dim = back.shape
     mapped = F.normalize(net.lm_bn(front @ net.lm.weight.T), dim=1)
     edges = dim * mapped[:, None] * mapped[None]
     start, messages = edges.mean(2), []
-    for _ in range(net.iterations):
+    for i in range(net.iterations):
         z = torch.cat([back[:, None] - back[None], edges.mean(2, keepdim=True)], 2).reshape(n * n, dim + 1)
-        m = net.value.bn(z @ net.value.fc.weight.T) * net.gate.bn(z @ net.gate.fc.weight.T).sigmoid()
+        value, gate = (normalised(g, z @ g.fc.weight.T, i) for g in (net.value, net.gate))
+        m = value * gate.sigmoid()
         messages.append(m.view(n, n, dim))
         edges = edges + messages[-1]
     return start, edges.mean(2), messages
