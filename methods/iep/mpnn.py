@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 MOMENTUM, EPS = 0.1, 1e-5  # of batch normalisation
 
 
