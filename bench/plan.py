@@ -109,7 +109,7 @@ PROFILES = MappingProxyType(
             _ablation("iep_alt_only", "IEP's Table 4: K^alt alone", intermediate=False),
             _ablation("iep_bb_only", "IEP's Table 4: K^BB alone", "iep_bb", intermediate=False, alteration=False),
             _ablation("iep_pca_batch", "IEP's Table 5: the second PCA on each batch alone", pca="batch"),
-            *(_ablation(f"iep_iterations_{n}", f"IEP's Table 6: {n} iterations of message passing", iterations=n) for n in (1, 3, 4)),
+            *(_ablation(f"iep_iterations_{n}", f"IEP's Table 6: {n} iteration{'s' * (n > 1)} of message passing", iterations=n) for n in (1, 3, 4)),
             Profile(
                 "smoke",
                 "minutes on two CPU cores, embedded data, every method",

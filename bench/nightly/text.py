@@ -13,6 +13,11 @@ def amount(value: float, unit: str, scale: str) -> str:
     return f"{value:.3g}" + (f" {unit}" if unit else "")
 
 
+def _span(low: float, high: float, unit: str, scale: str) -> str:
+    ends = amount(low, unit, scale), amount(high, unit, scale)
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
 def _where(metric: dict[str, Any]) -> str:
     return ", ".join(part for part in (metric["method"], metric["pair"], metric["metric"]) if part)
 
@@ -52,7 +57,10 @@ def verdict_lines(verdict: Verdict, baseline: dict[str, Any], machine: str) -> l
     where = f"baseline: night {baseline['night']}, commit {baseline['commit'] or 'unknown'} ({baseline['reason']})"
     lines.append(f"night {verdict.night} on {machine}: {verdict.unchanged} of {verdict.deterministic} accuracies bit-equal to the baseline; {where}")
     for name, (unit, scale, low, high, slow, slowest) in verdict.smallest.items():
-        spans = [f"{amount(a, unit, scale)} to {amount(b, unit, scale)}" for a, b in ((low, high), (slow, slowest))]
+        if scale == "log" and high > math.log(2):  # noise known from too few nights: a figure would be a joke
+            lines.append(f"smallest change seen, {name}: more nights are needed to say; so far only a step that doubles it or more is sure to ring")
+            continue
+        spans = [_span(*pair, unit, scale) for pair in ((low, high), (slow, slowest))]
         lines.append(f"smallest change seen in 95 of 100 cases, {name}: step {spans[0]} (within two nights), slow drift {spans[1]} (by method)")
     if verdict.new:
         lines.append('if this is meant: python -m bench nightly --accept "REASON" moves the baseline to tonight')

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import models
-from bench import costs, data, environment, members, preparations, teachers
+from bench import costs, data, environment, members, preparations, store, teachers
 from bench.data.augment import Augmenter
 from bench.jobs import DONE, Group, Where
 from bench.protocol import Protocol, UsageError
@@ -84,7 +84,7 @@ def test_measured_once_unless_redone(probed, monkeypatch):
         assert costs.run_probe(*arguments, where(probed), dataclasses.replace(TINY, batch=32)) == DONE  # another batch is another cost
         assert costs.run_probe(*arguments, where(probed, redo=True), TINY) == DONE
         assert len(calls) == 2
-        assert json.loads(path.read_text()) == {"again": True}
+        assert store.read_json(path) == {"again": True}
     finally:
         path.write_text(kept)
 

@@ -17,6 +17,8 @@ from torchvision import transforms
 
 BATCH, TEMPERATURE = 64, 4.0
 METHODS = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc")
+EIGHT = (*METHODS, "skd")
+TEACHERLESS = ("student", "skd")  # no teacher in the step
 
 
 class Block(nn.Module):
@@ -36,19 +38,21 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR resnet of depth 6n+2 with widths 16, 16, 32, 64; returns [stem, stage 1, stage 2, stage 3, pooled] and the logits."""
+    """CIFAR resnet by name, resnet<6n+2> with widths 16, 16, 32, 64 or, with x4, 32, 64, 128, 256; returns
+    [stem, stage 1, stage 2, stage 3, pooled] and the logits."""
 
-    def __init__(self, depth: int, classes: int = 100) -> None:
+    def __init__(self, name: str, classes: int = 100) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        inputs = 16
-        for stage, (width, stride) in enumerate(((16, 1), (32, 2), (64, 2)), 1):
+        depth, wide = int(name.removeprefix("resnet").removesuffix("x4")), name.endswith("x4")
+        inputs, *self.widths = (32, 64, 128, 256) if wide else (16, 16, 32, 64)
+        self.conv1, self.bn1 = nn.Conv2d(3, inputs, 3, 1, 1, bias=False), nn.BatchNorm2d(inputs)
+        for stage, (width, stride) in enumerate(zip(self.widths, (1, 2, 2), strict=True), 1):
             blocks = []
             for _ in range((depth - 2) // 6):
                 blocks.append(Block(inputs, width, stride))
                 inputs, stride = width, 1
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(64, classes)
+        self.fc = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         features = [F.relu(self.bn1(self.conv1(x)))]
@@ -123,11 +127,22 @@ class Regressor(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-def auxiliary(method: str) -> nn.ModuleList:
-    """The trainable modules that join the student's SGD group."""
+class Targets(nn.Module):
+    """SKD's row distributions, one (C, C) for each stage; they do not train."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        for stage, width in enumerate(widths, 1):
+            self.register_buffer(f"stage{stage}", torch.zeros(width, width))
+
+
+def auxiliary(method: str, widths: Sequence[int]) -> nn.ModuleList:
+    """The modules that the method adds for networks with stages of these widths; their parameters join the student's SGD group."""
     if method == "fitnet":
-        return nn.ModuleList([Regressor(32, 32)])
-    return nn.ModuleList([nn.Linear(64, 128), nn.Linear(64, 128)] if method == "cc" else [])
+        return nn.ModuleList([Regressor(widths[1], widths[1])])
+    if method == "skd":
+        return nn.ModuleList([Targets(widths)])
+    return nn.ModuleList([nn.Linear(widths[-1], 128), nn.Linear(widths[-1], 128)] if method == "cc" else [])
 
 
 def soft_targets(student: Tensor, teacher: Tensor) -> Tensor:
@@ -179,6 +194,15 @@ def relations(student: Tensor, teacher: Tensor) -> Tensor:
     return 25 * F.smooth_l1_loss(distances(student), t_distances) + 50 * F.smooth_l1_loss(angles(student), t_angles)
 
 
+def static_relations(maps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Han et al. 2022, Eq. 2 as it stands: cross-entropy of the channels' cosines, row by row, with a fixed distribution; mean of layers."""
+    terms = []
+    for f, p in zip(maps, targets, strict=True):
+        unit = F.normalize(f.flatten(2), dim=2)
+        terms.append(-(p * F.log_softmax(unit @ unit.transpose(1, 2), 2)).sum(2).mean())
+    return torch.stack(terms).mean()
+
+
 Pass = tuple[list[Tensor], Tensor]
 """What a forward pass returns: features and logits."""
 
@@ -187,6 +211,8 @@ def total_loss(method: str, extra: nn.ModuleList, student: Pass, teacher: Pass |
     """The training loss of one batch with the protocol's weights."""
     features, logits = student
     hard = F.cross_entropy(logits, labels)
+    if method == "skd":
+        return hard + 0.5 * static_relations(features[1:-1], list(extra.buffers()))
     if teacher is None:
         return hard
     t_features, t_logits = teacher

@@ -1,7 +1,8 @@
-"""The two sides of the comparison, from the same data, draws and weights: the suite's group, and the reference's seven trainers."""
+"""The two sides of the comparison, from the same data, draws and weights: the suite's group, and the reference's trainers, one a method."""
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from bench import data, engine, teachers
 from bench.data import augment
 from bench.jobs import Group
 from bench.learner import Learner
-from bench.members import resolve
+from bench.members import Member, resolve
 from bench.protocol import get
+from methods.base import Prepared
+from methods.skd.loss import distribution, relation
 from models.randomness import keyed
 from tests.benchmarks import reference
 
@@ -42,20 +45,43 @@ class Images(augment.Augmenter):
         return super().train_batch(*arguments).to(self.dtype)
 
 
+def vectors(member: Member) -> Prepared | None:
+    """Semantic vectors drawn at random where the method needs them: a step costs the same with any."""
+    preparation = member.method.preparation(member.hyper, member.setting)
+    if preparation is None:
+        return None
+    source = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer, (channels, _, _) in enumerate(member.setting.teacher.maps["stage"][1:], 1):
+        tensors[f"S.stage{layer}"] = torch.randn(channels, member.hyper.dimensions, generator=source)
+        p = distribution(relation(tensors[f"S.stage{layer}"]))
+        tensors |= {f"p.stage{layer}": p, f"P.stage{layer}": p}
+    return Prepared(tensors, preparation.settings)
+
+
 class Sides:
-    """`group` (an engine with `learners`), `bare` learners for steps on a ready batch, and the reference's `trainers`."""
+    """`group` (an engine with `learners`), `bare` learners for steps on a ready batch, and the reference's `trainers`, which autocast
+    nothing. All begin with the same weights."""
 
     def __init__(
-        self, dataset: data.Dataset, teacher: str, student: str, dtype: torch.dtype = torch.float32, batch: int = reference.BATCH
+        self,
+        dataset: data.Dataset,
+        teacher: str,
+        student: str,
+        dtype: torch.dtype = torch.float32,
+        batch: int = reference.BATCH,
+        methods: Sequence[str] = reference.METHODS,
+        precision: str = "tf32",
     ) -> None:
-        self.dataset, self.dtype, self.size = dataset, dtype, batch
+        self.dataset, self.dtype, self.size, self.precision = dataset, dtype, batch, precision
+        self.methods = tuple(methods)
         self.draws = augment.draws(SEED, 1, len(dataset.train_labels))
         self.format = torch.channels_last if dtype == torch.float32 else torch.contiguous_format  # doubles have no fast channels-last
         self.data = Images(dataset, CPU, channels_last=dtype == torch.float32)
         self.data.dtype = dtype
         self.teacher = self._teacher(teacher).to(dtype, memory_format=self.format)
         self.learners, self.bare = self._learners(teacher, student), self._learners(teacher, student)
-        self.group = engine.choose("eager", CPU)(self.data, self.teacher, self.learners, "tf32")
+        self.group = engine.choose("eager", CPU)(self.data, self.teacher, self.learners, precision)
         self.group.begin_epoch(self.draws)
         self.position = 0
         self.trainers = self._trainers(teacher, student)
@@ -71,9 +97,9 @@ class Sides:
 
     def _learners(self, teacher: str, student: str) -> list[Learner]:
         protocol = dataclasses.replace(get("crd"), dataset=self.dataset.name)
-        group = Group(teacher, student, SEED, protocol, "tf32", reference.METHODS)
+        group = Group(teacher, student, SEED, protocol, self.precision, self.methods)
         members = resolve(group, self.dataset.hash, 100, 32, len(self.dataset.train_labels), "teacher")
-        learners = [Learner(m.run, m.method, m.hyper, m.setting, None, CPU) for m in members]
+        learners = [Learner(m.run, m.method, m.hyper, m.setting, vectors(m), CPU) for m in members]
         for learner in learners:
             learner.student.to(self.dtype, memory_format=self.format)
             learner.method.to(self.dtype)
@@ -84,7 +110,7 @@ class Sides:
 
     def _trainers(self, teacher: str, student: str) -> list[reference.Trainer]:
         def network(name: str, ours: nn.Module) -> reference.ResNet:
-            theirs = reference.ResNet(int(name.removeprefix("resnet"))).to(self.dtype)
+            theirs = reference.ResNet(name).to(self.dtype)
             theirs.load_state_dict(ours.state_dict())
             return theirs
 
@@ -92,17 +118,19 @@ class Sides:
         pictures = reference.PilImages(
             self.dataset.train_images, self.dataset.train_labels, self.dataset.mean, self.dataset.std, (d.dy, d.dx, d.flip)
         )
+        frozen = network(teacher, self.teacher).requires_grad_(False)
         trainers = []
         for learner in self.learners:
             name = learner.run.method
-            extra = reference.auxiliary(name).to(self.dtype)
+            own_student = network(student, learner.student)
+            extra = reference.auxiliary(name, own_student.widths).to(self.dtype)
             own = [t for t in learner.method.state_dict().values() if t.is_floating_point()]
             theirs = [t for t in extra.state_dict().values() if t.is_floating_point()]
             for target, value in zip(theirs, own, strict=True):
                 target.copy_(value)
-            with_teacher = network(teacher, self.teacher).requires_grad_(False) if name != "student" else None
+            with_teacher = frozen if name not in reference.TEACHERLESS else None
             order = reference.loader(pictures, d.order.tolist(), self.size)
-            trainers.append(reference.Trainer(name, network(student, learner.student), with_teacher, order, extra))
+            trainers.append(reference.Trainer(name, own_student, with_teacher, order, extra))
         return trainers
 
     def batch(self, index: torch.Tensor) -> torch.Tensor:

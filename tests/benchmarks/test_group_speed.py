@@ -7,73 +7,15 @@ leaves room for a noisy one. KD_BENCH_ROUNDS sets the rounds (default 6, after o
 
 import os
 import statistics
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
 
-from bench.learner import teacher_forward
-from methods.base import NOTHING, Batch
 from tests.benchmarks import reference
 from tests.benchmarks.sides import Sides, images
+from tests.benchmarks.timing import SLACK, BareSteps, Times, ratio, report, timed, total
 
 ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "6"))
-SLACK = 3.0
-"""How much looser than its target an assertion is."""
-
-Times = tuple[float, float]  # CPU seconds, wall seconds
-
-
-def timed(action: Callable[[], object]) -> Times:
-    wall, cpu = time.perf_counter(), time.process_time()
-    action()
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def total(parts: list[Times]) -> Times:
-    return sum(p[0] for p in parts), sum(p[1] for p in parts)
-
-
-def ratio(ours: list[Times], theirs: list[Times]) -> Times:
-    """Median over rounds, for CPU and wall time."""
-    return tuple(statistics.median(a[i] / b[i] for a, b in zip(ours, theirs, strict=True)) for i in (0, 1))
-
-
-def report(capsys, benchmark, rows: list[tuple[str, float, float, float]]) -> None:
-    """Print (what, target, CPU ratio, wall ratio) and keep them with the benchmark's result."""
-    with capsys.disabled():
-        print(f"\n{'ratio':<64}{'target':>8}{'CPU':>8}{'wall':>8}")
-        for what, target, cpu, wall in rows:
-            print(f"{what:<64}{target:>8.2f}{cpu:>8.3f}{wall:>8.3f}")
-    benchmark.extra_info |= {what: {"target": target, "cpu": cpu, "wall": wall} for what, target, cpu, wall in rows}
-
-
-class BareSteps:
-    """The floor: one teacher forward, and each learner's forward, loss, backward and SGD on a batch that lies ready."""
-
-    def __init__(self, sides: Sides) -> None:
-        self.sides = sides
-        index = sides.draws.order[: reference.BATCH]
-        self.images = sides.batch(index)
-        self.batch = Batch(sides.data.train_labels[index], index)
-        self.needs = NOTHING
-        for learner in sides.bare:
-            self.needs = self.needs | learner.teacher_needs
-        self.optimizers = [
-            torch.optim.SGD(learner.parameters, lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True) for learner in sides.bare
-        ]
-
-    def run(self) -> None:
-        shared = teacher_forward(self.sides.teacher, self.images, self.needs, "tf32")
-        for learner, optimizer in zip(self.sides.bare, self.optimizers, strict=True):
-            outputs = learner.student(self.images, learner.kinds)
-            loss = sum(learner.method.losses(outputs, shared if learner.teacher_needs else None, self.batch).values())
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-
-
 def test_group_of_seven(benchmark, capsys, one_thread):
     sides = Sides(images(2048), "resnet56", "resnet20")
     bare = BareSteps(sides)

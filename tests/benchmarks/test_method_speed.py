@@ -21,7 +21,7 @@ from methods.skd.embedding import BATCH, Embedding
 from methods.skd.loss import skd_loss
 from models import macs, shapes
 from tests.benchmarks.sides import CPU, SEED, Sides, images
-from tests.benchmarks.test_group_speed import ROUNDS, SLACK, Times, ratio, report, timed
+from tests.benchmarks.timing import ROUNDS, SLACK, Times, ratio, report, timed
 
 TEACHER, STUDENT = "resnet56", "resnet20"
 QUICK = {"skd": {"fit_steps": 5}, "iep": {"phase_epochs": 1, "phase_steps": 4, "check_batches": 1}}
@@ -30,7 +30,7 @@ QUICK = {"skd": {"fit_steps": 5}, "iep": {"phase_epochs": 1, "phase_steps": 4, "
 
 @pytest.fixture(scope="module")
 def sides(one_thread):
-    found = Sides(images(1024), TEACHER, STUDENT)
+    found = Sides(images(1024), TEACHER, STUDENT, methods=("kd",))
     found.few = TrainingImages(found.dataset, found.data, "benchmark", lambda message: None, lambda: None)
     return found
 

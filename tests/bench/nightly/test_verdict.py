@@ -145,7 +145,9 @@ def test_the_smallest_changes_are_printed_for_accuracy_and_speed():
     assert 1.0 < low <= high < 10.0  # four seeds of one point: a standard error of 0.7 for a comparison
     assert 0 < slow <= slowest
     assert 0.03 < verdict.smallest["step time / student"][2] < 0.1  # nights of 1 %
+    assert "step time / student: more nights are needed" in told(steady(1))
     text = told(steady(30))
+    assert "more nights" not in text
     assert "smallest change seen" in text and "points (within two nights)" in text and "%" in text
 
 

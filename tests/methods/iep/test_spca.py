@@ -205,6 +205,20 @@ def test_affinity_is_a_cosine_and_blind_to_image_scale_and_pixel_order():
     assert not torch.allclose(affinity(coordinates(projection, maps(12, 16, 8, 8).flip(0))), a, atol=1e-2)
 
 
+def test_pixels_of_teacher_and_student_permuted_together_change_nothing():
+    teacher, student = maps(12, 16, 8, 8), maps(12, 16, 8, 8).flip(0)
+    order = torch.randperm(64, generator=generator(0, "pixels"))
+
+    def relation(t, s):
+        return affinity(stereographic(student_component(s, first_component(t).u)))
+
+    a = relation(teacher.flatten(2), student.flatten(2))
+    assert torch.allclose(relation(teacher.flatten(2)[:, :, order], student.flatten(2)[:, :, order]), a, atol=1e-4)
+    assert not torch.allclose(relation(teacher.flatten(2)[:, :, order], student.flatten(2)), a, atol=1e-3)
+    scale = torch.linspace(0.1, 9, 12)[:, None, None]
+    assert torch.allclose(relation(teacher.flatten(2), student.flatten(2) * scale), a, atol=1e-4)
+
+
 def test_sigma_scale_multiplies_the_coordinates():
     plain, scaled = Projection(6, 3), Projection(6, 3, scale=True)
     state = torch.zeros(6), torch.eye(6)[:, :3], torch.tensor([3.0, 2.0, 1.0])
