@@ -32,6 +32,7 @@ COMMANDS = MappingProxyType(
         "speed": Command("bench.speed:Speed", "step times for each engine, precision and pair here, and the hours for the whole table"),
         "equivalence": Command("bench.equivalence:Equivalence", "whether a faster precision may stand in for a slower one"),
         "nightly": Command("bench.nightly.command:Nightly", "a fixed small plan against its history; exits 1 on a regression"),
+        "tensorboard": Command("bench.tensorboard:Tensorboard", "write the epochs of runs as TensorBoard event files"),
         "methods": Command("bench.commands:Methods", "list the methods"),
         "pairs": Command("bench.commands:Pairs", "list the declared pairs and the networks"),
         "profiles": Command("bench.commands:Profiles", "list the profiles and protocols"),

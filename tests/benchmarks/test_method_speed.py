@@ -5,6 +5,7 @@ with the clock's ratio printed beside it. Targets are for a quiet machine; what 
 saved tensors, which is exact. KD_BENCH_ROUNDS sets the rounds (default 6, after one that does not count).
 """
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -21,8 +22,9 @@ from methods.skd.embedding import BATCH, Embedding
 from methods.skd.loss import skd_loss
 from models import macs, shapes
 from tests.benchmarks.sides import CPU, SEED, Sides, images
-from tests.benchmarks.timing import ROUNDS, SLACK, Times, ratio, report, timed
+from tests.benchmarks.timing import SLACK, Times, ratio, report, timed
 
+ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "6"))
 TEACHER, STUDENT = "resnet56", "resnet20"
 QUICK = {"skd": {"fit_steps": 5}, "iep": {"phase_epochs": 1, "phase_steps": 4, "check_batches": 1}}
 """Preparations of seconds: a step's work does not depend on what was learned."""
