@@ -133,9 +133,10 @@ class Learner:
 
 @torch.no_grad()
 def teacher_forward(teacher: nn.Module, images: Tensor, needs: Needs, precision: str) -> Outputs:
-    """The frozen teacher's outputs on a batch, once for all learners."""
+    """The frozen teacher's outputs on a batch, once for all learners, in float32 whatever the precision."""
     with precision_scope(precision, images.device):
-        return teacher(images, needs.maps)
+        outputs = teacher(images, needs.maps)
+    return as_float(outputs) if precision == "bf16" else outputs
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ Size = tuple[int, int, int]
 
 def hint_loss(regressed: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean over all elements of (r(f_s) - f_t)^2; maps (B, C, H, W) of one shape -> scalar (Romero et al. 2015, Eq. 3, up to its factor)."""
-    return F.mse_loss(regressed, teacher_map)
+    return F.mse_loss(regressed.movedim(1, -1), teacher_map.movedim(1, -1))  # so its gradient is channels last, as the maps are
 
 
 def convolution(student: Size, teacher: Size) -> nn.Module | None:

@@ -18,7 +18,7 @@ EPS = 1e-12  # least norm of a row
 
 def similarities(maps: Tensor) -> Tensor:
     """G with rows Q_i / |Q_i|_2, Q = F F^T, F the maps (B, ...) as rows -> (B, B). An image whose map is 0 gets row 0, and no gradient."""
-    rows = maps.flatten(1)
+    rows = maps.movedim(1, -1).flatten(1)  # a view of channels-last maps; inner products know no order
     gram = rows @ rows.T
     norm = gram.norm(dim=1, keepdim=True)
     return gram * (norm > EPS) / norm.clamp_min(EPS)

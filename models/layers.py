@@ -1,4 +1,4 @@
-"""What the networks share: the 3x3 convolution, the initialisation of convolutions, and the collection of stage maps."""
+"""What the networks share: the 3x3 convolution, pooling, the initialisation of convolutions, and the collection of stage maps."""
 
 from collections.abc import Sequence
 
@@ -28,6 +28,14 @@ def initialise_convolutions(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Adaptive average pooling to 1x1, for any image size: (B, C, H, W) -> (B, C).
+
+    Channels last in the sum as in memory: its gradient then has the order of the maps, and the layer below need not mix two orders.
+    """
+    return x.permute(0, 2, 3, 1).mean((1, 2))
 
 
 def first_maps(kinds: Sequence[str], stem: Tensor) -> Maps:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import add_maps, conv3x3, first_maps, initialise_convolutions
+from models.layers import add_maps, conv3x3, first_maps, initialise_convolutions, pooled
 from models.outputs import Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -41,7 +41,7 @@ class VGG(nn.Module):
             preact = block(x)
             x = F.relu(preact, inplace="preact" not in kinds)
             add_maps(maps, stage=x, preact=preact, relu=x)
-        embedding = x.mean((2, 3))  # adaptive average pooling to 1x1: any image size
+        embedding = pooled(x)
         return Outputs(self.classifier(embedding), embedding, maps)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import NetworkError, add_maps, conv3x3, first_maps, initialise_convolutions
+from models.layers import NetworkError, add_maps, conv3x3, first_maps, initialise_convolutions, pooled
 from models.outputs import Outputs
 
 
@@ -84,5 +84,5 @@ class WRN(nn.Module):
             preact = next_bn(x)
             active = F.relu(preact, inplace="preact" not in kinds)
             add_maps(maps, stage=x, preact=preact, relu=active)
-        embedding = active.mean((2, 3))  # adaptive average pooling to 1x1: any image size
+        embedding = pooled(active)
         return Outputs(self.fc(embedding), embedding, maps)

@@ -3,14 +3,15 @@ skd), for a thin and a wide pair, in fp32 and bf16.
 
 Sides take turns on one thread: the reference way (fp32), and in each precision the group's step and its floor. A ratio is the median over
 rounds of the ratio within a round, on the process's CPU time, which neighbours disturb less than the clock (whose ratio is printed beside
-it). The targets are for a quiet machine; what is asserted leaves room for a noisy one. KD_BENCH_ROUNDS sets the rounds (default 2, after
-one that does not count).
+it). The targets are for a quiet machine; what is asserted leaves room for a noisy one. bf16 is left out where the processor has no such
+products. KD_BENCH_ROUNDS sets the rounds (default 2, after one that does not count).
 """
 
 import os
 import statistics
 
 import pytest
+import torch
 
 from tests.benchmarks import reference
 from tests.benchmarks.sides import Sides, images
@@ -19,7 +20,7 @@ from tests.benchmarks.timing import SLACK, BareSteps, Times, ratio, report, time
 ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "2"))
 PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"))
 OF_FLOOR = 1.05
-OF_REFERENCE = {"fp32": 0.50, "bf16": 0.33}
+OF_REFERENCE = {"fp32": 0.50} | ({"bf16": 0.33} if torch.cpu._is_avx512_bf16_supported() else {})
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=[f"{t}-{s}" for t, s in PAIRS])
@@ -41,7 +42,7 @@ def test_group_of_eight(benchmark, capsys, one_thread, teacher, student):
     turn()
     expected = [trainer.seen[0] for trainer in trainers]
     assert sides["fp32"].group_losses() == pytest.approx(expected, rel=1e-4)  # the same work on both sides
-    assert sides["bf16"].group_losses() == pytest.approx(expected, rel=0.1)
+    assert all(side.group_losses() == pytest.approx(expected, rel=0.1) for side in sides.values())
     for times in (*groups.values(), *floors.values(), alone):
         times.clear()
     benchmark.pedantic(turn, rounds=ROUNDS, iterations=1)
