@@ -96,9 +96,9 @@ def test_a_preempted_group_is_queued_again_and_ends_with_the_same_bits(slurm, tm
 
 
 def test_a_time_limit_below_the_length_takes_several_submissions(slurm, tmp_path, undisturbed):
-    """The limit is 2 minutes and the signal comes 120 s before it, so each turn lasts until Slurm next looks at its clock."""
-    submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 35.0}, tmp_path), minutes=2)
-    assert wait_for(lambda: done(tmp_path), 280), words(tmp_path) + slurm.logs()
+    """The limit is 4 minutes and the signal comes 120 s before it, or up to 60 s sooner: each turn has one to two minutes of the run's 130 s."""
+    submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 130.0}, tmp_path), minutes=4)
+    assert wait_for(lambda: done(tmp_path), 450), words(tmp_path) + slurm.logs()
     (view,) = store.scan(tmp_path)[0]
     assert view.record["attempts"] >= 2 and numbers(tmp_path) == undisturbed
     log = (view.folder / "log.txt").read_text()
