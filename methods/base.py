@@ -116,7 +116,6 @@ class Method(nn.Module):
     student: ClassVar[Needs] = Needs(logits=True)
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
     own_backward: ClassVar[bool] = False  # True: the trainer calls `backward` instead of sum(losses).backward()
-    uses_teacher: ClassVar[bool | None] = None  # None: derived; see `depends_on_teacher`
     capturable: ClassVar[bool] = True  # False: steps read the host or have shapes that depend on data; they are run eagerly
 
     def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
