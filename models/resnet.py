@@ -19,6 +19,8 @@ WIDE = (32, 64, 128, 256)  # of the x4 networks, whose stem is twice as wide, no
 class Block(nn.Module):
     """A basic block up to its last ReLU, which the network applies: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
 
+    folds = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(inputs, outputs, stride)
@@ -40,6 +42,8 @@ class ResNet(nn.Module):
 
     `widths`: channels of the stem and of the stages. The classifier keeps torch's default initialisation.
     """
+
+    folds = (("conv1", "bn1"),)
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int] = THIN, num_classes: int = 100) -> None:
         super().__init__()

@@ -15,6 +15,8 @@ class Block(nn.Module):
     `bn1` is applied by the caller, because its output is also a map of the stage before: each BN then runs once per forward pass.
     """
 
+    folds = (("conv1", "bn2"),)
+
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)

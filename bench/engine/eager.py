@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bench.data.augment import Augmenter, Draws
 from bench.learner import Learner, teacher_forward
 from methods.base import NOTHING, Batch
+from models import folded
 from models.outputs import Outputs
 
 Failures = list[tuple[Learner, Exception]]
@@ -32,7 +33,8 @@ class Eager:
     name = "eager"
 
     def __init__(self, data: Augmenter, teacher: nn.Module | None, learners: Sequence[Learner], precision: str) -> None:
-        self.data, self.teacher, self.precision = data, teacher, precision
+        self.data, self.precision = data, precision
+        self.teacher = folded(teacher) if teacher is not None else None
         self.learners = list(learners)
 
     def ran(self, learner: Learner) -> str:

@@ -57,7 +57,7 @@ class BareSteps:
         ]
 
     def run(self) -> None:
-        shared = teacher_forward(self.sides.teacher, self.images, self.needs, self.sides.precision)
+        shared = teacher_forward(self.sides.group.teacher, self.images, self.needs, self.sides.precision)
         for learner, optimizer in zip(self.sides.bare, self.optimizers, strict=True):
             _, losses = learner.forward(self.images, shared if learner.teacher_needs else None, self.batch)
             optimizer.zero_grad(set_to_none=True)

@@ -250,3 +250,15 @@ def test_a_step_can_be_captured(name):
     for p, gradient in zip(network.parameters(), gradients, strict=True):
         assert (p.grad - gradient).norm() <= 1e-2 * gradient.norm() + 1e-5
     assert all(bn.num_batches_tracked == 1 for bn in network.modules() if isinstance(bn, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg8", "wrn_16_2"])
+def test_gradients_keep_the_memory_order_of_the_maps(name):
+    """A gradient in another order would be copied at every layer below."""
+    network = models.build(name).to(memory_format=torch.channels_last).train()
+    outputs = network(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last), ("stage",))
+    orders = []
+    for stage in outputs.maps["stage"]:
+        stage.register_hook(lambda grad: orders.append(grad.is_contiguous(memory_format=torch.channels_last)))
+    torch.nn.functional.cross_entropy(outputs.logits, torch.arange(4)).backward()
+    assert len(orders) == len(outputs.maps["stage"]) and all(orders)
