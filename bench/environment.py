@@ -4,7 +4,7 @@ import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,24 @@ def versions() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
     }
+
+
+def conditions(device: torch.device, code: str | None) -> dict[str, str]:
+    """What the last bits of a run depend on besides its identity: a run that is resumed under others may end with other ones.
+
+    `code`: the suite's commit.
+    """
+    said = {"device": device_facts(device)["name"], "commit": code}
+    said |= {name: versions()[name] for name in ("torch", "cuda", "cudnn")}
+    if device.type == "cpu":
+        said["threads"] = torch.get_num_threads()
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The conditions that differ, one text each: "threads 2 -> 1"."""
+    names = sorted(before.keys() | now.keys())
+    return [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names if before.get(name) != now.get(name)]
 
 
 @cache

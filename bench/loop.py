@@ -29,17 +29,23 @@ TEST_BATCH = 500
 class Place:
     """A learner in training: its folder and what the loop keeps of it besides its weights."""
 
-    def __init__(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
-        self.folder, self.learner, self.built = folder, learner, built
+    def __init__(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored, conditions: dict[str, str]) -> None:
+        self.folder, self.learner, self.built, self.conditions = folder, learner, built, conditions
+        self.changes: list[str] = []
         self.best_top1, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.tested: dict[str, float] = {}
         if restored.state is not None:
             learner.load(restored.state)
             kept = restored.state["progress"]
             self.best_top1, self.best_epoch, self.seconds, self.tested = kept["best_top1"], kept["best_epoch"], kept["seconds"], kept["tested"]
+            self.changes = list(kept.get("changes", ()))
+            if new := environment.changes(kept.get("conditions", conditions), conditions):
+                self.changes.append(f"epoch {restored.position.epoch}, step {restored.position.step}: {', '.join(new)}")
+                folder.log(f"conditions differ from those before, and the last bits may with them: {', '.join(new)}")
 
     def state(self) -> dict[str, Any]:
         progress = {"best_top1": self.best_top1, "best_epoch": self.best_epoch, "seconds": self.seconds, "tested": self.tested}
+        progress |= {"conditions": self.conditions, "changes": self.changes}
         return {**self.learner.state(), "progress": progress}
 
 
@@ -57,7 +63,7 @@ class Training:
 
     def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
         """Take a member in. Raises RuntimeError or KeyError where a checkpoint does not fit it."""
-        self.places.append(Place(folder, learner, built, restored))
+        self.places.append(Place(folder, learner, built, restored, environment.conditions(self.job.device, self.job.commit)))
         if restored.state is not None:
             folder.log(f"attempt {folder.attempt}: resumed at epoch {self.position.epoch}, step {self.position.step}")
         else:
@@ -182,6 +188,7 @@ class Training:
             "threads": torch.get_num_threads(),
             "deterministic": job.where.deterministic,
             "commit": job.commit,
+            "changes": place.changes,
             "weights_sha256": _weights_hash(learner),
             "teacher": job.teacher_file.facts() if uses_teacher else None,
             "preparation": place.built.facts() if place.built else None,

@@ -206,6 +206,11 @@ def _warnings(runs: list[RunView]) -> list[str]:
     commits = Counter(str(record.get("commit")) for _, record in done)
     if len(commits) > 1:
         warnings.append("runs of different commits: " + ", ".join(f"{c[:16]} ({n} run{'s' * (n > 1)})" for c, n in commits.most_common()))
+    moved = [(run.id, record["changes"]) for run, record in done if isinstance(record.get("changes"), list) and record["changes"]]
+    if moved:
+        what = "; ".join(str(change) for change in moved[0][1])[:200]
+        others = f", and {len(moved) - 1} more" if len(moved) > 1 else ""
+        warnings.append(f"went on under other conditions than before, so that last bits may differ: {moved[0][0]} ({what}){others}")
     sources: dict[str, set[str]] = defaultdict(set)
     for run, record in done:
         sources[run.method].update({str(record.get("method_source")), run.method_source})

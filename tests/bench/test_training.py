@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench import checkpoint, jobs, store, train
+from bench import checkpoint, environment, jobs, store, train
 from bench.jobs import DONE, STOPPED_IN_TIME, TROUBLE, Group, Where
 from bench.protocol import Protocol, UsageError
+from bench.report import table
 from methods import registry
 from methods.base import Method
 
@@ -78,6 +79,25 @@ def test_group_equals_single_bit_for_bit(tmp_path):
     assert len({numbers(r)[0] for r in a.values()}) == 3  # the methods do differ
 
 
+def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        Interrupting(patch, 3)
+        assert jobs.run_group(group("student"), where(tmp_path)) == STOPPED_IN_TIME
+    elsewhere = environment.versions() | {"torch": "9.9"}
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "versions", lambda: elsewhere)
+        Interrupting(patch, 1)
+        assert jobs.run_group(group("student"), where(tmp_path)) == STOPPED_IN_TIME
+    assert jobs.run_group(group("student"), where(tmp_path)) == DONE
+    (view,) = store.scan(tmp_path)[0]
+    here = environment.versions()["torch"]
+    assert view.record["changes"] == [f"epoch 1, step 3: torch {here} -> 9.9", f"epoch 1, step 4: torch 9.9 -> {here}"]
+    assert f"the last bits may with them: torch {here} -> 9.9" in (view.folder / "log.txt").read_text()
+    (results, *_) = table.build(tmp_path)
+    (warning,) = results.tables[0].warnings
+    assert "went on under other conditions" in warning and "epoch 1, step 3" in warning
+
+
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
     """Four steps an epoch: stopped inside an epoch, before its evaluation, at its end, and in the last epoch."""
@@ -95,6 +115,7 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
     for method in a:
         assert numbers(a[method]) == numbers(b[method]), method
         assert (a[method]["attempts"], b[method]["attempts"]) == (1, 2)
+        assert a[method]["changes"] == b[method]["changes"] == []
     assert not list(broken.glob("runs/*/checkpoint-*"))
 
 

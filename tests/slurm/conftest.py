@@ -1,4 +1,7 @@
-"""A real Slurm on this machine, for one session of tests: controller, node daemon and munge in a folder of their own, with two pretend GPUs."""
+"""A real Slurm on this machine, for one session of tests: controller, munge and two node daemons in a folder of their own.
+
+The nodes differ: `large`, which is given out first, has eight cores and two pretend GPUs, `small` one core and none.
+"""
 
 import contextlib
 import os
@@ -17,17 +20,16 @@ CONF = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={daemon}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SchedulerType=sched/backfill
@@ -43,9 +45,11 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=1000 Gres=gpu:2
-PartitionName=debug Nodes={host} Default=YES PriorityTier=1 GraceTime=15 PreemptMode=REQUEUE MaxTime=INFINITE
-PartitionName=high Nodes={host} PriorityTier=10 MaxTime=INFINITE
+NodeName=large NodeHostname={host} NodeAddr=127.0.0.1 Port={large} CPUs=8 RealMemory=1000 Gres=gpu:2 Weight=1
+NodeName=small NodeHostname={host} NodeAddr=127.0.0.1 Port={small} CPUs=1 RealMemory=1000 Weight=9
+PartitionName=debug Nodes=large Default=YES PriorityTier=1 GraceTime=15 PreemptMode=REQUEUE MaxTime=INFINITE
+PartitionName=mixed Nodes=large,small PriorityTier=1 GraceTime=15 PreemptMode=REQUEUE MaxTime=INFINITE
+PartitionName=high Nodes=large PriorityTier=10 MaxTime=INFINITE
 """
 
 
@@ -82,22 +86,23 @@ class Cluster:
 
     def start(self) -> None:
         host = socket.gethostname().split(".")[0]
-        for name in ("state", "spool"):
+        for name in ("state", "spool.large", "spool.small"):
             (self.folder / name).mkdir()
         (self.folder / "munge.key").write_bytes(os.urandom(1024))
         (self.folder / "munge.key").chmod(0o400)
         for i in range(2):
             os.mknod(self.folder / f"fakegpu{i}", 0o666 | 0o020000, os.makedev(1, 3))
-        conf = CONF.format(folder=self.folder, host=host, controller=free_port(), daemon=free_port())
+        conf = CONF.format(folder=self.folder, host=host, controller=free_port(), large=free_port(), small=free_port())
         (self.folder / "slurm.conf").write_text(conf)
-        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName={host} Name=gpu File={self.folder}/fakegpu[0-1]\n")
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName=large Name=gpu File={self.folder}/fakegpu[0-1]\n")
         munge = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         self._run("munged", "--foreground", f"--socket={self.folder}/munge.socket", *munge)
         assert wait_for((self.folder / "munge.socket").exists, 20), self.logs()
         self._run("slurmctld", "-D", "-i")
         assert wait_for(lambda: self.ask("scontrol", "ping").returncode == 0, 30), self.logs()
-        self._run("slurmd", "-D")
-        assert wait_for(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t").stdout, 60), self.logs()
+        for node in ("large", "small"):
+            self._run("slurmd", "-D", "-N", node)
+        assert wait_for(lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").stdout.split().count("idle") >= 3, 60), self.logs()
 
     def _run(self, name: str, *arguments: str) -> None:
         path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
@@ -106,6 +111,11 @@ class Cluster:
 
     def ask(self, *command: str) -> subprocess.CompletedProcess:
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    def node(self, job: str) -> str:
+        """The node that a job runs on, or ran on last (the controller remembers it for minutes)."""
+        shown = dict(word.split("=", 1) for word in self.ask("scontrol", "-o", "show", "job", job).stdout.split() if "=" in word)
+        return shown.get("NodeList", "")
 
     def logs(self) -> str:
         return "\n".join(f"{p.name}:\n{p.read_text(errors='replace')[-3000:]}" for p in sorted(self.folder.glob("*.[lo][ou][gt]")))

@@ -74,8 +74,9 @@ def test_an_array_of_groups_completes_and_the_last_job_waits_for_it(slurm, tmp_p
 
 
 def test_a_gpu_is_given_to_one_job_at_a_time(slurm, tmp_path):
+    """And no job that asks for one ends up on the node without."""
     names = [f"g{i}" for i in range(5)]
-    submit(tmp_path, *(task(name, fakes.work, {"name": name, "seconds": 2.0}, tmp_path) for name in names), gpus=1)
+    submit(tmp_path, *(task(name, fakes.work, {"name": name, "seconds": 2.0}, tmp_path) for name in names), gpus=1, partition="mixed")
     assert wait_for(lambda: len(list(tmp_path.glob("g?.done"))) == 5, 120), words(tmp_path) + slurm.logs()
     changes = sorted((at, 1 if kind == "start" else -1) for kind, _, _, at in fakes.events(tmp_path))
     load = [sum(step for _, step in changes[: i + 1]) for i in range(len(changes))]
@@ -83,15 +84,22 @@ def test_a_gpu_is_given_to_one_job_at_a_time(slurm, tmp_path):
     assert {(tmp_path / f"{name}.done").read_text().split(",")[1] for name in names} == {"0", "1"}
 
 
-def test_a_preempted_group_is_queued_again_and_ends_with_the_same_bits(slurm, tmp_path, undisturbed):
-    submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 15.0}, tmp_path), partition="debug")
+def test_a_preempted_group_goes_on_on_another_kind_of_node_and_ends_with_the_same_bits(slurm, tmp_path, undisturbed):
+    """It begins on `large`; who drives it out stays there until it is done on `small`."""
+    (job,) = submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 15.0}, tmp_path), partition="mixed").values()
     assert wait_for(lambda: list(tmp_path.glob("groups/*/manifest.json")), 120), words(tmp_path) + slurm.logs()
-    intruder = slurm.ask("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    assert slurm.node(job) == "large"
+    intruder = slurm.ask("sbatch", "--parsable", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 400")
     assert intruder.returncode == 0, intruder.stderr
-    assert wait_for(lambda: any(v.status == "interrupted" for v in store.scan(tmp_path)[0]), 60), words(tmp_path) + slurm.logs()
-    assert wait_for(lambda: done(tmp_path), 200), words(tmp_path) + slurm.logs()
+    try:
+        assert wait_for(lambda: any(v.status == "interrupted" for v in store.scan(tmp_path)[0]), 60), words(tmp_path) + slurm.logs()
+        assert wait_for(lambda: done(tmp_path), 200), words(tmp_path) + slurm.logs()
+    finally:
+        slurm.ask("scancel", intruder.stdout.strip())
     (view,) = store.scan(tmp_path)[0]
+    assert slurm.node(job) == "small"
     assert view.record["attempts"] == 2 and numbers(tmp_path) == undisturbed
+    assert view.record["changes"] == []  # threads are the job's, not the node's
     assert "resumed at epoch" in (view.folder / "log.txt").read_text()
 
 
