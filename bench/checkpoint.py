@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bench import store
 from bench.identity import digest
 
 FORMAT = 1
+WRITERS = 4
 CURRENT, PREVIOUS = "manifest.json", "manifest.previous.json"
 
 
@@ -66,14 +68,20 @@ class GroupCheckpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         current, previous = self._read(CURRENT), self._read(PREVIOUS)
         serial = 1 + max((m["serial"] for m in (current, previous) if m), default=0)
-        members, total = {}, 0
         name = f"checkpoint-{serial}-{self.key}.pt"
+
+        def write(run_id: str, content: bytes) -> dict[str, Any]:
+            store.write_bytes(runs_folder(self.results) / run_id / name, content)
+            return {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
         try:
-            for run_id, make in states.items():
-                content = serialise({"format": FORMAT, "run": run_id, "epoch": position.epoch, "step": position.step, **make()})
-                store.write_bytes(runs_folder(self.results) / run_id / name, content)
-                members[run_id] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-                total += len(content)
+            # Disks are waited for while the next state is taken: training stands still meanwhile.
+            with ThreadPoolExecutor(WRITERS) as pool:
+                written = {}
+                for run_id, make in states.items():
+                    content = serialise({"format": FORMAT, "run": run_id, "epoch": position.epoch, "step": position.step, **make()})
+                    written[run_id] = pool.submit(write, run_id, content)
+            members = {run_id: future.result() for run_id, future in written.items()}
         except OSError:  # a full disk: what is left of it is not for files that no manifest will name
             for run_id in states:
                 (runs_folder(self.results) / run_id / name).unlink(missing_ok=True)
@@ -86,7 +94,7 @@ class GroupCheckpoint:
         store.write_json(self.folder / CURRENT, manifest)
         kept = {name for m in (current, manifest) if m for name in (e["file"] for e in m["members"].values())}
         self._prune(states, kept)
-        return total
+        return sum(member["bytes"] for member in members.values())
 
     def _prune(self, run_ids: Mapping[str, Any], kept: set[str]) -> None:
         for run_id in run_ids:

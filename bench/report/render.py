@@ -14,6 +14,7 @@ from bench.report.table import ResultSet
 TITLE = "Knowledge distillation benchmark"
 _INDENT = "  "
 _NUMBER = re.compile(r"((?:[a-z ]+)?†?[-+]?[\d.,]+) ((?:±|\(n=).*)")
+_SIGN = re.compile(r"(?<![\w.-])-(?=\d)")  # a minus, which in text would be a hyphen
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "†": r"$\dagger$", "–": "--", '"': "''"}
@@ -111,8 +112,9 @@ def _latex_cell(text: str, command: str) -> str:
     """The number, in `command` where there is one; what follows it (deviation, interval, n) is set small."""
     found = _NUMBER.fullmatch(text)
     number, rest = (found[1], found[2]) if found else (text, "")
-    shown = rf"\{command}{{{latex_escape(number)}}}" if command else latex_escape(number)
-    return shown + (rf" {{\tiny {latex_escape(rest)}}}" if rest else "")
+    number, rest = (_SIGN.sub("$-$", latex_escape(part)) for part in (number, rest))
+    shown = rf"\{command}{{{number}}}" if command else number
+    return shown + (rf" {{\tiny {rest}}}" if rest else "")
 
 
 def latex(sets: list[ResultSet]) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,22 @@ def test_the_best_of_a_column_is_marked(small):
     assert f"**{mean}**" in render.markdown(sets)
     number, rest = mean.split(" ", 1)
     assert rf"\textbf{{{number}}} {{\tiny {render.latex_escape(rest)}}}" in render.latex(sets)
+
+
+def test_latex_prints_a_minus_sign(tmp_path):
+    add_run(tmp_path, run_of("student", *R20, 1), 70.0)
+    add_run(tmp_path, run_of("kd", *R20, 1), 68.5)
+    assert "$-$1.50" in render.latex(table.build(tmp_path))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(whole, tmp_path):
+    (tmp_path / "report.tex").write_text(render.latex(table.build(whole)))
+    packages = r"\usepackage[T1]{fontenc}\usepackage[utf8]{inputenc}\usepackage{booktabs}"
+    (tmp_path / "page.tex").write_text(rf"\documentclass{{article}}{packages}\begin{{document}}\input{{report.tex}}\end{{document}}")
+    made = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path, capture_output=True, timeout=120)
+    assert made.returncode == 0, made.stdout.decode(errors="replace")[-2000:]
+    assert (tmp_path / "page.pdf").stat().st_size > 10_000
 
 
 def test_latex_is_balanced(whole):
