@@ -55,6 +55,7 @@ class Doctor:
             ("runs", lambda: check_runs(self.results)),
             ("checkpoints", lambda: check_checkpoints(self.results)),
             ("other files", lambda: check_others(self.results)),
+            ("evidence", lambda: check_evidence(self.results)),
         )
         wrong = 0
         for name, check in checks:
@@ -264,3 +265,17 @@ def check_others(results: Path) -> Iterator[Finding]:
             preparations.read(place, {"name": place.name.rpartition("-")[0]})
         except UsageError as error:
             yield Finding(str(error), f"{_remove(place)}; the next launch builds it")
+
+
+def check_evidence(results: Path) -> Iterator[Finding]:
+    """The records, rows and costs of the sets that were kept; their weights were not."""
+    for place in sorted(p for p in (results / "evidence").glob("*") if p.is_dir()):
+        views, problems = store.scan(place)
+        said = [f"{problem.where}: {problem.reason}" for problem in (*problems, *cost_sheets.load(place)[1])]
+        for view in views:
+            try:
+                store.read_rows(view.folder / "epochs.jsonl", view.id)
+            except store.StoreError as error:
+                said.append(str(error))
+        for text in said:
+            yield Finding(f"{place.name}: {text}", f"git checkout -- {shlex.quote(str(place))}, or take the set out")

@@ -27,12 +27,14 @@ def flip(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(teacher_folder, memory) -> Path:
-    """A results folder with everything in it: a teacher, done runs, a plan, costs."""
+    """A results folder with everything in it: a teacher, done runs, a plan, costs, and a set that was kept, without weights."""
     folder = memory / "finished"
     shutil.copytree(teacher_folder / "teachers", folder / "teachers")
     assert lives.train(folder) == 0
     synthetic.add_plan(folder, [("resnet8", "resnet8")], ("student", "kd"), (1,))
     synthetic.add_cost(folder, "resnet8", "resnet8", "kd", 1000.0, 1 << 20)
+    for part in ("runs", "costs"):
+        shutil.copytree(folder / part, folder / "evidence" / "kept" / part, ignore=shutil.ignore_patterns("*.pt", "status.json", "log.txt"))
     return folder
 
 
@@ -52,6 +54,9 @@ def test_a_sound_folder_and_a_new_one_have_no_findings(finished, tmp_path, capsy
         ("teachers/*/teacher.json", "teacher.json", "teachers train resnet8"),
         ("costs/*/*.json", "resnet8-resnet8-kd-tf32.json", "measures it"),
         ("plan.json", "plan.json", "writes it"),
+        ("evidence/kept/runs/*-kd-*/record.json", "evidence: kept: ", "git checkout"),
+        ("evidence/kept/runs/*-kd-*/epochs.jsonl", "evidence: kept: ", "git checkout"),
+        ("evidence/kept/costs/*/*.json", "evidence: kept: ", "git checkout"),
     ],
 )
 def test_each_damage_is_named_with_its_cure(finished, tmp_path, capsys, pattern, said, mend):
