@@ -49,9 +49,13 @@ HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> list[str]:
-    """Lines of a plain text table: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in (header, *rows)]
+    """Lines of a plain text table: columns of numbers to the right, words to the left."""
+    columns = []
+    for head, *cells in zip(header, *rows, strict=True):
+        width = max(map(len, (head, *cells)))
+        numbers = any(cells) and all(cell[0] in "0123456789+-–" for cell in cells if cell)
+        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (head, *cells)])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 class Progress:

@@ -60,4 +60,4 @@ def test_old_and_broken_statuses_are_left_out(tmp_path):
 
 
 def test_table_aligns_its_columns():
-    assert table([("a", "10"), ("bb", "9")], ("run", "n")) == ["run   n", "a    10", "bb    9"]
+    assert table([("a", "10", ""), ("bb", "9", "no room")], ("run", "n", "reason")) == ["run   n  reason", "a    10", "bb    9  no room"]
