@@ -37,7 +37,7 @@ from models.randomness import keyed
 
 FORMAT = 1
 SEED = 1
-STEPS = {"cpu": (12, 3), "cuda": (200, 20)}
+STEPS = {"cpu": (100, 3), "cuda": (200, 20)}
 """Timed steps and warm-up steps where none are asked for."""
 PLACEHOLDER_PER_CLASS = 3
 """Training images of each class that a placeholder preparation sees."""
