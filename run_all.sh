@@ -9,23 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-suitable() { # suitable PYTHON: new enough, with every package that a run imports
-    "$1" - <<'PY' >/dev/null 2>&1
-import importlib.util
-import sys
-
-needed = "torch torchvision pandas scipy matplotlib submitit tyro filelock jinja2"
-sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in needed.split()))
-PY
-}
-
-python=""
-for candidate in "${KD_BENCH_PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" .venv/bin/python python3; do
-    if [ -n "$candidate" ] && suitable "$candidate"; then
-        python="$candidate"
-        break
-    fi
-done
+. bench/python.sh
+find_python torch torchvision pandas scipy matplotlib submitit tyro filelock jinja2
 if [ -z "$python" ]; then
     for base in python3 python3.14 python3.13 python3.12 python3.11 ""; do
         if [ -n "$base" ] && "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi

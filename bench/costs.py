@@ -39,6 +39,8 @@ FORMAT = 1
 SEED = 1
 STEPS = {"cpu": (100, 3), "cuda": (200, 20)}
 """Timed steps and warm-up steps where none are asked for."""
+SKETCH = 30
+"""Timed steps on embedded data, whose costs are an example of the table's columns and no measurement of the protocol."""
 PLACEHOLDER_PER_CLASS = 3
 """Training images of each class that a placeholder preparation sees."""
 
@@ -74,6 +76,8 @@ def probe(
     """
     device = environment.select(where.device)
     timed, warm = STEPS[device.type]
+    if protocol.train_images is not None:
+        timed = SKETCH
     steps, warmup = timed if steps is None else steps, warm if warmup is None else warmup
     if steps < 1 or warmup < 0:
         raise UsageError(f"a probe of {steps} steps after {warmup} warm-ups; at least 1 after 0")

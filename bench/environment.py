@@ -45,6 +45,7 @@ def configure(precision: str, threads: int | None = None, deterministic: bool = 
     torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch's default: only convolutions use TF32
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid of that mode, and a pass over every new tensor
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

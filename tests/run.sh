@@ -9,23 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}" OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
 export MPLBACKEND="${MPLBACKEND:-Agg}" PYTHONHASHSEED="${PYTHONHASHSEED:-0}" PYTHONUNBUFFERED=1
 
-suitable() { # suitable PYTHON: new enough, with every package of pyproject.toml that the tests import
-    "$1" - <<'PY' >/dev/null 2>&1
-import importlib.util
-import sys
-
-needed = "torch torchvision pandas scipy matplotlib submitit tyro filelock jinja2 pytest pytest_benchmark hypothesis ruff"
-sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in needed.split()))
-PY
-}
-
-python=""
-for candidate in "${KD_BENCH_PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" .venv/bin/python python3; do
-    if [ -n "$candidate" ] && suitable "$candidate"; then
-        python="$candidate"
-        break
-    fi
-done
+. bench/python.sh
+find_python torch torchvision pandas scipy matplotlib submitit tyro filelock jinja2 pytest pytest_benchmark hypothesis ruff
 if [ -z "$python" ]; then
     echo "tests/run.sh: no python with the packages; installing into .venv"
     python3 -m venv .venv
