@@ -21,6 +21,7 @@ from bench.identity import digest
 
 FORMAT = 1
 WRITERS = 4
+"""Members' files that are hashed and written at once."""
 CURRENT, PREVIOUS = "manifest.json", "manifest.previous.json"
 
 

@@ -204,6 +204,7 @@ def test_statuses_are_a_closed_list(tmp_path):
 def test_a_status_waits_for_no_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: pytest.fail("status.json was fsynced"))
     store.write_status(tmp_path, "running")
+    assert store.read_status(tmp_path)["status"] == "running"
 
 
 @pytest.fixture

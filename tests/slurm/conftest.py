@@ -102,7 +102,8 @@ class Cluster:
         assert wait_for(lambda: self.ask("scontrol", "ping").returncode == 0, 30), self.logs()
         for node in ("large", "small"):
             self._run("slurmd", "-D", "-N", node)
-        assert wait_for(lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").stdout.split().count("idle") >= 3, 60), self.logs()
+        ready = ["idle"] * 4  # a line a node and partition
+        assert wait_for(lambda: self.ask("sinfo", "-h", "-N", "-o", "%t").stdout.split() == ready, 60), self.logs()
 
     def _run(self, name: str, *arguments: str) -> None:
         path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
