@@ -209,6 +209,7 @@ def measure(request: Request) -> dict[str, Any]:
     group, where = request.group, request.where
     device = environment.select(where.device)
     environment.configure(group.precision, where.threads, where.deterministic)
+    chosen = engine.choose(where.engine, device)  # before memory is looked at: it may load a library
     dataset = _load(group.protocol, where.data_root, where.download)
     images = augment.Augmenter(dataset, device, channels_last=True)
     file = teachers.find(Path(where.results), dataset.name, group.teacher) if group.teacher else None
@@ -224,20 +225,20 @@ def measure(request: Request) -> dict[str, Any]:
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
     learner.begin_epoch(1)
     positions = _Positions(count, group.protocol.batch)
-    eager = engine.Eager(images, teacher, [learner], group.precision)
-    chosen = engine.choose(where.engine, device)
+    recorded = issubclass(chosen, engine.Static)  # its pools do not show a step's peak
+    plain = (engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision)
 
     def step(runner) -> None:
         for _, error in runner.step(*positions.next(runner)):
             raise error
 
     for _ in range(2):  # the first steps make optimiser state and, on CUDA, try algorithms in scratch memory that training does not need
-        step(eager)
+        step(plain)
     memory.restart()
     for _ in range(2):
-        step(eager)
+        step(plain)
     peaks = memory.peaks()
-    runner = eager if chosen is engine.Eager else chosen(images, teacher, [learner], group.precision)
+    runner = chosen(images, teacher, [learner], group.precision) if recorded else plain
     positions.rewind()
     for _ in range(request.warmup):
         step(runner)

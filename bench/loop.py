@@ -63,7 +63,8 @@ class Training:
 
     def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
         """Take a member in. Raises RuntimeError or KeyError where a checkpoint does not fit it."""
-        self.places.append(Place(folder, learner, built, restored, environment.conditions(self.job.device, self.job.commit)))
+        conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name)
+        self.places.append(Place(folder, learner, built, restored, conditions))
         if restored.state is not None:
             folder.log(f"attempt {folder.attempt}: resumed at epoch {self.position.epoch}, step {self.position.step}")
         else:

@@ -33,7 +33,7 @@ def timed(step: Callable[[], None], steps: int, device: torch.device) -> list[fl
 
 
 class Memory:
-    """Peak memory of a step, taken over eager steps whatever the engine, since a captured step's pool does not show its peak. CUDA: what
+    """Peak memory of a step, taken over steps that are not captured, since a captured step's pool does not show its peak. CUDA: what
     torch's allocator held, the data set included (given beside it). CPU: the process's high-water mark above what it used before the
     networks were made."""
 

@@ -116,7 +116,7 @@ def filled(options: Speed, device: torch.device) -> Speed:
         pairs=options.pairs or (("resnet56-resnet20",) if options.quick else tuple(pair.name for pair in plan.PAIRS)),
         methods=options.methods or (("student", "kd", "at") if options.quick else paper.methods),
         precisions=options.precisions or (("tf32", "fp32", "bf16") if on_gpu else ("tf32", "bf16")),
-        engines=options.engines or (("eager", "graph") if on_gpu else ("eager",)),
+        engines=options.engines or (("eager", "graph") if on_gpu else tuple(dict.fromkeys(("eager", engine.choose("auto", device).name)))),
         steps=options.steps or ((100 if on_gpu else 3) if not options.quick else (20 if on_gpu else 2)),
     )
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
 from methods.registry import register
+from models.native import normalised
 from models.outputs import Outputs
 
 Size = tuple[int, int, int]
@@ -71,7 +72,8 @@ class FitNet(Method):
         self.regressor = nn.Sequential(convolution(student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        regressed = self.regressor(student.maps["stage"][self.hyper.layer])
+        convolution, norm, _ = self.regressor
+        regressed = normalised(norm, convolution(student.maps["stage"][self.hyper.layer]))
         return {
             "ce": F.cross_entropy(student.logits, batch.labels),
             "hint": self.hyper.weight * hint_loss(regressed, teacher.maps["stage"][self.hyper.layer]),

@@ -46,7 +46,7 @@ def first_maps(kinds: Sequence[str], stem: Tensor) -> Maps:
     return {kind: (stem,) for kind in kinds}
 
 
-def add_maps(maps: Maps, **stage: Tensor) -> None:
-    """Append one stage's map to each kind asked for; `stage` holds every kind."""
+def add_maps(maps: Maps, **stage: Tensor | None) -> None:
+    """Append one stage's map to each kind asked for; `stage` holds every kind, None where it was not asked for."""
     for kind in maps:
         maps[kind] += (stage[kind],)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import add_maps, conv3x3, first_maps, initialise_convolutions, pooled
+from models.native import normalised
 from models.outputs import Outputs
 
 THIN = (16, 16, 32, 64)
@@ -17,7 +18,7 @@ WIDE = (32, 64, 128, 256)  # of the x4 networks, whose stem is twice as wide, no
 
 
 class Block(nn.Module):
-    """A basic block up to its last ReLU, which the network applies: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+    """A basic block: (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
 
     folds = (("conv1", "bn1"), ("conv2", "bn2"))
 
@@ -31,10 +32,14 @@ class Block(nn.Module):
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        return out.add_(x if self.downsample is None else self.downsample(x))
+    def forward(self, x: Tensor, relu: bool = True) -> Tensor:
+        """The block's output; without its last ReLU where `relu` is false."""
+        shortcut = x
+        if self.downsample is not None:
+            convolution, norm = self.downsample
+            shortcut = normalised(norm, convolution(x), relu=False)
+        out = normalised(self.bn1, self.conv1(x))
+        return normalised(self.bn2, self.conv2(out), shortcut, relu)
 
 
 class ResNet(nn.Module):
@@ -58,12 +63,14 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor, kinds: Sequence[str] = ()) -> Outputs:
         """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, C), maps. Raises NetworkError for an unknown kind."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = normalised(self.bn1, self.conv1(x))
         maps = first_maps(kinds, x)
         for stage in (self.layer1, self.layer2, self.layer3):
-            for block in stage:
-                preact = block(x)
-                x = F.relu(preact, inplace="preact" not in kinds)
+            *blocks, last = stage
+            for block in blocks:
+                x = block(x)
+            preact = last(x, relu=False) if "preact" in kinds else None
+            x = last(x) if preact is None else F.relu(preact)
             add_maps(maps, stage=x, preact=preact, relu=x)
         embedding = pooled(x)
         return Outputs(self.fc(embedding), embedding, maps)

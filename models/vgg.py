@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import add_maps, conv3x3, first_maps, initialise_convolutions, pooled
+from models.native import normalised
 from models.outputs import Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -33,13 +34,13 @@ class VGG(nn.Module):
     def forward(self, x: Tensor, kinds: Sequence[str] = ()) -> Outputs:
         """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, 512), maps. Raises NetworkError for an unknown kind."""
         pools = 4 if x.shape[2] == 64 else 3  # no pooling between the last two blocks, but for 64x64 images
-        x = F.relu(self.block0(x), inplace=True)
+        x = _through(self.block0, x)
         maps = first_maps(kinds, x)
         for index, block in enumerate((self.block1, self.block2, self.block3, self.block4)):
             if index < pools:
                 x = F.max_pool2d(x, 2)
-            preact = block(x)
-            x = F.relu(preact, inplace="preact" not in kinds)
+            preact = _through(block, x, relu=False) if "preact" in kinds else None
+            x = _through(block, x) if preact is None else F.relu(preact)
             add_maps(maps, stage=x, preact=preact, relu=x)
         embedding = pooled(x)
         return Outputs(self.classifier(embedding), embedding, maps)
@@ -52,3 +53,11 @@ def _block(units: int, inputs: int, width: int) -> nn.Sequential:
         layers += [conv3x3(inputs, width, bias=True), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         inputs = width
     return nn.Sequential(*layers[:-1])
+
+
+def _through(block: nn.Sequential, x: Tensor, relu: bool = True) -> Tensor:
+    """The block's output; without its last ReLU where `relu` is false."""
+    layers = [layer for layer in block if not isinstance(layer, nn.ReLU)]
+    for convolution, norm in zip(layers[::2], layers[1::2], strict=True):
+        x = normalised(norm, convolution(x), relu=relu or norm is not layers[-1])
+    return x

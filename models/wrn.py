@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import NetworkError, add_maps, conv3x3, first_maps, initialise_convolutions, pooled
+from models.native import normalised
 from models.outputs import Outputs
 
 
@@ -28,7 +29,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, active: Tensor) -> Tensor:
         """x: the block's input; active: x after bn1 and ReLU. Returns the residual sum."""
-        out = F.relu(self.bn2(self.conv1(active)), inplace=True)
+        out = normalised(self.bn2, self.conv1(active))
         if self.dropout:
             out = F.dropout(out, self.dropout, self.training)
         return self.conv2(out).add_(x if self.convShortcut is None else self.convShortcut(active))
@@ -50,7 +51,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, active: Tensor) -> Tensor:
         for index, block in enumerate(self.layer):
             if index > 0:
-                active = F.relu(block.bn1(x), inplace=True)
+                active = normalised(block.bn1, x)
             x = block(x, active)
         return x
 
@@ -80,11 +81,11 @@ class WRN(nn.Module):
         """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, C), maps. Raises NetworkError for an unknown kind."""
         x = self.conv1(x)
         maps = first_maps(kinds, x)
-        active = F.relu(self.block1.bn(x), inplace=True)
+        active = normalised(self.block1.bn, x)
         for stage, next_bn in ((self.block1, self.block2.bn), (self.block2, self.block3.bn), (self.block3, self.bn1)):
             x = stage(x, active)
-            preact = next_bn(x)
-            active = F.relu(preact, inplace="preact" not in kinds)
+            preact = normalised(next_bn, x, relu=False) if "preact" in kinds else None
+            active = normalised(next_bn, x) if preact is None else F.relu(preact)
             add_maps(maps, stage=x, preact=preact, relu=active)
         embedding = pooled(active)
         return Outputs(self.fc(embedding), embedding, maps)

@@ -1,4 +1,4 @@
-"""The plain engine, and what all engines share: the batch, the teacher's pass, and trouble that stays with the learner that has it."""
+"""The plain engines, and what all engines share: the batch, the teacher's pass, and trouble that stays with the learner that has it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bench.data.augment import Augmenter, Draws
 from bench.learner import Learner, teacher_forward
 from methods.base import NOTHING, Batch
-from models import folded
+from models import folded, native
 from models.outputs import Outputs
 
 Failures = list[tuple[Learner, Exception]]
@@ -65,6 +65,17 @@ class Eager:
             needs = needs | learner.teacher_needs
         outputs = teacher_forward(self.teacher, images, needs, self.precision) if needs else None
         return Shared(images, Batch(self.data.train_labels[index], index), outputs)
+
+
+class Native(Eager):
+    """Eager steps on a CPU with the networks' normalisation, residual sum and ReLU as one compiled operator (models.native): the eager
+    numbers but for rounding."""
+
+    name = "native"
+
+    def step(self, start: int, stop: int) -> Failures:
+        with native.switched_on():
+            return super().step(start, stop)
 
 
 def train(learners: Sequence[Learner], shared: Shared, start: int) -> Failures:

@@ -261,8 +261,8 @@ def test_buffers_replaced_between_epochs_make_a_new_recording(stray):
 
 
 def test_choice():
-    assert engine.choose("auto", CPU) is Eager and engine.choose("auto", torch.device("cuda", 0)) is Graph
-    assert engine.choose("static", CPU) is Static
+    assert engine.choose("auto", torch.device("cuda", 0)) is Graph
+    assert engine.choose("eager", CPU) is Eager and engine.choose("static", CPU) is Static
     with pytest.raises(UsageError, match="did you mean graph"):
         engine.choose("grahp", CPU)
     with pytest.raises(UsageError, match="needs a CUDA device"):

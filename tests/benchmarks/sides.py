@@ -81,7 +81,7 @@ class Sides:
         self.data.dtype = dtype
         self.teacher = self._teacher(teacher).to(dtype, memory_format=self.format)
         self.learners, self.bare = self._learners(teacher, student), self._learners(teacher, student)
-        self.group = engine.choose("eager", CPU)(self.data, self.teacher, self.learners, precision)
+        self.group = engine.choose("auto", CPU)(self.data, self.teacher, self.learners, precision)
         self.group.begin_epoch(self.draws)
         self.position = 0
         self.trainers = self._trainers(teacher, student)

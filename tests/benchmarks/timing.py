@@ -1,13 +1,16 @@
 """Timing of sides that take turns: CPU and wall time, ratios by round, and the floor of a group's step."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
+from bench.engine import Native
 from bench.learner import teacher_forward
 from methods.base import NOTHING, Batch
+from models import native
 from tests.benchmarks import reference
 from tests.benchmarks.sides import Sides
 
@@ -42,7 +45,8 @@ def report(capsys, benchmark, rows: list[tuple[str, float, float, float]]) -> No
 
 
 class BareSteps:
-    """The floor: one teacher forward, and each learner's forward, loss, backward and SGD on a batch that lies ready."""
+    """The floor: one teacher forward, and each learner's forward, loss, backward and SGD on a batch that lies ready, with the operators
+    that the group's engine uses."""
 
     def __init__(self, sides: Sides) -> None:
         self.sides = sides
@@ -57,6 +61,10 @@ class BareSteps:
         ]
 
     def run(self) -> None:
+        with native.switched_on() if isinstance(self.sides.group, Native) else contextlib.nullcontext():
+            self._run()
+
+    def _run(self) -> None:
         shared = teacher_forward(self.sides.group.teacher, self.images, self.needs, self.sides.precision)
         for learner, optimizer in zip(self.sides.bare, self.optimizers, strict=True):
             _, losses = learner.forward(self.images, shared if learner.teacher_needs else None, self.batch)
