@@ -147,12 +147,15 @@ def task_name(group: jobs.Group) -> str:
 
 
 def teacher_tasks(the_plan: Plan, book: Ledger, where: jobs.Where) -> list[Task]:
-    """One job for each teacher that is missing, the largest first."""
+    """One job for each teacher that is missing, the largest first. One that the whole plan waits for has the machine to itself."""
     common = {"protocol": the_plan.teacher_protocol, "seed": plan.TEACHER_SEED, "precision": the_plan.precision}
-    return [
-        Task(f"teacher-{name}", jobs.run_teacher, {"architecture": name, **common}, where, lambda name=name: book.teacher(name) is not None)
-        for name in book.teachers_missing()
-    ]
+    waiting = len({g.teacher for g in the_plan.groups}) == 1 and all(the_plan.needs_teacher(g) for g in the_plan.groups)
+    whole = waiting and where.threads is None
+    tasks = []
+    for name in book.teachers_missing():
+        arguments = {"architecture": name, **common}
+        tasks.append(Task(f"teacher-{name}", jobs.run_teacher, arguments, where, lambda name=name: book.teacher(name) is not None, whole=whole))
+    return tasks
 
 
 def group_tasks(the_plan: Plan, book: Ledger, where: jobs.Where) -> list[Task]:

@@ -40,6 +40,7 @@ class Task:
     where: Where
     succeeded: Callable[[], bool]  # read from the results folder
     after: tuple[str, ...] = ()  # tasks of the same launch that must have succeeded
+    whole: bool = False  # nothing else can run meanwhile: on a CPU it takes the cores of all slots
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,8 @@ class Pool:
         import submitit
 
         slot = self.slots[index]
+        if task.whole and slot.gpu is None:
+            slot = replace(slot, threads=sum(one.threads for one in self.slots))
         executor = submitit.LocalExecutor(self.folder / f"slot-{index}")
         number = slot.gpu is not None and slot.gpu.isdecimal()
         devices = {"gpus_per_node": 1, "visible_gpus": (int(slot.gpu),)} if number else {}

@@ -1,5 +1,6 @@
 """The slot pool over submitit's real local executor, with jobs that train nothing."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -94,6 +95,16 @@ def test_a_job_sees_its_slot_only(folder):
     texts = {name: (folder / f"{name}.done").read_text() for name in ("number", "uuid", "cpu")}
     assert texts == {"number": "5,3", "uuid": "2,GPU-abc", "cpu": "1,"}
     assert os.environ.get("OMP_NUM_THREADS") == before  # the launcher's own environment is as it was
+
+
+def test_a_job_that_all_wait_for_has_the_cores_of_every_slot(folder):
+    first = dataclasses.replace(task(folder, "first"), whole=True)
+    then = [dataclasses.replace(task(folder, name), after=("first",)) for name in ("a", "b")]
+    pool(folder, [Slot(None, 2)] * 3).run([first, *then])
+    texts = [(folder / f"{name}.done").read_text() for name in ("first", "a", "b")]
+    assert texts == ["6,", "2,", "2,"]
+    pool(folder, [Slot("3", 5)] * 2).run([dataclasses.replace(task(folder, "gpu"), whole=True)])
+    assert (folder / "gpu.done").read_text() == "5,3"  # a GPU's slot is its own
 
 
 def test_a_crash_frees_its_slot_and_names_the_log(folder):
