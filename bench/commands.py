@@ -106,7 +106,7 @@ class Run:
     groups_per_gpu: int = 1
     """Groups that share a GPU."""
     engine: str = "auto"
-    """How steps are executed; every engine gives the same numbers."""
+    """How steps are executed: auto, eager, native, static or graph. Every engine gives the same numbers but for rounding."""
     deterministic: bool = False
     """Deterministic algorithms: the same bits after a resume."""
     checkpoint_seconds: float = 60.0
@@ -256,7 +256,7 @@ class TeachersTrain:
     threads: int | None = None
     """CPU threads."""
     engine: str = "auto"
-    """How steps are executed."""
+    """How steps are executed: auto, eager, native, static or graph."""
     deterministic: bool = False
     """Deterministic algorithms."""
     time_budget: float | None = None

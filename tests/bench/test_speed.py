@@ -7,6 +7,7 @@ import models
 from bench import ceilings, environment, speed, store
 from bench.protocol import UsageError
 from bench.speed import Speed
+from models import native
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,8 @@ def test_hours_of_the_table():
 
 
 def test_a_small_measurement_is_written_and_printed(tmp_path, capsys):
-    options = Speed(pairs=("resnet14-resnet8",), methods=("student", "kd"), steps=2, quick=True, results=tmp_path, device="cpu", threads=1)
+    chosen = {"pairs": ("resnet14-resnet8",), "methods": ("student", "kd"), "engines": ("eager",), "device": "cpu"}
+    options = Speed(**chosen, steps=2, quick=True, results=tmp_path, threads=1)
     assert speed.speed(options) == 0
     (path,) = (tmp_path / "costs").glob("*/speed.json")
     record = store.read_json(path)
@@ -70,7 +72,8 @@ def test_a_small_measurement_is_written_and_printed(tmp_path, capsys):
 
 def test_defaults():
     on_cpu, quick = (speed.filled(Speed(quick=q), CPU) for q in (False, True))
-    assert len(on_cpu.pairs) == 6 and len(on_cpu.methods) == 9 and on_cpu.precisions == ("tf32", "bf16") and on_cpu.engines == ("eager",)
+    assert len(on_cpu.pairs) == 6 and len(on_cpu.methods) == 9 and on_cpu.precisions == ("tf32", "bf16")
+    assert on_cpu.engines == (("eager", "native") if native.reason() is None else ("eager",))
     assert quick.pairs == ("resnet56-resnet20",) and quick.steps == 2
     assert speed.filled(Speed(), torch.device("cuda")).engines == ("eager", "graph")
 
