@@ -75,7 +75,7 @@ def _load() -> None:
     compiler = shutil.which(os.environ.get("CXX") or "c++")
     if compiler is None:
         raise NativeError("no C++ compiler for the CPU's operator (c++, or the one that CXX names)")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kd-bench"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "kd-bench"
     library = folder / f"native-{_key(compiler)}.so"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,9 @@ def _build(compiler: str, library: Path) -> None:
     print("compiling the CPU's operator (once per machine, about 20 s)", flush=True)
     home = Path(torch.__file__).parent
     include = home / "include"
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    for left in library.parent.glob(f"{library.stem}-*"):  # by one that was killed: we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{library.stem}-", dir=library.parent) as folder:
         made = Path(folder) / library.name
         paths = [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}", str(SOURCE), "-o", str(made), f"-L{home / 'lib'}"]
         try:

@@ -3,8 +3,10 @@
 import copy
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -219,6 +221,23 @@ def test_compiled_once_however_many_ask(tmp_path):
     said = [process.communicate()[0] for process in asking]
     assert all("REASON None" in text for text in said)
     assert sum("compiling" in text for text in said) == 1 and len(list((tmp_path / "kd-bench").glob("*.so"))) == 1
+
+
+@needs_native
+@pytest.mark.slow
+def test_killed_while_compiling(tmp_path):
+    slow = compiler(tmp_path, 'while [ $# -gt 0 ]; do if [ "$1" = -o ]; then echo half >"$2"; fi; shift; done; exec sleep 600')
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "CXX": slow}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "kd-bench"
+    while not (begun := list(folder.glob("*/*.so"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "compiler").write_text('#!/bin/sh\nexec c++ "$@"\n')  # by the same name: the key is the same
+    assert "REASON None" in in_a_process(tmp_path, CXX=slow)
+    assert not begun[0].parent.exists() and len(list(folder.glob("*.so"))) == 1
 
 
 @needs_native
