@@ -122,14 +122,17 @@ def _build(compiler: str, library: Path) -> None:
 def _check() -> None:
     """The loaded operator against torch's own, forward and backward: a compiler that gets it wrong is not believed."""
     source = torch.Generator().manual_seed(0)
-    shape = (3, 16, 4, 4)
-    x, add, dy = (torch.randn(shape, generator=source).contiguous(memory_format=torch.channels_last) for _ in range(3))
-    found = []
-    for on in (True, False):
-        norm = nn.BatchNorm2d(shape[1])
-        leaves = [t.clone().requires_grad_() for t in (x, add)]
-        out = _operator(norm, *leaves, True) if on else F.relu(norm(leaves[0]) + leaves[1])
-        found.append((out, norm.running_mean, norm.running_var, *torch.autograd.grad(out, [*leaves, *norm.parameters()], dy)))
-    for ours, theirs in zip(*found, strict=True):
-        if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
+    drawn = [torch.randn((3, 16, 4, 4), generator=source).contiguous(memory_format=torch.channels_last) for _ in range(3)]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        maps = [t.to(dtype) for t in drawn]
+        found = [_numbers(on, *(maps if on else (t.float() for t in maps))) for on in (True, False)]
+        if not all(torch.allclose(ours.float(), theirs, rtol=tolerance, atol=tolerance) for ours, theirs in zip(*found, strict=True)):
             raise NativeError("the CPU's operator, as compiled here, does not give torch's numbers")
+
+
+def _numbers(on: bool, x: Tensor, add: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    """Output, running statistics and gradients of a fresh normalisation, with the operator or with torch's."""
+    norm = nn.BatchNorm2d(x.shape[1])
+    x, add = x.clone().requires_grad_(), add.clone().requires_grad_()
+    out = _operator(norm, x, add, True) if on else F.relu(norm(x) + add)
+    return out, norm.running_mean, norm.running_var, *torch.autograd.grad(out, [x, add, *norm.parameters()], dy)

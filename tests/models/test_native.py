@@ -241,8 +241,14 @@ def test_killed_while_compiling(tmp_path):
 
 
 @needs_native
-def test_numbers_that_are_not_torchs_are_not_believed(monkeypatch):
-    monkeypatch.setattr(native, "_operator", lambda norm, x, add, relu: F.relu(norm(x) + add) * 1.01)
+@pytest.mark.parametrize("wrong", BELOW)
+def test_numbers_that_are_not_torchs_are_not_believed(wrong, monkeypatch):
+    right = native._operator
+
+    def operator(norm, x, add, relu):
+        return right(norm, x, add, relu) * (1.1 if x.dtype == wrong else 1)
+
+    monkeypatch.setattr(native, "_operator", operator)
     with pytest.raises(native.NativeError, match="does not give torch's numbers"):
         native._check()
 
