@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import models
@@ -18,24 +19,32 @@ ACCESSES = {"student": 22.0, "teacher": 9.0}
 
 
 def measure(device: torch.device, precision: str, quick: bool = False) -> dict[str, float]:
-    """Copy bandwidth in bytes a second (read and written) and matrix rate in FLOP a second, the best of several tries.
+    """Copy bandwidth in bytes a second (read and written) and arithmetic in FLOP a second, the best of several tries.
 
+    Arithmetic: a large matrix product or a 3x3 convolution of 128 channels, whichever is faster; they come from different libraries.
     `tf32` multiplies with TF32 where the device has it, as convolutions do under that name.
     """
     on_gpu = device.type == "cuda"
+    tries = 3 if quick else 10
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     source = torch.zeros(2**28 if on_gpu else 2**25, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    size = 8192 if on_gpu else 512 if quick else 1024
-    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    b = torch.ones_like(a)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    size, images = (8192, 1024) if on_gpu else (512, 8) if quick else (1024, 32)
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    shapes = ((images, 128, 16, 16), (128, 128, 3, 3))
+    maps, kernel = (torch.ones(s, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last) for s in shapes)
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [setting.allow_tf32 for setting in settings]
     try:
-        copy = _best(lambda: target.copy_(source), device, 3 if quick else 10)
-        product = _best(lambda: a @ b, device, 3 if quick else 10)
+        for setting in settings:
+            setting.allow_tf32 = precision != "fp32"
+        copy = _best(lambda: target.copy_(source), device, tries)
+        product = 2 * size**3 / _best(lambda: a @ b, device, tries)
+        convolution = 2 * maps.numel() * kernel[0].numel() / _best(lambda: F.conv2d(maps, kernel, padding=1), device, tries)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-    return {"bytes_per_second": 2 * source.numel() / copy, "flop_per_second": 2 * size**3 / product}
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
+    return {"bytes_per_second": 2 * source.numel() / copy, "flop_per_second": max(product, convolution)}
 
 
 def _best(action, device: torch.device, tries: int) -> float:
@@ -94,4 +103,4 @@ def describe(ceiling: Mapping[str, Mapping[str, float]]) -> str:
     """The ceilings for people."""
     parts = [f"{p} {c['flop_per_second'] / 1e12:.2f} TFLOP/s" for p, c in ceiling.items()]
     bandwidth = max(c["bytes_per_second"] for c in ceiling.values())
-    return f"measured ceilings: copies {bandwidth / 1e9:.1f} GB/s; products {', '.join(parts)}"
+    return f"measured ceilings: copies {bandwidth / 1e9:.1f} GB/s; arithmetic {', '.join(parts)}"
