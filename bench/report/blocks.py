@@ -272,4 +272,6 @@ def remarks(results: ResultSet) -> list[str]:
                         lines.append(f"{cell.others[seed]}: {row_title(row)}, {pair.title}, seed {seed}: {reason}")
     if results.name == OWN and not results.tables:
         lines.append(f"no own runs in {results.folder}: ./run_all.sh makes them")
+    elif not results.tables and not results.sheets:
+        lines.append("no runs in this set: its README.md says what it holds")
     return list(dict.fromkeys(lines))

@@ -193,6 +193,15 @@ def test_a_fresh_clone_shows_the_evidence(tmp_path):
     assert not (tmp_path / "report").exists() and (tmp_path / "out" / "report.md").exists()
 
 
+def test_a_set_without_runs_says_so(tmp_path):
+    place = tmp_path / "evidence" / "speed" / "costs" / "device"
+    place.mkdir(parents=True)
+    (place / "speed.json").write_text("{}")
+    done = run(tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 0 and "no runs in this set: its README.md says what it holds" in done.stdout
+    assert "Evidence set speed" in (tmp_path / "out" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
