@@ -1,7 +1,8 @@
 """Small groups of learners without the trainer, for tests of engines: random images, an untrained teacher, any registered methods."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,19 @@ from tests.methods import cases
 CPU = torch.device("cpu")
 BATCH, REMAINDER = 12, 4
 PROTOCOL = Protocol("engines", epochs=10, milestones=(4, 7), batch=BATCH, image_size=cases.SIZE)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """One thread and deterministic algorithms."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
 
 
 def images(count: int = 4 * BATCH + REMAINDER) -> data.Dataset:

@@ -25,12 +25,8 @@ recorded = pytest.mark.parametrize("kind", [Static, Taped])
 
 @pytest.fixture(autouse=True)
 def deterministic():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(before)
+    with groups.deterministic():
+        yield
 
 
 @pytest.fixture
