@@ -40,4 +40,3 @@ def choose(name: str, device: torch.device) -> type[Eager]:
         if why := native.reason():
             raise UsageError(f"engine native cannot be had: {why}; use --engine eager")
     return _ENGINES[name]
-
