@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import costs, data, environment, estimate, facts, jobs, launch, ledger, plan, protocol
+from bench import costs, data, engine, environment, estimate, facts, jobs, launch, ledger, plan, protocol
 from bench.commands import Run, data_root
 from bench.launch import Pool, Slot, Task
 from bench.ledger import Ledger
 from bench.plan import Plan
 from bench.progress import Progress, table
-from bench.protocol import UsageError
+from bench.protocol import UsageError, unknown
 from bench.threads import cores as usable_cores
 
 
@@ -44,6 +44,10 @@ def run(options: Run) -> int:
         raise UsageError("--cluster slurm: no Slurm controller answers here (sinfo), or this is already a job of it; use --cluster local")
     if options.time_budget is not None and options.time_budget <= 0:
         raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
+    if options.engine not in ("auto", *engine.NAMES):
+        raise unknown("engine", options.engine, ["auto", *engine.NAMES])
+    if not slurm and not options.dry_run:
+        engine.choose(options.engine, environment.select(options.device))  # refused, or compiled, before any job starts
     slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.cpus)], None)
     root = options.data_root or data_root()
     results = options.results.absolute()

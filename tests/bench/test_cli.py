@@ -63,8 +63,10 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, monkeypatch,
         (("run", "--foo"), "--foo"),
         (("run", "--methods", "kdd"), "did you mean kd"),
         (("run", "--profile", "smoke", "--cluster", "local", "--device", "cuda"), "device 'cuda' was asked for"),
+        (("run", "--profile", "smoke", "--cluster", "local", "--device", "cpu", "--engine", "grahp"), "did you mean graph"),
+        (("run", "--profile", "smoke", "--cluster", "local", "--device", "cpu", "--engine", "graph"), "needs a CUDA device"),
     ],
-    ids=["profile", "option", "method", "device"],
+    ids=["profile", "option", "method", "device", "unknown engine", "engine"],
 )
 def test_bad_input_in_a_process(tmp_path, arguments, said):
     got = bench(*arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
