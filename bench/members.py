@@ -9,7 +9,7 @@ from bench.identity import Run
 from bench.jobs import Group
 from bench.protocol import UsageError, unknown
 from methods import registry
-from methods.base import Method, Setting
+from methods.base import Method, Setting, named_hyper
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def resolve(group: Group, data_hash: str, classes: int, image_size: int, images:
             precision=group.precision,
             data_hash=data_hash,
             method_version=method.version,
-            hyper=dataclasses.asdict(hyper),
+            hyper=named_hyper(hyper),
             teacher=group.teacher if depends else None,
             teacher_hash=teacher_hash if depends else None,
         )

@@ -4,6 +4,7 @@ A method declares as data what it needs (which outputs of teacher and student, t
 backward, pairs it cannot do) and returns a dict of losses. The trainer names no method.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -95,8 +96,49 @@ class Preparation:
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """A stage before the main one in which the student itself is trained by `Method.pretraining_losses` (AB, FSP).
+
+    Its epochs count -epochs + 1 ... 0, with data and draws of their own. The student's stem and stages and the method's modules are trained
+    by an SGD of their own at a constant rate (momentum and weight decay as the protocol's); what stands behind the last stage (a last
+    normalisation, the classifier) stays in eval mode, untouched. The main stage starts with a fresh optimiser.
+    """
+
+    epochs: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters of a method with their own learning rate or weight decay."""
+
+    parameters: Sequence[nn.Parameter]
+    rate: float = 1.0  # times the learning rate of the epoch
+    weight_decay: float | None = None  # None: the protocol's
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a method adds to its student when it is used: parameters and multiply-accumulates for one image."""
+
+    parameters: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True)
 class NoHyper:
     """A method without hyper-parameters."""
+
+
+def added(default: Any) -> Any:
+    """A hyper-parameter that joined a method after runs of it were kept: at its default it is no part of a run's identity."""
+    return field(default=default, metadata={"added": True})
+
+
+def named_hyper(hyper: Any) -> dict[str, Any]:
+    """The hyper-parameters that name a run: all of them, but for `added` ones at their default."""
+    kept = (f for f in dataclasses.fields(hyper) if not (f.metadata.get("added") and getattr(hyper, f.name) == f.default))
+    return {f.name: dataclasses.asdict(hyper)[f.name] for f in kept}
 
 
 class MethodError(ValueError):
@@ -117,6 +159,8 @@ class Method(nn.Module):
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
     own_backward: ClassVar[bool] = False  # True: the trainer calls `backward` instead of sum(losses).backward()
     capturable: ClassVar[bool] = True  # False: steps read the host or have shapes that depend on data; they are run eagerly
+    uses_labels: ClassVar[bool] = True  # False: no "ce" among the losses
+    unreleased: ClassVar[tuple[str, ...]] = ()  # first parts of state names that are not kept beside a finished student's weights (a memory bank)
 
     def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__()
@@ -151,7 +195,33 @@ class Method(nn.Module):
         """Whether the numbers of a run depend on the teacher, in the step or through a preparation."""
         return bool(cls.teacher_needs(hyper)) or cls.preparation(hyper, setting) is not None
 
+    @classmethod
+    def pretraining(cls, hyper: Any, setting: Setting) -> Pretraining | None:
+        """A stage before the main one, or None."""
+        return None
+
+    @classmethod
+    def inference(cls, hyper: Any, setting: Setting) -> Inference:
+        """What is evaluated besides the student (see `predict`)."""
+        return Inference()
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Trainable parameters of this method that do not simply join the student's group."""
+        return ()
+
     # What it does.
+    def start(self, labels: Tensor) -> None:
+        """Called once on the device before the first step or before a checkpoint is loaded; labels (N,) int64 of the training images.
+
+        What is derived here (an index of classes, say) belongs into buffers with `persistent=False`.
+        """
+
+    def begin_step(self, index: Tensor, generator: torch.Generator) -> None:
+        """Called before each step, outside of what may be recorded: draws for the step, written in place into buffers that `losses` reads.
+
+        index (B,) int64: the batch's positions in the training set; `generator` is on the device, keyed by (seed, method, epoch, step).
+        """
+
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before each epoch (from 1); `generator` (CPU) is keyed by (seed, method, epoch). Host work belongs here, not in the step.
 
@@ -159,12 +229,22 @@ class Method(nn.Module):
         """
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Named loss terms, each a scalar already multiplied by its weight, "ce" among them; the training loss is their sum.
+        """Named loss terms, each a scalar already multiplied by its weight, "ce" among them (unless `uses_labels` is False); the training
+        loss is their sum.
 
         Runs inside a step that may be captured: static shapes, no host read. Batches of 1 and of 16 must give finite losses.
         `teacher` carries no gradient and holds what `teacher_needs` asked for.
         """
         raise NotImplementedError
+
+    def pretraining_losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """As `losses`, for the stage that `pretraining` declares; no "ce" is asked for."""
+        raise NotImplementedError
+
+    def predict(self, student: Outputs) -> Tensor:
+        """The logits (B, classes) that are evaluated: the student's own, unless the method goes another way (SimKD: its projector and the
+        teacher's classifier). `student` holds what `student_needs` asked for."""
+        return student.logits
 
     def backward(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Only with `own_backward`: write `.grad` of `parameters` (student's and this method's trainable ones), weight decay excluded."""

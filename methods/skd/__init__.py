@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, added
 from methods.registry import register
 from methods.skd.assign import assigned_distribution
 from methods.skd.embedding import Embedding, layer_indices
@@ -24,6 +24,7 @@ from models.outputs import Outputs
 MODES = ("streaming", "paper")
 TARGETS = ("embedding", "P")
 FEATURES = ("stage", "relu")
+SUMS = ("none", "images", "rows")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class Hyper:
     seed: int = 0  # of the vectors' initial values
     fit_steps: int = 1000  # streaming: steps of the optimiser, at most
     paper_epochs: int = 100  # paper: epochs of SGD
+    sum_over: str = added("none")  # a sum where Eq. 2 has a mean: "images" of the batch, "rows" of a layer (other readings of the paper)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("target", TARGETS), ("kind", FEATURES)):
+        for name, allowed in (("mode", MODES), ("target", TARGETS), ("kind", FEATURES), ("sum_over", SUMS)):
             if getattr(self, name) not in allowed:
                 raise MethodError(f"skd.{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
         for name in ("dimensions", "fit_steps", "paper_epochs"):
@@ -140,7 +142,7 @@ class SKD(Method):
         targets = [getattr(self, f"target_{layer}") for layer in self.layers]
         return {
             "ce": F.cross_entropy(student.logits, batch.labels),
-            "skd": self.hyper.beta * skd_loss(used, targets, self.hyper.temperature, self.hyper.diagonal),
+            "skd": self.hyper.beta * skd_loss(used, targets, self.hyper.temperature, self.hyper.diagonal, self.hyper.sum_over),
         }
 
 

@@ -149,7 +149,13 @@ def static_loss(maps: Tensor, target: Tensor, temperature: float = 1.0, diagonal
     return _StaticLoss.apply(maps, target, temperature, diagonal)
 
 
-def skd_loss(maps: Sequence[Tensor], targets: Sequence[Tensor], temperature: float = 1.0, diagonal: bool = True) -> Tensor:
-    """Eq. 2: the mean of `static_loss` over layers; maps[l] (B, C_l, H_l, W_l), targets[l] (C_l, C_l) -> scalar."""
-    terms = [static_loss(x, p, temperature, diagonal) for x, p in zip(maps, targets, strict=True)]
+def skd_loss(
+    maps: Sequence[Tensor], targets: Sequence[Tensor], temperature: float = 1.0, diagonal: bool = True, sum_over: str = "none"
+) -> Tensor:
+    """Eq. 2: the mean of `static_loss` over layers; maps[l] (B, C_l, H_l, W_l), targets[l] (C_l, C_l) -> scalar.
+
+    `sum_over`: "images" or "rows" takes the sum over the batch's images (x B) or over a layer's rows (x C_l) in place of the mean.
+    """
+    factors = {"none": lambda x: 1, "images": len, "rows": lambda x: x.shape[1]}[sum_over]
+    terms = [factors(x) * static_loss(x, p, temperature, diagonal) for x, p in zip(maps, targets, strict=True)]
     return torch.stack(terms).mean()

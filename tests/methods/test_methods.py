@@ -1,5 +1,6 @@
 """What single methods promise beyond the contract: sizes of their modules, weights, pairs they refuse."""
 
+import dataclasses
 import re
 
 import pytest
@@ -8,8 +9,8 @@ from torch import nn
 
 import models
 from methods import at, cc, cc_paper, fitnet, kd, registry, rkd, sp
-from methods.base import Batch, MethodError, Setting
-from models.outputs import Shapes
+from methods.base import Batch, MethodError, Setting, named_hyper
+from models.outputs import Outputs, Shapes
 from tests.methods.cases import PAIR, made, made_up, setting
 
 PAIRS = [
@@ -119,3 +120,19 @@ def test_refuses_without_a_teacher(name):
 def test_at_refuses_powers_below_one(power):
     with pytest.raises(MethodError, match="at least 1"):
         registry.get("at").Hyper(power=power)
+
+
+def test_an_added_hyper_parameter_names_a_run_only_where_it_differs():
+    plain = registry.get("skd").hyper_for("resnet56", "resnet20")
+    assert "sum_over" not in named_hyper(plain)
+    assert named_hyper(dataclasses.replace(plain, sum_over="rows")) == {**named_hyper(plain), "sum_over": "rows"}
+    assert set(named_hyper(plain)) == {f.name for f in dataclasses.fields(plain)} - {"sum_over"}
+
+
+def test_the_shifted_teacher_changes_kd_by_rounding_only():
+    torch.manual_seed(0)
+    student, teacher = (Outputs(torch.randn(64, 100, dtype=torch.float64), torch.randn(64, 8)) for _ in range(2))
+    setting = Setting(models.shapes("resnet20"), models.shapes("resnet56"))
+    batch = Batch(torch.randint(100, (64,)), torch.arange(64))
+    kd, shifted = (registry.get(name)(registry.get(name).Hyper(), setting).losses(student, teacher, batch) for name in ("kd", "kd_shifted"))
+    assert shifted["kd"].item() == pytest.approx(kd["kd"].item(), rel=1e-12) and shifted["kd"].item() != kd["kd"].item()

@@ -195,3 +195,10 @@ def test_a_step_towards_the_target_lowers_the_kl():
     after = static_loss(x, p).item() - entropy(p).item()
     assert 0 <= after < 0.2 * before
     assert math.isfinite(after)
+
+
+def test_sums_in_place_of_means():
+    maps, targets = [random_maps(5, 4, 3, 3), random_maps(5, 8, 2, 2)], [target(4), target(8)]
+    each = [static_loss(m, p).item() for m, p in zip(maps, targets, strict=True)]
+    assert skd_loss(maps, targets, sum_over="images").item() == pytest.approx(5 * sum(each) / 2, rel=1e-6)
+    assert skd_loss(maps, targets, sum_over="rows").item() == pytest.approx((4 * each[0] + 8 * each[1]) / 2, rel=1e-6)
