@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bench.commands import COMMANDS, overview
-from bench.protocol import UsageError, unknown
+from bench.errors import INTERRUPTED, USAGE, StoreError, UsageError, unknown
+from bench.text import clean
 
 PROGRAM = "python -m bench"
-USAGE, INTERRUPTED = 2, 130
 
 
 def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -25,15 +25,20 @@ def split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     raise unknown("command", arguments[0], list(COMMANDS))
 
 
+def _named(place: str):
+    """What stands at "module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
 def parse(name: str, arguments: Sequence[str]):
     """The command's options. Raises UsageError in place of tyro's box; SystemExit(0) for --help."""
     import tyro
 
-    module, _, kind = COMMANDS[name].where.partition(":")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(getattr(import_module(module), kind), prog=f"{PROGRAM} {name}", args=list(arguments))
+            return tyro.cli(_named(COMMANDS[name].options), prog=f"{PROGRAM} {name}", args=list(arguments))
     except SystemExit as end:
         if not end.code:
             raise
@@ -52,9 +57,9 @@ def _short(box: str) -> str:
 
 def _is_bad_input(error: Exception) -> bool:
     """Whether this is a named error about what the user gave; the packages that raise the others are imported only by what needs them."""
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | StoreError):
         return True
-    kinds = (("methods.base", "MethodError"), ("models", "NetworkError"), ("bench.store", "StoreError"))
+    kinds = (("methods.base", "MethodError"), ("models", "NetworkError"))
     return any(isinstance(error, getattr(sys.modules[module], kind)) for module, kind in kinds if module in sys.modules)
 
 
@@ -66,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(overview())
             return 0
         name, rest = split(arguments)
-        return parse(name, rest).main()
+        options = parse(name, rest)
+        function = COMMANDS[name].function
+        return _named(function)(options) if function else options.main()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
@@ -75,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_bad_input(error):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {clean(' '.join(str(error).split()), 2000)}", file=sys.stderr)
         return USAGE
 
 

@@ -15,14 +15,22 @@ from pathlib import Path
 import torch
 
 import models
-from bench import checkpoint, facts, plan, preparations, protocol, store, teachers
-from bench.commands import data_root
 from bench.data import cifar100
-from bench.lease import Lease
-from bench.plan import Plan
-from bench.protocol import UsageError
+from bench.errors import StoreError, UsageError
+from bench.options import DataOption, ResultsOption
+from bench.plan import protocols, registries
+from bench.plan.expand import Plan, expand
+from bench.plan.profiles import get_profile
+from bench.plan.selection import Selection
 from bench.report import cost_sheets
-from bench.report.render import clean
+from bench.store import teachers
+from bench.store.files import read_json
+from bench.store.lease import Lease
+from bench.store.rows import read_rows
+from bench.store.runs import RunView, scan
+from bench.store.weights import read_state, state_hash
+from bench.text import clean
+from bench.train import checkpoint, preparations, teacher_networks
 from methods import registry
 
 ROW_BYTES = 400
@@ -30,21 +38,17 @@ GENERATIONS = 3  # two are kept, and a third is there while it is written
 
 
 @dataclass(frozen=True)
-class Doctor:
+class Doctor(DataOption, ResultsOption):
     """Check data, teachers, devices, disk space, versions, and every record and checkpoint of a results folder."""
 
-    results: Path = Path("results")
-    """The results folder."""
-    data_root: Path | None = None
-    """Folder that holds cifar-100-python; default: $KD_BENCH_DATA, else ./data."""
     profile: str = "paper"
     """The profile whose data and disk space are checked: see `profiles`."""
     strict: bool = False
     """Exit with 1 where anything is wrong."""
 
     def main(self) -> int:
-        the_plan = plan.expand(profile := plan.get_profile(self.profile), plan.Selection(), facts.facts(protocol.get(profile.protocol)))
-        root = self.data_root or data_root()
+        the_plan = expand(profile := get_profile(self.profile), Selection(), registries.read(protocols.get(profile.protocol)))
+        root = self.data_folder
         checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
             ("versions", check_versions),
             ("methods", check_methods),
@@ -193,18 +197,18 @@ def check_teachers(results: Path) -> Iterator[Finding]:
             if found is None:
                 yield Finding(f"{place} has no teacher.json: it was never finished", mend)
                 continue
-            state = teachers.read_state(place / "teacher.pt")
-            if teachers.state_hash(state) != found.hash:
+            state = read_state(place / "teacher.pt")
+            if state_hash(state) != found.hash:
                 yield Finding(f"{place / 'teacher.pt'}: its hash is not the one of its record", mend)
                 continue
-            teachers.network(architecture, state, 100, place / "teacher.pt")
+            teacher_networks.network(architecture, state, 100, place / "teacher.pt")
         except (UsageError, models.NetworkError) as error:
             yield Finding(str(error), mend)
 
 
 def check_runs(results: Path) -> Iterator[Finding]:
     """Every run: its files, its weights, and whether one that says it is running has somebody who runs it."""
-    views, problems = store.scan(results)
+    views, problems = scan(results)
     for problem in problems:
         folder = results / "runs" / problem.where
         status = "status.json" in problem.reason
@@ -216,8 +220,8 @@ def check_runs(results: Path) -> Iterator[Finding]:
                 yield Finding(f"{view.id}: {problem}", mend)
             continue
         try:
-            store.read_rows(view.folder / "epochs.jsonl", view.id)
-        except store.StoreError as error:
+            read_rows(view.folder / "epochs.jsonl", view.id)
+        except StoreError as error:
             yield Finding(str(error), mend)
         if view.status == "running" and not Lease(view.folder).held():
             yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
@@ -227,13 +231,13 @@ def check_runs(results: Path) -> Iterator[Finding]:
         yield Finding(f"the source of {method} changed since its runs were done", mend)
 
 
-def _weights(view: store.RunView) -> str:
+def _weights(view: RunView) -> str:
     """What is wrong with a finished run's weights; empty: nothing."""
     try:
-        state = teachers.read_state(view.folder / "student.pt")
+        state = read_state(view.folder / "student.pt")
     except UsageError as error:
         return str(error).removeprefix("teacher file ").partition(";")[0]
-    return "" if teachers.state_hash(state) == view.record.get("weights_sha256") else "student.pt is not what the record names"
+    return "" if state_hash(state) == view.record.get("weights_sha256") else "student.pt is not what the record names"
 
 
 def check_checkpoints(results: Path) -> Iterator[Finding]:
@@ -245,8 +249,8 @@ def check_checkpoints(results: Path) -> Iterator[Finding]:
         if (folder / "record.json").exists():
             continue
         try:
-            rows = len(store.read_rows(folder / "epochs.jsonl").rows)
-        except store.StoreError:
+            rows = len(read_rows(folder / "epochs.jsonl").rows)
+        except StoreError:
             continue  # named among the runs
         for note in checkpoint.restore(results, folder.name, rows)[1].notes:
             yield Finding(f"{folder.name}: {note}", "launch it again: it goes on from what is sound")
@@ -255,8 +259,8 @@ def check_checkpoints(results: Path) -> Iterator[Finding]:
 def check_others(results: Path) -> Iterator[Finding]:
     """The plan, the cost records and the preparations."""
     try:
-        store.read_json(results / "plan.json")
-    except store.StoreError as error:
+        read_json(results / "plan.json")
+    except StoreError as error:
         yield Finding(str(error), f"{_remove(results / 'plan.json')}; the next launch writes it")
     for problem in cost_sheets.load(results)[1]:
         yield Finding(f"{problem.where}: {problem.reason}", f"{_remove(results / problem.where)}; the next launch measures it")
@@ -270,12 +274,12 @@ def check_others(results: Path) -> Iterator[Finding]:
 def check_evidence(results: Path) -> Iterator[Finding]:
     """The records, rows and costs of the sets that were kept; their weights were not."""
     for place in sorted(p for p in (results / "evidence").glob("*") if p.is_dir()):
-        views, problems = store.scan(place)
+        views, problems = scan(place)
         said = [f"{problem.where}: {problem.reason}" for problem in (*problems, *cost_sheets.load(place)[1])]
         for view in views:
             try:
-                store.read_rows(view.folder / "epochs.jsonl", view.id)
-            except store.StoreError as error:
+                read_rows(view.folder / "epochs.jsonl", view.id)
+            except StoreError as error:
                 said.append(str(error))
         for text in said:
             yield Finding(f"{place.name}: {text}", f"git checkout -- {shlex.quote(str(place))}, or take the set out")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FORKING = (HERE / "bench" / "test_kill.py", HERE / "bench" / "test_lease.py", HERE / "faults")
+FORKING = (HERE / "bench" / "train" / "test_kill.py", HERE / "bench" / "store" / "test_lease.py", HERE / "faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

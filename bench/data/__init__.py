@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.protocol import Protocol, UsageError, unknown
+from bench.errors import UsageError, unknown
+from bench.plan.protocols import Protocol
 
 NAMES = ("cifar100", "shapes100")
 

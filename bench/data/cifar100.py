@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.protocol import UsageError
+from bench.errors import UsageError
 
 FOLDER = "cifar-100-python"
 FILES = {

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bench.protocol import UsageError
+from bench.errors import UsageError
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "diamond", "bar", "hourglass", "arch", "tee")
 TEXTURES = ("solid", "rows", "columns", "checked", "dotted")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bench.protocol import UsageError
+from bench.errors import UsageError
 
 SEED = 100
 """Fixed: every run at one rate sees the same images, whatever its own seed."""

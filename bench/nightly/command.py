@@ -9,26 +9,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.errors import UsageError
 from bench.nightly import history
 from bench.nightly.history import Row
 from bench.nightly.text import verdict_lines
 from bench.nightly.verdict import judge
-from bench.protocol import UsageError
+from bench.options import DeviceOption, ResultsOption
 
 THREADS = 1
 """Of a run: more would change the order of sums with the number of cores."""
 
 
 @dataclass(frozen=True)
-class Nightly:
+class Nightly(DeviceOption, ResultsOption):
     """A small fixed plan, compared with the baseline of this kind of machine; exit code 1 on a new regression."""
 
     accept: str | None = None
     """Run nothing; make the latest night the baseline, for this reason."""
-    results: Path = Path("results")
-    """The results folder; histories are in its nightly/."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
     machine: str | None = None
     """Name of the machine class; default: from the processor."""
     benchmarks: Path | None = None
@@ -79,7 +76,7 @@ def nightly(options: Nightly) -> int:
 
 def make_row(number: int, plan: str, parts: Any, benches: dict[str, dict[str, Any]]) -> Row:
     """Tonight's row from what was measured (measure.Parts) and the benchmark figures."""
-    from bench import environment
+    from bench.train import environment
 
     return {
         "format": history.FORMAT,
@@ -163,6 +160,6 @@ def _checked(machine: str) -> str:
 
 
 def _workers(device: str) -> int:
-    from bench import environment
+    from bench.train import environment
 
     return 1 if environment.select(device).type == "cuda" else min(4, os.cpu_count() or 1)

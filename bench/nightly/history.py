@@ -16,9 +16,10 @@ from typing import Any
 
 import filelock
 
-from bench import store
-from bench.identity import canonical
-from bench.protocol import UsageError
+from bench.errors import StoreError, UsageError
+from bench.plan.identity import canonical
+from bench.store.files import read_json, write_json
+from bench.store.rows import append_row
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -64,12 +65,12 @@ def read(place: Path) -> list[Row]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise store.StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     lines.pop()
     rows = [_row(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
     for before, row in zip(rows, rows[1:], strict=False):
         if row["night"] <= before["night"]:
-            raise store.StoreError(f"{path}: night {row['night']} stands after night {before['night']}")
+            raise StoreError(f"{path}: night {row['night']} stands after night {before['night']}")
     return rows
 
 
@@ -77,27 +78,27 @@ def _row(where: str, line: bytes) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise store.StoreError(f"{where}: not JSON ({error})") from error
+        raise StoreError(f"{where}: not JSON ({error})") from error
     if not isinstance(row, dict):
-        raise store.StoreError(f"{where}: not a JSON object")
+        raise StoreError(f"{where}: not a JSON object")
     crc = f"{zlib.crc32(canonical({k: v for k, v in row.items() if k != 'crc'}).encode()):08x}"
     if row.pop("crc", None) != crc:
-        raise store.StoreError(f"{where}: the row does not match its checksum")
+        raise StoreError(f"{where}: the row does not match its checksum")
     if row.get("format") != FORMAT:
-        raise store.StoreError(f"{where}: format {row.get('format')!r}, this version reads {FORMAT}")
+        raise StoreError(f"{where}: format {row.get('format')!r}, this version reads {FORMAT}")
     return row
 
 
 def append(place: Path, row: Row) -> None:
     """Add tonight's row. Raises ValueError for a number that is not finite, OSError."""
-    store.append_row(place / "history.jsonl", row)
+    append_row(place / "history.jsonl", row)
 
 
 def read_baseline(place: Path) -> dict[str, Any] | None:
     """{"format", "night", "commit", "date", "reason", "row", "earlier"}; None where there is none. Raises StoreError."""
-    baseline = store.read_json(place / "baseline.json")
+    baseline = read_json(place / "baseline.json")
     if baseline is not None and (baseline.get("format") != FORMAT or not isinstance(baseline.get("row"), dict)):
-        raise store.StoreError(f"{place / 'baseline.json'}: not a baseline of this version; accept a new one with --accept")
+        raise StoreError(f"{place / 'baseline.json'}: not a baseline of this version; accept a new one with --accept")
     return baseline
 
 
@@ -105,10 +106,10 @@ def set_baseline(place: Path, row: Row, reason: str) -> dict[str, Any]:
     """Make `row` what later nights are compared with; earlier baselines stay listed with their reasons."""
     try:
         old = read_baseline(place)
-    except store.StoreError:
+    except StoreError:
         old = None  # it is being replaced, that settles it
     facts = {"night": row["night"], "commit": row["commit"], "date": row["date"], "reason": reason}
     earlier = [*old["earlier"], {name: old[name] for name in facts}] if old else []
     baseline = {"format": FORMAT, **facts, "row": row, "earlier": earlier}
-    store.write_json(place / "baseline.json", baseline)
+    write_json(place / "baseline.json", baseline)
     return baseline

@@ -22,15 +22,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import environment, store
-from bench.costs import exclusive
 from bench.data.augment import draws
-from bench.identity import digest
-from bench.jobs import DONE, INTERRUPTED, STOPPED_IN_TIME, Group, Where, run_group, run_teacher
-from bench.plan import TEACHER_SEED, Pair
-from bench.protocol import Protocol
-from bench.stop import Stop
-from bench.train import GroupJob
+from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME
+from bench.launch.jobs import run_group, run_teacher
+from bench.measure.probes import exclusive
+from bench.plan.expand import TEACHER_SEED
+from bench.plan.groups import Group
+from bench.plan.identity import digest
+from bench.plan.profiles import Pair
+from bench.plan.protocols import Protocol
+from bench.store.runs import scan
+from bench.train import environment
+from bench.train.execution import Execution
+from bench.train.group_job import GroupJob
+from bench.train.stop import Stop
 from methods import registry
 
 PROTOCOL = Protocol(
@@ -84,17 +89,17 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
     names = tuple(methods or registry.names())
     overrides = tuple((name, field, value) for name in names for field, value in _quick(name, plan.pair).items())
     groups = [Group(plan.pair.teacher, plan.pair.student, seed, plan.protocol, PRECISION, names, overrides) for seed in plan.seeds]
-    where = Where(str(folder), device=device, threads=1, deterministic=True, checkpoint_seconds=1e9)
+    execution = Execution(str(folder), device=device, threads=1, deterministic=True, checkpoint_seconds=1e9)
     failures = {name: f"cannot be loaded: {error}" for name, error in registry.broken().items()}
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
-            code = pool.submit(run_teacher, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, where).result()
+            code = pool.submit(run_teacher, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, execution).result()
             _check(code)
             if code != DONE:
                 raise NightFailed(f"the teacher {plan.pair.teacher} could not be trained (exit code {code}); --keep leaves its log in {folder}/runs")
-            for code in list(pool.map(run_group, groups, [where] * len(groups))):  # preparations are built under a lock, by the first
+            for code in list(pool.map(run_group, groups, [execution] * len(groups))):  # preparations are built under a lock, by the first
                 _check(code)
-            costs = pool.submit(speed, groups[0], where, plan.rounds).result()
+            costs = pool.submit(speed, groups[0], execution, plan.rounds).result()
     except BrokenProcessPool:
         raise NightFailed("a training process died without a word (out of memory?)") from None
     metrics, trouble, versions = accuracy(folder, plan, names)
@@ -130,7 +135,7 @@ def _check(code: int) -> None:
 
 def accuracy(folder: Path, plan: Plan, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
     """Metrics, failures and facts from the records. A method that has not finished every seed has no metric and a failure."""
-    views, problems = store.scan(folder)
+    views, problems = scan(folder)
     metrics: dict[str, Any] = {}
     failures = {p.where: p.reason for p in problems}
     changing: dict[str, Any] = {}
@@ -172,13 +177,13 @@ class _Yardstick:
         self.optimizer.step()
 
 
-def speed(group: Group, where: Where, rounds: int) -> dict[str, Any]:
+def speed(group: Group, execution: Execution, rounds: int) -> dict[str, Any]:
     """Cost metrics and failures by method, measured in this process with the device to itself.
 
     CPU: the process's CPU time, which neighbours disturb less than the clock; CUDA: the clock, synchronised. A value is the median over rounds
     of the ratio within a round.
     """
-    settings = Where(**{**asdict(where), "deterministic": False, "engine": "auto"})
+    settings = Execution(**{**asdict(execution), "deterministic": False, "engine": "auto"})
     job = GroupJob(group, settings, Stop())
     count, batch = len(job.dataset.train_labels), group.protocol.batch
     turns: dict[str, Any] = {"yardstick": _Yardstick(group.protocol.image_size, job.device)}
@@ -252,9 +257,9 @@ def _timed(step, steps: int, device: torch.device) -> float:
 
 
 def _said(error: Exception) -> str:
-    where = traceback.extract_tb(error.__traceback__)[-1]
+    execution = traceback.extract_tb(error.__traceback__)[-1]
     text = re.sub(r"\s+", " ", str(error))[:200]
-    return f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
+    return f"{type(error).__name__}: {text} ({Path(execution.filename).name}:{execution.lineno})"
 
 
 def machine_facts(device: str) -> dict[str, Any]:

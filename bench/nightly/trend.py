@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bench.errors import StoreError
 from bench.nightly import history
 from bench.nightly.history import Row
 from bench.nightly.verdict import gaps, judge
-from bench.store import StoreError
 
 
 def trend(rows: list[Row], baseline: dict[str, Any] | None = None, every_hours: float = 24.0) -> dict[str, Any]:

@@ -1,1 +1,5 @@
-"""The report: Table 1 from a results folder, with costs, intervals and the published numbers. No torch; no plotting until it draws."""
+"""What people read: statistics, tables, figures, the page, exports.
+
+Ask it for the report of a results folder; `python -m bench.report` writes it.
+It may use nightly's history, store and plan, and no torch.
+"""

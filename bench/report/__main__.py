@@ -9,10 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench.protocol import UsageError
+from bench.errors import StoreError, UsageError
 from bench.report import compare, epochs, page, render, table
 from bench.report.explain import explain
-from bench.store import StoreError, write_bytes
+from bench.store.files import write_bytes
 
 PARTS = ("runs", "costs", "evidence", "nightly", "plan.json")
 
@@ -81,7 +81,7 @@ def report(options: argparse.Namespace) -> int:
             if options.epochs:
                 epochs.save_csv(sets, out / "epochs.csv")
             if options.figures:
-                from bench.report import figures  # matplotlib: only now
+                from bench.report import figures
 
                 figures.write(sets, out / "figures")
         except OSError as error:

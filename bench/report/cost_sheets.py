@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.store import Problem, StoreError, read_json
+from bench.errors import StoreError
+from bench.store.files import read_json
+from bench.store.runs import Problem
 
 STUDENT, KD = "student", "kd"
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from bench.errors import StoreError
 from bench.report.table import Cell, ResultSet
-from bench.store import RunView, StoreError, read_rows
+from bench.store.rows import read_rows
+from bench.store.runs import RunView
 
 COLUMNS = ("set", "run", "protocol", "trial", "precision", "teacher", "student", "method", "method_version", "hyper", "seed")
 ROW_COLUMNS = ("epoch", "attempt", "lr", "loss", "train_top1", "test_top1", "test_top5", "test_loss", "seconds")

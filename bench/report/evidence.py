@@ -6,10 +6,10 @@ from typing import Any
 
 from bench.report.blocks import conditions, row_title
 from bench.report.compare import Comparison
-from bench.report.render import clean
 from bench.report.statistics import paired, summarise, t_quantile
 from bench.report.table import Cell, Pair, ResultSet, Row, Table
-from bench.store import RunView
+from bench.store.runs import RunView
+from bench.text import clean
 
 
 def _made(run: RunView) -> dict[str, str]:

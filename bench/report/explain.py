@@ -3,12 +3,12 @@
 import math
 import re
 
-from bench.protocol import UsageError, unknown
+from bench.errors import UsageError, unknown
 from bench.report import compare
 from bench.report.blocks import conditions, row_title, set_title
-from bench.report.render import clean
 from bench.report.statistics import paired, summarise, t_quantile
 from bench.report.table import Cell, Pair, ResultSet, Row, Table
+from bench.text import clean
 
 
 def _plain(text: str) -> str:

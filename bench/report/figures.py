@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.epochs import mean_curve
-from bench.report.render import clean
 from bench.report.table import Pair, ResultSet, Table
-from bench.store import write_bytes
+from bench.store.files import write_bytes
+from bench.text import clean
 
 MARKERS = "osD^vP<X>*hp"
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")

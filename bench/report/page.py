@@ -12,9 +12,10 @@ from markupsafe import Markup
 from bench.report import compare, evidence, sentences, svg, trend_section
 from bench.report.blocks import MIB, conditions, cost_block, remarks, row_title, second_best, set_title, total_seconds
 from bench.report.compare import Compared, Comparison
-from bench.report.render import TITLE, clean
+from bench.report.render import TITLE
 from bench.report.statistics import Difference
 from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.text import clean
 
 PARTS = Path(__file__).parent / "page_parts"
 DASH = "–"

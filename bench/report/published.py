@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.protocol import PROTOCOLS
-from bench.store import StoreError, read_json
+from bench.errors import StoreError
+from bench.plan.protocols import PROTOCOLS
+from bench.store.files import read_json
 
 HERE = Path(__file__).resolve().parents[2] / "results" / "published"
 

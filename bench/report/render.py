@@ -1,15 +1,14 @@
 """Blocks as text, Markdown, LaTeX (booktabs) and CSV. Names come from outside: every format escapes them and no control character gets through."""
-
 import csv
 import io
 import re
 import textwrap
-import unicodedata
 from collections.abc import Callable
 
 from bench.report import compare
 from bench.report.blocks import Block, Line, remarks, set_blocks, set_title, total_seconds
 from bench.report.table import ResultSet
+from bench.text import clean
 
 TITLE = "Knowledge distillation benchmark"
 _INDENT = "  "
@@ -19,12 +18,6 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "†": r"$\dagger$", "–": "--", '"': "''"}
 _MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-
-
-def clean(text: object, limit: int = 400) -> str:
-    """Text on one line without control, format or unassigned characters (shown as ?), cut at `limit`."""
-    shown = "".join("?" if unicodedata.category(c)[0] == "C" else " " if unicodedata.category(c) in ("Zl", "Zp") else c for c in str(text))
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def markdown_escape(text: object) -> str:

@@ -3,9 +3,9 @@
 from bench.report import compare
 from bench.report.blocks import row_title
 from bench.report.compare import Comparison, Leader
-from bench.report.render import clean
 from bench.report.statistics import ASSUMED
 from bench.report.table import Cell, Table
+from bench.text import clean
 
 
 def _number(count: int, word: str) -> str:

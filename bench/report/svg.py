@@ -12,8 +12,8 @@ from markupsafe import Markup, escape
 from bench.report.blocks import row_title
 from bench.report.compare import Comparison
 from bench.report.epochs import mean_curve, thin
-from bench.report.render import clean
 from bench.report.table import Table
+from bench.text import clean
 
 POINTS = 90
 """Epochs drawn of a learning curve: enough for a screen, and the page stays small."""

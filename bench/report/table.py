@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.identity import canonical
-from bench.protocol import unknown
+from bench.errors import StoreError, unknown
+from bench.plan.identity import canonical
 from bench.report import cost_sheets, published, statistics
 from bench.report.published import Published
 from bench.report.statistics import Difference, Summary, Verdict
-from bench.store import Problem, RunView, StoreError, read_json, scan
+from bench.store.files import read_json
+from bench.store.runs import Problem, RunView, scan
 
 ORDER = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
 PAIRS = (

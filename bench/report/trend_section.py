@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from bench.report.render import clean
+from bench.text import clean
 
 DASH = "–"
 NIGHTS = 120

@@ -94,12 +94,6 @@ def stereographic(p: Tensor) -> Tensor:
     return 2.0 * (p + o) / (1.0 + p.sum(-1, keepdim=True) * o) - 2.0 * o
 
 
-def inverse_stereographic(q: Tensor) -> Tensor:
-    """Back from the plane (B, D) to the unit sphere."""
-    o = 1.0 / math.sqrt(q.shape[-1])
-    return (q + 2.0 * o) / (1.0 + q.square().sum(-1, keepdim=True) / 4.0) - o
-
-
 def affinity(c: Tensor) -> Tensor:
     """Cosine of every pair of rows (Eq. 7): (N, K) -> (N, N)."""
     unit = F.normalize(c, dim=1)

@@ -61,11 +61,6 @@ def mean_distribution(maps: Tensor, temperature: float = 1.0, diagonal: bool = T
     return p.sum(0, dtype=torch.float64) / len(maps)
 
 
-def closed_form(target: Tensor, temperature: float = 1.0) -> Tensor:
-    """The relation whose row distribution is P (C, C), diagonal included: cos_ij = 1 + T log(P_ij / P_ii) -> (C, C)."""
-    return 1 + temperature * (target / target.diagonal().unsqueeze(-1)).log()
-
-
 def entropy(target: Tensor) -> Tensor:
     """Mean entropy of the rows of P (C, C) -> scalar; entries of 0 count 0."""
     return torch.special.entr(target).sum(-1).mean()

@@ -5,8 +5,9 @@ import signal
 import time
 from pathlib import Path
 
-from bench.jobs import DONE, Where
-from bench.stop import Stop
+from bench.errors import DONE
+from bench.train.execution import Execution
+from bench.train.stop import Stop
 
 
 def note(folder: Path, kind: str, name: str) -> None:
@@ -21,10 +22,10 @@ def events(folder: Path) -> list[tuple[str, str, int, float]]:
     return [(kind, name, int(pid), float(at)) for kind, name, pid, at in (line.split() for line in lines)]
 
 
-def work(name: str, seconds: float, where: Where) -> int:
+def work(name: str, seconds: float, execution: Execution) -> int:
     """Takes a while, then leaves `name`.done; stops early like a real job, noting with which exit code."""
-    folder = Path(where.results)
-    stop = Stop(where.stop_after_seconds).install()
+    folder = Path(execution.results)
+    stop = Stop(execution.stop_after_seconds).install()
     note(folder, "start", name)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -37,29 +38,30 @@ def work(name: str, seconds: float, where: Where) -> int:
     return DONE
 
 
-def crash(name: str, where: Where) -> int:
-    note(Path(where.results), "start", name)
+def crash(name: str, execution: Execution) -> int:
+    note(Path(execution.results), "start", name)
     raise RuntimeError(f"{name} went wrong")
 
 
-def killed(name: str, where: Where) -> int:
-    note(Path(where.results), "start", name)
+def killed(name: str, execution: Execution) -> int:
+    note(Path(execution.results), "start", name)
     os.kill(os.getpid(), signal.SIGKILL)
     return DONE
 
 
-def stubborn(name: str, where: Where) -> int:
+def stubborn(name: str, execution: Execution) -> int:
     """Ignores every polite signal."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    note(Path(where.results), "start", name)
+    note(Path(execution.results), "start", name)
     time.sleep(600)
     return DONE
 
 
 def launch_work(folder: str, names: str, seconds: str, slots: str, function: str = "work", budget: str = "") -> int:
     """A whole launcher, for `python -c`: runs `function` for each of the comma-separated names and returns the exit code."""
-    from bench.launch import Pool, Slot, Task, fresh_folder
+    from bench.launch.local import Pool
+    from bench.launch.tasks import Slot, Task, fresh_folder
 
     results = Path(folder)
     call = {"work": work, "stubborn": stubborn}[function]
@@ -68,7 +70,7 @@ def launch_work(folder: str, names: str, seconds: str, slots: str, function: str
             name,
             call,
             {"name": name} | ({"seconds": float(seconds)} if function == "work" else {}),
-            Where(results=folder),
+            Execution(results=folder),
             lambda name=name: (results / f"{name}.done").exists(),
         )
         for name in names.split(",")

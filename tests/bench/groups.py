@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from bench import data
 from bench.data import augment
-from bench.engine import Eager
-from bench.identity import Run
-from bench.learner import Learner
-from bench.protocol import Protocol
+from bench.plan.identity import Run
+from bench.plan.protocols import Protocol
+from bench.train.engine import Eager
+from bench.train.learner import Learner
 from methods import registry
 from tests.methods import cases
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench import identity, store
-from bench.protocol import PROTOCOLS, Protocol
+from bench.plan import identity
+from bench.plan.protocols import PROTOCOLS, Protocol
+from bench.store.files import write_json
+from bench.store.rows import append_row
+from bench.store.runs import write_config, write_record, write_status
 
 PAIRS = (
     ("wrn_40_2", "wrn_16_2"),
@@ -40,7 +43,7 @@ def add_run(results: Path, run: identity.Run, top1: float, status: str = "done",
     folder = results / "runs" / run.id
     source = record.pop("method_source", "a" * 16)
     curve = record.pop("curve", None)  # epoch -> top-1, in place of the plain one
-    store.write_config(folder, run.identity(), source, record.pop("title", TITLES.get(run.method, run.method)))
+    write_config(folder, run.identity(), source, record.pop("title", TITLES.get(run.method, run.method)))
     epochs = run.protocol.epochs
     count = epochs if rows is None else rows
     last = 0.0
@@ -48,15 +51,15 @@ def add_run(results: Path, run: identity.Run, top1: float, status: str = "done",
         last = curve(epoch) if curve else round(top1 - 40 * (1 - epoch / epochs) ** 2, 2)
         row = {"run": run.id, "attempt": 1, "epoch": epoch, "lr": run.protocol.rate(epoch, run.student), "loss": 4.6 - 3 * epoch / epochs}
         row |= {"losses": {"ce": 1.0}, "train_top1": last, "test_top1": last, "test_top5": 90.0, "test_loss": 1.2, "seconds": 1.5}
-        store.append_row(folder / "epochs.jsonl", row)
+        append_row(folder / "epochs.jsonl", row)
     if status == "done":
         teacher = {"architecture": run.teacher, "hash": run.teacher_hash, "test_top1": 74.5, "trained": True} if run.teacher else None
         made = {"epochs": epochs, "test_top1": last, "test_top5": 90.0, "best_top1": last + 0.1, "best_epoch": epochs, "attempts": 1}
         made |= {"train_seconds": 360.0, "device": DEVICE, "versions": VERSIONS, "engine": "eager", "threads": 1, "deterministic": False}
         made |= {"commit": "abc1234", "method_source": source, "weights_sha256": "0" * 64, "teacher": teacher, "preparation": None}
         made |= {"finished": "2025-01-01T00:00:00Z"}
-        store.write_record(folder, {**made, **record})
-    store.write_status(folder, status, reason="loss is not finite" if status == "diverged" else "", epoch=count, test_top1=last)
+        write_record(folder, {**made, **record})
+    write_status(folder, status, reason="loss is not finite" if status == "diverged" else "", epoch=count, test_top1=last)
     return folder
 
 
@@ -73,7 +76,7 @@ def add_cost(
     folder = results / "costs" / "test-gpu"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{teacher}-{student}-{method}-{cost['precision']}.json"
-    store.write_json(path, cost)
+    write_json(path, cost)
     return path
 
 
@@ -88,7 +91,7 @@ def add_plan(results: Path, pairs: Any, methods: Any, seeds: Any, protocol: Prot
     plan = {"format": 1, "profile": "paper", "protocol": json.loads(json.dumps(run_of("kd", "t", "s", 1, protocol).identity()["protocol"]))}
     plan |= {"precision": "tf32", "seeds": list(seeds), "pairs": [{"teacher": t, "student": s, "title": f"{t} -> {s}"} for t, s in pairs]}
     plan |= {"rows": [{"method": m, "title": TITLES.get(m, m)} for m in methods], "cells": cells}
-    store.write_json(results / "plan.json", plan)
+    write_json(results / "plan.json", plan)
 
 
 def fill(results: Path, pairs: Any = PAIRS, methods: Any = METHODS, seeds: Any = (1, 2, 3), protocol: Protocol = SHORT, seed: int = 0) -> Path:

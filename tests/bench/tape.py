@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.engine import Static, state
-from bench.engine.static import Recorded
-from bench.learner import Learner
+from bench.train.engine import Static, state
+from bench.train.engine.static import Recorded
+from bench.train.learner import Learner
 
 
 class Tape(TorchDispatchMode):

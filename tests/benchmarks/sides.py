@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 import models
-from bench import data, engine, teachers
+from bench import data
 from bench.data import augment
-from bench.jobs import Group
-from bench.learner import Learner
-from bench.members import Member, resolve
-from bench.protocol import get
+from bench.plan.groups import Group
+from bench.plan.members import Member, resolve
+from bench.plan.protocols import get
+from bench.store.weights import read_state
+from bench.train import engine
+from bench.train.learner import Learner
 from methods.base import Prepared
 from methods.skd.loss import distribution, relation
 from models.randomness import keyed
@@ -92,7 +94,7 @@ class Sides:
             network = models.build(name)
         file = os.environ.get("KD_BENCH_TEACHER")
         if file and name == "resnet56":
-            network.load_state_dict(teachers.read_state(Path(file)))
+            network.load_state_dict(read_state(Path(file)))
         return network.eval().requires_grad_(False)
 
     def _learners(self, teacher: str, student: str) -> list[Learner]:

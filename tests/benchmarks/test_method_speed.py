@@ -11,12 +11,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench import engine
-from bench.jobs import Group
-from bench.learner import Learner, evaluate
-from bench.members import resolve
-from bench.preparations import TrainingImages
-from bench.protocol import get
+from bench.plan.groups import Group
+from bench.plan.members import resolve
+from bench.plan.protocols import get
+from bench.train import engine
+from bench.train.learner import Learner, evaluate
+from bench.train.preparations import TrainingImages
 from methods.iep.spca import first_component
 from methods.skd.embedding import BATCH, Embedding
 from methods.skd.loss import skd_loss

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import store
 from bench.report import page, table
+from bench.store.files import read_json, write_json
 from tests.bench import synthetic
 from tests.browser import demo
 
@@ -43,7 +43,7 @@ def copies(results: Path, count: int) -> None:
     """`count` finished runs that share one file of rows."""
     protocol = synthetic.CRD.scaled(EPOCHS)
     first = synthetic.add_run(results, synthetic.run_of("kd", "resnet56", "resnet20", 0, protocol), 70.0)
-    config, record = (store.read_json(first / name) for name in ("config.json", "record.json"))
+    config, record = (read_json(first / name) for name in ("config.json", "record.json"))
     made = 1
     for seed in range(1, count):
         for teacher, student in synthetic.PAIRS:
@@ -54,11 +54,11 @@ def copies(results: Path, count: int) -> None:
                 folder = results / "runs" / run.id
                 folder.mkdir()
                 os.link(first / "epochs.jsonl", folder / "epochs.jsonl")
-                store.write_json(folder / "config.json", {**config, "identity": run.identity(), "title": synthetic.TITLES[method]}, durable=False)
+                write_json(folder / "config.json", {**config, "identity": run.identity(), "title": synthetic.TITLES[method]}, durable=False)
                 changed = {"run": run.id, "config_sha256": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()}
                 changed |= {"test_top1": 70 + (made * 37 % 100) / 100}
                 changed["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}
-                store.write_json(folder / "record.json", {**record, **changed}, durable=False)
+                write_json(folder / "record.json", {**record, **changed}, durable=False)
                 made += 1
 
 

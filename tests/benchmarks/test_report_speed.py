@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import store
+from bench.store.files import write_json
+from bench.store.runs import scan
 from tests.bench import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,11 +43,11 @@ def copies(results: Path, count: int, epochs: int = 20) -> Path:
                 folder = results / "runs" / run.id
                 folder.mkdir()
                 settings = {**config, "identity": run.identity(), "title": synthetic.TITLES[method]}
-                data = store.write_json(folder / "config.json", settings, durable=False)
+                data = write_json(folder / "config.json", settings, durable=False)
                 (folder / "epochs.jsonl").write_bytes(rows)
                 changed = {"run": run.id, "config_sha256": hashlib.sha256(data).hexdigest(), "test_top1": 70 + (made % 100) / 100}
                 changed["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}
-                store.write_json(folder / "record.json", {**record, **changed}, durable=False)
+                write_json(folder / "record.json", {**record, **changed}, durable=False)
                 made += 1
     return results
 
@@ -54,7 +55,7 @@ def copies(results: Path, count: int, epochs: int = 20) -> Path:
 @pytest.mark.slow
 def test_ten_thousand_records(tmp_path, benchmark):
     copies(tmp_path, RECORDS)
-    views, problems = store.scan(tmp_path)
+    views, problems = scan(tmp_path)
     assert len(views) == RECORDS and not problems
     del views
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from bench.engine import Native
-from bench.learner import teacher_forward
+from bench.train.engine import Native
+from bench.train.learner import teacher_forward
 from methods.base import NOTHING, Batch
 from models import native
 from tests.benchmarks import reference

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bench.nightly import history
-from bench.protocol import Protocol
+from bench.plan.protocols import Protocol
 from bench.report import published
 from tests.bench import synthetic
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import jobs
+from bench.errors import DONE
+from bench.launch import jobs
 from tests.faults import lives
 
 
@@ -31,7 +32,7 @@ def tmp_path(memory):
 def trained(memory) -> Path:
     """A results folder with a teacher and the run that made it."""
     torch.set_num_threads(1)
-    assert lives.live(lambda: jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.where(memory / "trained"))) == jobs.DONE
+    assert lives.live(lambda: jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.execution(memory / "trained"))) == DONE
     return memory / "trained"
 
 
@@ -47,7 +48,7 @@ def unbroken(teacher_folder, memory) -> dict[str, tuple]:
     """The numbers of student and kd without any fault."""
     folder = memory / "unbroken"
     shutil.copytree(teacher_folder, folder)
-    assert lives.train(folder) == jobs.DONE
+    assert lives.train(folder) == DONE
     return lives.outcome(folder)
 
 

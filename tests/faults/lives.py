@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
-from bench import jobs, store, teachers  # noqa: F401  what a life needs is imported before it is forked
-from bench import train as training
-from bench.jobs import Group, Where
-from bench.protocol import Protocol
+from bench.launch import jobs
+from bench.plan.groups import Group
+from bench.plan.protocols import Protocol
+from bench.store.rows import read_rows
+from bench.store.runs import scan
+from bench.train import engine
+from bench.train.execution import Execution
 
 torch.use_deterministic_algorithms(False)  # imports torch._inductor: a second of work for each life otherwise
 
@@ -23,8 +26,8 @@ def group(*methods: str, teacher: str | None = "resnet8", seed: int = 1, protoco
     return Group(teacher, "resnet8", seed, protocol, "tf32", methods or ("student", "kd"))
 
 
-def where(folder: Path, **changes) -> Where:
-    return Where(**{"results": str(folder), "device": "cpu", "threads": 1, "deterministic": True, "checkpoint_seconds": 0.0, **changes})
+def execution(folder: Path, **changes) -> Execution:
+    return Execution(**{"results": str(folder), "device": "cpu", "threads": 1, "deterministic": True, "checkpoint_seconds": 0.0, **changes})
 
 
 def live(work: Callable[[], int]) -> int | None:
@@ -42,17 +45,17 @@ def live(work: Callable[[], int]) -> int | None:
 
 def train(folder: Path, one: Group | None = None, **changes) -> int | None:
     """A group trained in a child, to its exit code."""
-    return live(lambda: jobs.run_group(one or group(), where(folder, **changes)))
+    return live(lambda: jobs.run_group(one or group(), execution(folder, **changes)))
 
 
 def outcome(folder: Path) -> dict[str, tuple]:
     """The numbers of every finished run, rows included; fails where a run cannot be trusted."""
-    views, problems = store.scan(folder)
+    views, problems = scan(folder)
     assert not problems, problems
     found = {}
     for view in views:
         if view.record:
-            rows = store.read_rows(view.folder / "epochs.jsonl", view.id).rows
+            rows = read_rows(view.folder / "epochs.jsonl", view.id).rows
             kept = tuple((r["epoch"], r["loss"], r["train_top1"], r["test_top1"], r["test_loss"]) for r in rows)
             found[view.id] = (view.record["weights_sha256"], view.record["test_top1"], view.record["best_epoch"], kept)
     return found
@@ -60,20 +63,20 @@ def outcome(folder: Path) -> dict[str, tuple]:
 
 def statuses(folder: Path) -> dict[str, tuple[str, str]]:
     """(status, reason) by method, the teacher's own training left out."""
-    return {v.method: (v.status, v.reason) for v in store.scan(folder)[0] if v.seed != 0}
+    return {v.method: (v.status, v.reason) for v in scan(folder)[0] if v.seed != 0}
 
 
 def dies_after(folder: Path, steps: int) -> int:
     """A life that ends, without a word, when the checkpoint after so many steps is published."""
-    from bench.checkpoint import GroupCheckpoint
+    from bench.train.checkpoint import GroupCheckpoint
 
     taken = 0
-    step, save = training.engine.Eager.step, GroupCheckpoint.save
+    step, save = engine.Eager.step, GroupCheckpoint.save
 
-    def counted(engine, start, stop):
+    def counted(runner, start, stop):
         nonlocal taken
         taken += 1
-        return step(engine, start, stop)
+        return step(runner, start, stop)
 
     def dying(self, position, states):
         size = save(self, position, states)
@@ -81,5 +84,5 @@ def dies_after(folder: Path, steps: int) -> int:
             os._exit(99)
         return size
 
-    training.engine.Eager.step, GroupCheckpoint.save = counted, dying
-    return jobs.run_group(group(), where(folder))
+    engine.Eager.step, GroupCheckpoint.save = counted, dying
+    return jobs.run_group(group(), execution(folder))

@@ -4,11 +4,12 @@ import shutil
 
 import pytest
 
-from bench import jobs, store
-from bench.jobs import TROUBLE
-from bench.protocol import UsageError
+from bench.errors import TROUBLE, UsageError
+from bench.launch import jobs
 from bench.report import published, table
 from bench.report.__main__ import main as report
+from bench.store.files import read_json, write_json
+from bench.store.rows import append_row, read_rows
 from tests.bench import synthetic
 from tests.faults import lives
 
@@ -17,12 +18,12 @@ def test_a_folder_whose_configuration_was_edited_is_refused(halfway, tmp_path):
     folder = tmp_path / "results"
     shutil.copytree(halfway, folder)
     (path,) = folder.glob("runs/*-student-s1-*/config.json")
-    config = store.read_json(path)
+    config = read_json(path)
     config["identity"]["protocol"]["lr"] = 0.5
-    store.write_json(path, config)
+    write_json(path, config)
     before = sorted((p, p.read_bytes()) for p in path.parent.iterdir() if "lease" not in p.name)
     with pytest.raises(UsageError, match=r"protocol.lr is 0.5 there and 0.05 here\); move that folder away"):
-        jobs.run_group(lives.group(), lives.where(folder))
+        jobs.run_group(lives.group(), lives.execution(folder))
     assert sorted((p, p.read_bytes()) for p in path.parent.iterdir() if "lease" not in p.name) == before
 
 
@@ -39,8 +40,8 @@ def test_rows_of_a_run_that_contradict_each_other_are_left_alone(halfway, tmp_pa
     folder = tmp_path / "results"
     shutil.copytree(halfway, folder)
     (path,) = folder.glob("runs/*-student-s1-*/epochs.jsonl")
-    row = store.read_rows(path).rows[0]
-    store.append_row(path, {**row, "test_top1": row["test_top1"] + 1})
+    row = read_rows(path).rows[0]
+    append_row(path, {**row, "test_top1": row["test_top1"] + 1})
     assert lives.train(folder) == TROUBLE
     assert "epochs.jsonl:2: epoch 1 written twice by attempt 1 with different numbers" in capfd.readouterr().out
     assert lives.statuses(folder)["kd"][0] == "done"

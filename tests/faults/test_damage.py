@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import checkpoint, jobs, preparations, store, teachers
-from bench.jobs import DONE, TROUBLE
-from bench.lease import Lease, LeaseLost
-from bench.protocol import UsageError
+from bench.errors import DONE, TROUBLE, USAGE, StoreError, UsageError
+from bench.launch import jobs
 from bench.report import cost_sheets, table
-from bench.store import StoreError
+from bench.store import teachers
+from bench.store.lease import Lease, LeaseLost
+from bench.store.rows import read_rows
+from bench.store.runs import read_record, scan
+from bench.train import checkpoint, preparations
 from methods.base import Preparation, Prepared
 from tests.bench import synthetic
 from tests.faults import lives
@@ -105,12 +107,12 @@ def test_group_file_starts_over_and_says_so(halfway, tmp_path, unbroken, damage)
 def test_rows_cut_lose_no_row_for_ever(halfway, tmp_path, unbroken, damage):
     """A cut loses whole rows that the checkpoint has behind it: training starts where the rows end. A flipped bit is named, and nothing is lost."""
     folder, path, code = goes_on(halfway, tmp_path, "epochs.jsonl", damage)
-    found = lives.outcome(folder) if damage != "flip" else {v.id: v for v in store.scan(folder)[0] if v.record}
+    found = lives.outcome(folder) if damage != "flip" else {v.id: v for v in scan(folder)[0] if v.record}
     if damage == "flip":
         assert code == TROUBLE and len(found) == 1  # the other member went on
         assert (path.parent / "epochs.jsonl").read_bytes() == flip((halfway / path.relative_to(folder)).read_bytes())
         with pytest.raises(StoreError, match=r"epochs.jsonl:1"):
-            store.read_rows(path, path.parent.name)
+            read_rows(path, path.parent.name)
     else:
         assert code == DONE and found == unbroken
         assert "and only 0 epochs have their row" in (path.parent / "log.txt").read_text()
@@ -119,7 +121,7 @@ def test_rows_cut_lose_no_row_for_ever(halfway, tmp_path, unbroken, damage):
 @damaged
 def test_config_is_refused_by_name(halfway, tmp_path, damage, capfd):
     folder, path, code = goes_on(halfway, tmp_path, "config.json", damage)
-    finished = {v.method for v in store.scan(folder)[0] if v.status == "done"}
+    finished = {v.method for v in scan(folder)[0] if v.status == "done"}
     if damage == "-1":
         assert code == DONE and finished == {"student", "kd"}
     else:
@@ -156,10 +158,10 @@ def test_teacher_is_refused_before_a_run_folder_is_touched(results, unbroken, na
 
     def train() -> int:
         try:
-            return jobs.run_group(lives.group(), lives.where(results))
+            return jobs.run_group(lives.group(), lives.execution(results))
         except UsageError as error:
             print(f"error: {error}", flush=True)
-            return jobs.USAGE
+            return USAGE
 
     code = lives.live(train)
     said = capfd.readouterr()
@@ -168,7 +170,7 @@ def test_teacher_is_refused_before_a_run_folder_is_touched(results, unbroken, na
     elif code == DONE:  # a bit that no weight depends on, in the archive's bookkeeping
         assert name == "teacher.pt" and damage == "flip" and lives.outcome(results) == unbroken
     else:
-        assert code == jobs.USAGE and said.out.startswith("error: ") and str(path.parent) in said.out and not (results / "runs").exists()
+        assert code == USAGE and said.out.startswith("error: ") and str(path.parent) in said.out and not (results / "runs").exists()
     assert "Traceback" not in said.err
 
 
@@ -183,14 +185,14 @@ def test_trained_teacher_is_published_from_whole_weights_only(trained, tmp_path,
 
     def again() -> int:
         try:
-            return jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.where(results))
+            return jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.execution(results))
         except UsageError as error:
             assert "student.pt" in str(error)
-            return jobs.USAGE
+            return USAGE
 
     code = lives.live(again)
     found = teachers.find(results, "shapes100", "resnet8")
-    assert code == jobs.USAGE and found is None or code == DONE and found.hash == before
+    assert code == USAGE and found is None or code == DONE and found.hash == before
 
 
 @damaged
@@ -225,10 +227,10 @@ def table_folder(tmp_path_factory) -> Path:
 def test_a_damaged_run_is_left_out_by_name(table_folder, tmp_path, name, damage):
     folder = tmp_path / "results"
     shutil.copytree(table_folder, folder)
-    before = {v.id: v.record for v in store.scan(folder)[0]}
+    before = {v.id: v.record for v in scan(folder)[0]}
     victim = sorted(folder.glob("runs/resnet56-*"))[0]
     changed = spoil(victim / name, damage)
-    views, problems = store.scan(folder)
+    views, problems = scan(folder)
     assert all(before[v.id] == v.record for v in views)
     (own,) = table.build(folder)
     if name == "status.json" or not changed and name == "record.json":
@@ -267,14 +269,14 @@ def test_every_bit_of_a_record_counts(table_folder, tmp_path):
     shutil.copytree(next(iter(table_folder.glob("runs/resnet56-*"))), folder / "r")
     name = json.loads((folder / "r" / "record.json").read_text())["run"]
     (folder / "r").rename(folder / name)
-    path, right = folder / name / "record.json", store.read_record(folder / name)
+    path, right = folder / name / "record.json", read_record(folder / name)
     data = path.read_bytes()
     refused = 0
     for position in range(len(data)):
         for bit in range(8):
             path.write_bytes(data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :])
             try:
-                assert store.read_record(folder / name, verify_rows=False) == right
+                assert read_record(folder / name, verify_rows=False) == right
             except StoreError:
                 refused += 1
     assert refused > 7 * len(data)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import checkpoint, jobs, store
-from bench.jobs import DONE, TROUBLE
-from bench.protocol import UsageError
+from bench.errors import DONE, TROUBLE, UsageError
+from bench.launch import jobs
+from bench.store.rows import read_rows
+from bench.store.runs import scan
+from bench.train import checkpoint, engine
 from tests.faults import lives
 
 
@@ -45,20 +47,19 @@ def fill(folder: Path, leave: int = 0) -> None:
 
 def fills_after(folder: Path, steps: int, leave: int) -> int:
     """A life in which the disk fills up after so many steps."""
-    from bench import train as training
 
     taken = 0
-    step = training.engine.Eager.step
+    step = engine.Eager.step
 
-    def counted(engine, start, stop):
+    def counted(runner, start, stop):
         nonlocal taken
         taken += 1
         if taken == steps:
             fill(folder, leave)
-        return step(engine, start, stop)
+        return step(runner, start, stop)
 
-    training.engine.Eager.step = counted
-    return jobs.run_group(lives.group(), lives.where(folder))
+    engine.Eager.step = counted
+    return jobs.run_group(lives.group(), lives.execution(folder))
 
 
 @pytest.mark.parametrize("leave", [0, 200_000], ids=["to the last byte", "no room for a checkpoint"])
@@ -68,10 +69,10 @@ def test_a_full_disk_fails_the_run_and_spoils_nothing(small, tmp_path, unbroken,
     assert all(reason.startswith("No space left on device") for _, reason in lives.statuses(small).values())
     said = capfd.readouterr()
     assert "failed: No space left on device" in said.out and "Traceback" not in said.err
-    for view in (v for v in store.scan(small)[0] if v.seed != 0):
+    for view in (v for v in scan(small)[0] if v.seed != 0):
         restored = checkpoint.restore(small, view.id)[1]
         assert restored.state is not None and restored.position >= checkpoint.Position(2, 0) and not restored.notes
-        rows = store.read_rows(view.folder / "epochs.jsonl", view.id)
+        rows = read_rows(view.folder / "epochs.jsonl", view.id)
         assert len(rows.rows) == 1 and not rows.torn
         assert not list(view.folder.glob(".*.tmp")) and not (view.folder / "lease.json").exists()
     elsewhere = tmp_path / "elsewhere"
@@ -86,7 +87,7 @@ def test_a_full_disk_fails_the_run_and_spoils_nothing(small, tmp_path, unbroken,
 def test_a_disk_full_from_the_start_is_one_line(small):
     fill(small)
     with pytest.raises(UsageError, match=r"cannot write below .*: No space left on device; free some space"):
-        jobs.run_group(lives.group(), lives.where(small))
+        jobs.run_group(lives.group(), lives.execution(small))
     assert not list(small.glob("runs/*/config.json"))
 
 
@@ -95,7 +96,7 @@ def test_a_read_only_folder_is_one_line(small):
     before = sorted(p for p in small.rglob("*"))
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     with pytest.raises(UsageError, match=r"cannot write below .*: Read-only file system"):
-        jobs.run_group(lives.group("kd"), lives.where(small))
+        jobs.run_group(lives.group("kd"), lives.execution(small))
     assert lives.train(small, lives.group("student")) == DONE  # what is done needs no writing
     assert sorted(p for p in small.rglob("*")) == before
 

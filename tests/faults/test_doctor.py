@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import doctor, facts, plan, protocol, store
+from bench import doctor
 from bench.__main__ import main
 from bench.data import cifar100
+from bench.plan import protocols, registries
+from bench.plan.expand import expand
+from bench.plan.profiles import get_profile
+from bench.plan.selection import Selection
+from bench.store.runs import scan
 from tests.bench import synthetic
 from tests.faults import lives
 
@@ -94,8 +99,8 @@ def test_data_and_disk_of_the_profile(tmp_path, capsys, monkeypatch):
 
 def test_space_is_dominated_by_the_checkpoints_of_the_largest_group():
     """vgg8 has 3.9 million parameters; nine learners' weights and momentum are 285 MB a generation."""
-    wanted = plan.Selection(pairs=("vgg13-vgg8",), seeds=(1,))
-    one = plan.expand(plan.get_profile("paper"), wanted, facts.facts(protocol.get("crd")))
+    wanted = Selection(pairs=("vgg13-vgg8",), seeds=(1,))
+    one = expand(get_profile("paper"), wanted, registries.read(protocols.get("crd")))
     assert doctor.space_needed(one, 1) - doctor.space_needed(one, 0) == pytest.approx(3 * 285e6, rel=0.02)
 
 
@@ -107,4 +112,4 @@ def test_names_from_outside_are_escaped(tmp_path, capsys):
     (tmp_path / "runs" / "evil\x1b[31m\nrun").mkdir(parents=True)
     _, lines = ask(capsys, tmp_path)
     assert "\x1b" not in "".join(lines) and len(lines) == 3
-    assert store.scan(tmp_path)[1]
+    assert scan(tmp_path)[1]

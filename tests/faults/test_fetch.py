@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import data, jobs, teachers
+from bench import data
 from bench.data import cifar100
-from bench.protocol import UsageError, get
+from bench.errors import UsageError
+from bench.launch import jobs
+from bench.plan.protocols import get
+from bench.store.weights import read_state
 from tests.faults import lives
 
 PAGE = b"<!DOCTYPE html><html><head><title>503 Service Unavailable</title></head><body>come back later</body></html>\n" * 40
@@ -78,7 +81,7 @@ def spoil_absent(results: Path) -> None:
 
 
 def spoil_other_weights(results: Path) -> None:
-    state = teachers.read_state(place(results) / "teacher.pt")
+    state = read_state(place(results) / "teacher.pt")
     torch.save({name: value + 1 if value.is_floating_point() else value for name, value in state.items()}, place(results) / "teacher.pt")
 
 
@@ -99,16 +102,16 @@ def spoil_architecture(results: Path) -> None:
 def test_the_wrong_teacher_is_named_before_a_run_begins(results, spoil, teacher, said):
     spoil(results)
     with pytest.raises(UsageError, match=said):
-        jobs.run_group(lives.group(teacher=teacher), lives.where(results))
+        jobs.run_group(lives.group(teacher=teacher), lives.execution(results))
     assert not (results / "runs").exists()
 
 
 def test_a_teacher_of_another_accuracy_is_refused(results):
     """The right weights under a record that belongs to others."""
-    from bench import store
+    from bench.store.files import read_json, write_json
 
-    record = store.read_json(place(results) / "teacher.json")
-    store.write_json(place(results) / "teacher.json", {**record, "test_top1": 90.0})
+    record = read_json(place(results) / "teacher.json")
+    write_json(place(results) / "teacher.json", {**record, "test_top1": 90.0})
     (place(results) / "verified.json").unlink()
     with pytest.raises(UsageError, match=r"tests at .* % top-1, its record says 90.00 %"):
-        jobs.run_group(lives.group(), lives.where(results))
+        jobs.run_group(lives.group(), lives.execution(results))

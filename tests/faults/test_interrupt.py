@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import store
+from bench.store.runs import scan
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--cluster", "local", "--device", "cpu", "--methods", "student", "--seeds", "1", "--threads", "1", "--no-costs", "--sample-rate", "0.1")
@@ -41,11 +41,11 @@ def test_ctrl_c_ends_the_tree_and_the_next_call_goes_on(tmp_path):
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
     said, _ = first.communicate(timeout=60)
     assert first.returncode == 130 and not session(first.pid), said
-    (view,) = store.scan(folder)[0]
+    (view,) = scan(folder)[0]
     assert view.status == "interrupted", said
     second = run_all(folder)
     said, _ = second.communicate(timeout=280)
     assert second.returncode == 0 and not session(second.pid), said
-    (view,) = store.scan(folder)[0]
+    (view,) = scan(folder)[0]
     assert view.status == "done" and view.record["attempts"] == 2
     assert "attempt 2: resumed at epoch" in (view.folder / "log.txt").read_text()

@@ -3,8 +3,10 @@
 import os
 import random
 
-from bench import jobs, store
-from bench.jobs import DONE, TROUBLE
+from bench.errors import DONE, TROUBLE
+from bench.launch import jobs
+from bench.store.rows import read_rows
+from bench.store.runs import scan
 from tests.faults import lives
 
 
@@ -13,7 +15,7 @@ def test_four_launchers_over_twenty_runs_execute_each_once(results):
 
     def launch(number: int) -> None:
         order = random.Random(number).sample(groups, len(groups))
-        codes = [jobs.run_group(group, lives.where(results, checkpoint_seconds=60.0)) for group in order]
+        codes = [jobs.run_group(group, lives.execution(results, checkpoint_seconds=60.0)) for group in order]
         os._exit(0 if set(codes) <= {DONE, TROUBLE} else 1)  # trouble: another launcher had it
 
     children = [lives.FORK.Process(target=launch, args=(number,)) for number in range(4)]
@@ -22,10 +24,10 @@ def test_four_launchers_over_twenty_runs_execute_each_once(results):
     for child in children:
         child.join(280)
     assert [child.exitcode for child in children] == [0] * 4
-    views, problems = store.scan(results)
+    views, problems = scan(results)
     assert not problems and len(views) == 20 and {v.status for v in views} == {"done"}
     for view in views:
-        rows = store.read_rows(view.folder / "epochs.jsonl", view.id)
+        rows = read_rows(view.folder / "epochs.jsonl", view.id)
         assert view.record["attempts"] == 1 and rows.superseded == 0 and [r["epoch"] for r in rows.rows] == [1, 2, 3]
         assert (view.folder / "epochs.jsonl").read_text().count("\n") == 3
         assert (view.folder / "log.txt").read_text().count(": started") == 1

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import checkpoint, jobs, store
-from bench.jobs import DONE, INTERRUPTED, STOPPED_IN_TIME
-from bench.launch import Job
+from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME
+from bench.launch import jobs
+from bench.launch.tasks import Job
+from bench.store.rows import read_rows
+from bench.store.runs import scan
+from bench.train import checkpoint, engine, run_folder
 from tests.faults import lives
 
 
@@ -21,8 +24,7 @@ def kills_itself(number: int) -> None:
 
 def lands_in(place: str, number: int, folder: Path) -> int:
     """A life that gets the signal inside its third step, its first evaluation, between two files of its third save, or while it prepares."""
-    from bench import loop
-    from bench import train as training
+    from bench.train import group_job, loop
 
     calls = {"n": 0}
 
@@ -39,7 +41,7 @@ def lands_in(place: str, number: int, folder: Path) -> int:
         return call
 
     if place == "step":
-        from bench.learner import Learner
+        from bench.train.learner import Learner
 
         Learner._count = after(5, Learner._count)  # the first member of the third step has been updated, the second not
     elif place == "eval":
@@ -47,10 +49,10 @@ def lands_in(place: str, number: int, folder: Path) -> int:
     elif place == "save":
         checkpoint.serialise = after(6, checkpoint.serialise, late=True)
     elif place == "row":
-        store.append_row = after(1, store.append_row, late=True)
+        run_folder.append_row = after(1, run_folder.append_row, late=True)
     else:
-        training.GroupJob.learner = after(2, training.GroupJob.learner)
-    return jobs.run_group(lives.group(), lives.where(folder))
+        group_job.GroupJob.learner = after(2, group_job.GroupJob.learner)
+    return jobs.run_group(lives.group(), lives.execution(folder))
 
 
 @pytest.mark.parametrize("place", ["step", "eval", "save", "row", "preparing"])
@@ -59,7 +61,7 @@ def test_a_signal_tears_nothing_wherever_it_lands(results, unbroken, place, numb
     assert lives.live(lambda: lands_in(place, number, results)) == (INTERRUPTED if number == signal.SIGTERM else STOPPED_IN_TIME)
     found = lives.statuses(results)
     assert set(found.values()) == {("interrupted", number.name)} and set(found) == {"student", "kd"}
-    views = [v for v in store.scan(results)[0] if v.seed != 0]
+    views = [v for v in scan(results)[0] if v.seed != 0]
     positions = {checkpoint.restore(results, v.id)[1].position for v in views}
     assert len(positions) == 1 and (place == "preparing") == (positions == {checkpoint.START})  # together, and saved
     assert not list(results.glob("runs/*/lease.json"))
@@ -68,15 +70,14 @@ def test_a_signal_tears_nothing_wherever_it_lands(results, unbroken, place, numb
 
 def slow_group(group, where) -> int:
     """run_group with steps that take long enough to be interrupted."""
-    from bench import train as training
 
-    step = training.engine.Eager.step
+    step = engine.Eager.step
 
-    def slowly(engine, start, stop):
+    def slowly(runner, start, stop):
         time.sleep(0.3)
-        return step(engine, start, stop)
+        return step(runner, start, stop)
 
-    training.engine.Eager.step = slowly
+    engine.Eager.step = slowly
     return jobs.run_group(group, where)
 
 
@@ -87,7 +88,7 @@ def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroke
     executor = submitit.LocalExecutor(results / "jobs", max_num_timeout=0)
     executor.update_parameters(timeout_min=60)
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    job = executor.submit(Job(slow_group), {"group": lives.group()}, lives.where(results))
+    job = executor.submit(Job(slow_group), {"group": lives.group()}, lives.execution(results))
     until = time.monotonic() + 120
     while not list(results.glob("groups/*/manifest.json")) and time.monotonic() < until:
         time.sleep(0.05)
@@ -101,7 +102,7 @@ def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroke
 
 def test_a_time_limit_stops_at_a_step_as_often_as_needed(results, unbroken):
     """A limit shorter than an epoch: each call goes on where the last one stopped."""
-    codes = [lives.live(lambda: slow_group(lives.group(), lives.where(results, stop_after_seconds=0.8))) for _ in range(4)]
+    codes = [lives.live(lambda: slow_group(lives.group(), lives.execution(results, stop_after_seconds=0.8))) for _ in range(4)]
     assert codes[0] == STOPPED_IN_TIME and set(codes) <= {DONE, STOPPED_IN_TIME}
     assert all(reason == "time budget used up" for status, reason in lives.statuses(results).values() if status != "done")
     assert lives.train(results) == DONE and lives.outcome(results) == unbroken
@@ -111,14 +112,14 @@ def jumping(folder: Path) -> int:
     """A life whose wall clock jumps, by up to a year to and fro, at every look at it."""
     source, real = random.Random(3), time.time
     time.time = lambda: real() + source.uniform(-3e7, 3e7)
-    return jobs.run_group(lives.group(), lives.where(folder, checkpoint_seconds=1e-3))
+    return jobs.run_group(lives.group(), lives.execution(folder, checkpoint_seconds=1e-3))
 
 
 def test_a_wall_clock_that_jumps_changes_nothing(results, unbroken):
     assert lives.live(lambda: jumping(results)) == DONE
     assert lives.outcome(results) == unbroken
-    for view in store.scan(results)[0]:
-        seconds = [row["seconds"] for row in store.read_rows(view.folder / "epochs.jsonl").rows]
+    for view in scan(results)[0]:
+        seconds = [row["seconds"] for row in read_rows(view.folder / "epochs.jsonl").rows]
         assert seconds == sorted(seconds) and 0 < seconds[0] and seconds[-1] < 600 and view.record["train_seconds"] < 600
 
 

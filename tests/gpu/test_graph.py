@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bench import environment
 from bench.data import augment
-from bench.engine import Eager, Graph, Static, state
+from bench.train import environment
+from bench.train.engine import Eager, Graph, Static, state
 from methods import registry
 from tests.bench import groups
 from tests.bench.groups import everything, unequal

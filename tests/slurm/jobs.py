@@ -2,22 +2,24 @@
 
 import time
 
-from bench.jobs import Group, Where
-from bench.protocol import Protocol
+from bench.plan.groups import Group
+from bench.plan.protocols import Protocol
+from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=12, milestones=(8,), train_images=200, test_images=100, image_size=16, batch=64)
 STEPS = 4 * TINY.epochs
 
 
-def slow_group(group: Group, seconds: float, where: Where) -> int:
-    """bench.jobs.run_group with a pause before every step, in all `seconds` for an undisturbed run."""
-    from bench import jobs, train
+def slow_group(group: Group, seconds: float, execution: Execution) -> int:
+    """run_group with a pause before every step, in all `seconds` for an undisturbed run."""
+    from bench.launch import jobs
+    from bench.train import engine
 
-    step = train.engine.Eager.step
+    step = engine.Eager.step
 
-    def slowly(engine, start, stop):
+    def slowly(runner, start, stop):
         time.sleep(seconds / STEPS)
-        return step(engine, start, stop)
+        return step(runner, start, stop)
 
-    train.engine.Eager.step = slowly
-    return jobs.run_group(group, where)
+    engine.Eager.step = slowly
+    return jobs.run_group(group, execution)

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import jobs, store
-from bench.jobs import DONE, Group, Where
-from bench.launch import Slurm, Task, fresh_folder, submit_slurm
+from bench.errors import DONE
+from bench.launch import jobs
+from bench.launch.slurm import Slurm, submit_slurm
+from bench.launch.tasks import Task, fresh_folder
+from bench.plan.groups import Group
+from bench.store.runs import scan
+from bench.train.execution import Execution
 from tests.bench import fakes
 from tests.slurm.conftest import wait_for
 from tests.slurm.jobs import TINY, slow_group
@@ -20,12 +24,12 @@ def group(seed: int = 1) -> Group:
     return Group(None, "resnet8", seed, TINY, "tf32", ("student",))
 
 
-def where(folder: Path, **changes) -> Where:
-    return Where(results=str(folder), device="cpu", threads=1, deterministic=True, checkpoint_seconds=1.0, **changes)
+def execution(folder: Path, **changes) -> Execution:
+    return Execution(results=str(folder), device="cpu", threads=1, deterministic=True, checkpoint_seconds=1.0, **changes)
 
 
 def task(name: str, function, arguments: dict, folder: Path, **changes) -> Task:
-    return Task(name, function, arguments, where(folder), lambda: False, **changes)
+    return Task(name, function, arguments, execution(folder), lambda: False, **changes)
 
 
 def submit(folder: Path, *tasks: Task, **options) -> dict[str, str]:
@@ -42,7 +46,7 @@ def words(folder: Path) -> str:
 
 
 def numbers(folder: Path) -> dict[str, tuple]:
-    views, problems = store.scan(folder)
+    views, problems = scan(folder)
     assert not problems
     return {v.id: (v.record["weights_sha256"], v.record["test_top1"], v.record["test_loss"], v.record["best_epoch"]) for v in views}
 
@@ -52,7 +56,7 @@ def undisturbed(tmp_path_factory):
     """The numbers of the same run in a process of its own."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code = "import sys; from tests.slurm import test_slurm as t, jobs; from pathlib import Path;"
-    code += " sys.exit(t.jobs.run_group(t.group(), t.where(Path(sys.argv[1]))))"
+    code += " sys.exit(t.jobs.run_group(t.group(), t.execution(Path(sys.argv[1]))))"
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     assert subprocess.run([os.sys.executable, "-c", code, str(folder)], cwd=root, env=environment).returncode == DONE
@@ -70,7 +74,7 @@ def test_an_array_of_groups_completes_and_the_last_job_waits_for_it(slurm, tmp_p
     assert len(done(folder)) == 3
     finished = max(path.stat().st_mtime for path in done(folder))
     assert finished <= (folder / "report.done").stat().st_mtime
-    assert len(numbers(folder)) == 3 and all(v.record["attempts"] == 1 for v in store.scan(folder)[0])
+    assert len(numbers(folder)) == 3 and all(v.record["attempts"] == 1 for v in scan(folder)[0])
 
 
 def test_a_gpu_is_given_to_one_job_at_a_time(slurm, tmp_path):
@@ -92,11 +96,11 @@ def test_a_preempted_group_goes_on_on_another_kind_of_node_and_ends_with_the_sam
     intruder = slurm.ask("sbatch", "--parsable", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 400")
     assert intruder.returncode == 0, intruder.stderr
     try:
-        assert wait_for(lambda: any(v.status == "interrupted" for v in store.scan(tmp_path)[0]), 60), words(tmp_path) + slurm.logs()
+        assert wait_for(lambda: any(v.status == "interrupted" for v in scan(tmp_path)[0]), 60), words(tmp_path) + slurm.logs()
         assert wait_for(lambda: done(tmp_path), 200), words(tmp_path) + slurm.logs()
     finally:
         slurm.ask("scancel", intruder.stdout.strip())
-    (view,) = store.scan(tmp_path)[0]
+    (view,) = scan(tmp_path)[0]
     assert slurm.node(job) == "small"
     assert view.record["attempts"] == 2 and numbers(tmp_path) == undisturbed
     assert view.record["changes"] == []  # threads are the job's, not the node's
@@ -107,7 +111,7 @@ def test_a_time_limit_below_the_length_takes_several_submissions(slurm, tmp_path
     """The limit is 4 minutes and the signal comes 120 s before it, or up to 60 s sooner: each turn has one to two minutes of the run's 130 s."""
     submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 130.0}, tmp_path), minutes=4)
     assert wait_for(lambda: done(tmp_path), 450), words(tmp_path) + slurm.logs()
-    (view,) = store.scan(tmp_path)[0]
+    (view,) = scan(tmp_path)[0]
     assert view.record["attempts"] >= 2 and numbers(tmp_path) == undisturbed
     log = (view.folder / "log.txt").read_text()
     assert "interrupted: SIGUSR2" in log and "resumed at epoch" in log

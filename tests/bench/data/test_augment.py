@@ -11,7 +11,7 @@ from torchvision.transforms import functional as F
 from bench import data
 from bench.data import Dataset
 from bench.data.augment import PADDING, Augmenter, draws, plain
-from bench.protocol import get
+from bench.plan.protocols import get
 from models.randomness import generator
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)

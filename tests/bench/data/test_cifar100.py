@@ -9,7 +9,8 @@ import torch
 
 from bench import data
 from bench.data import cifar100
-from bench.protocol import Protocol, UsageError, get
+from bench.errors import UsageError
+from bench.plan.protocols import Protocol, get
 
 
 class Trap:

@@ -8,7 +8,8 @@ import torch
 from bench import data
 from bench.data import shapes100
 from bench.data.shapes100 import CLASSES, COARSE, COLOURS, SHAPES, TEXTURES, draw
-from bench.protocol import Protocol, UsageError
+from bench.errors import UsageError
+from bench.plan.protocols import Protocol
 
 TINY = Protocol("tiny", dataset="shapes100", train_images=300, test_images=100, image_size=16)
 
@@ -138,7 +139,7 @@ def test_what_cannot_be_drawn_is_bad_input(split, count, size):
 
 
 def test_the_smoke_protocol_loads():
-    from bench.protocol import get
+    from bench.plan.protocols import get
 
     smoke = get("smoke")
     dataset = data.load(smoke)

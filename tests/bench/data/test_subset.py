@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bench.data.subset import balanced
-from bench.protocol import UsageError
+from bench.errors import UsageError
 
 LABELS = np.random.Generator(np.random.PCG64(0)).permutation(np.repeat(np.arange(10), 40))
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.errors import UsageError
 from bench.nightly import history
 from bench.nightly.command import Nightly, read_benchmarks
 from bench.nightly.trend import trends
-from bench.protocol import UsageError
 from tests.bench.nightly.rows import METHODS, night
 
 ROOT = Path(__file__).parents[3]
@@ -152,5 +152,5 @@ def test_a_file_that_is_no_benchmark_json(tmp_path, text):
 
 def test_no_torch_until_the_plan_runs():
     modules = ("alarm", "verdict", "history", "text", "trend", "command")
-    code = "import sys; " + "; ".join(f"import bench.nightly.{m}" for m in modules) + "; import bench.tensorboard; sys.exit('torch' in sys.modules)"
+    code = "import sys; " + "; ".join(f"import bench.nightly.{m}" for m in modules) + "; import bench.report.tensorboard; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

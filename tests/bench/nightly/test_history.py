@@ -4,9 +4,8 @@ import json
 
 import pytest
 
+from bench.errors import StoreError, UsageError
 from bench.nightly import history
-from bench.protocol import UsageError
-from bench.store import StoreError
 from tests.bench.nightly.rows import night
 
 

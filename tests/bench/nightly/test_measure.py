@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.nightly import measure
-from bench.plan import Pair
-from bench.protocol import Protocol
+from bench.plan.profiles import Pair
+from bench.plan.protocols import Protocol
 from methods import registry
 from methods.base import Method
 
@@ -40,7 +40,9 @@ def test_two_nights_of_the_same_code_are_bit_equal(tmp_path):
 
 
 def test_a_method_that_fails_has_no_metric_and_a_reason(tmp_path):
-    from bench.jobs import Group, Where, run_group
+    from bench.launch.jobs import run_group
+    from bench.plan.groups import Group
+    from bench.train.execution import Execution
 
     class Broken(Method):
         title = "Broken"
@@ -51,11 +53,11 @@ def test_a_method_that_fails_has_no_metric_and_a_reason(tmp_path):
     registry.register("broken_for_test")(Broken)
     try:
         group = Group(None, "resnet8", 1, TINY.protocol, "tf32", ("student", "broken_for_test"))
-        where = Where(str(tmp_path), device="cpu", threads=1, deterministic=True)
-        run_group(group, where)
+        execution = Execution(str(tmp_path), device="cpu", threads=1, deterministic=True)
+        run_group(group, execution)
         plan = measure.Plan(TINY.protocol, Pair("resnet8", "resnet8"), seeds=(1,))
         metrics, failures, _ = measure.accuracy(tmp_path, plan, ("student", "broken_for_test"))
-        costs = measure.speed(group, where, rounds=1)
+        costs = measure.speed(group, execution, rounds=1)
     finally:
         del registry._methods["broken_for_test"]
     assert {m["method"] for m in metrics.values()} == {"student"}

@@ -9,9 +9,9 @@ import torch
 import models
 from bench import data as images
 from bench.data.augment import Augmenter
-from bench.preparations import TrainingImages
-from bench.protocol import get
-from bench.teachers import read_state
+from bench.plan.protocols import get
+from bench.store.weights import read_state
+from bench.train.preparations import TrainingImages
 from methods.base import Setting
 from methods.iep import IEP
 from methods.iep.phase_one import sensed

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from methods.iep.spca import (
     CovariancePCA,
@@ -13,13 +14,18 @@ from methods.iep.spca import (
     affinity,
     batch_pca,
     first_component,
-    inverse_stereographic,
     sign_rule,
     stereographic,
     student_component,
     uses_gram,
 )
 from models.randomness import generator
+
+
+def inverse_stereographic(q: Tensor) -> Tensor:
+    """Back from the plane (B, D) to the unit sphere."""
+    o = 1.0 / math.sqrt(q.shape[-1])
+    return (q + 2.0 * o) / (1.0 + q.square().sum(-1, keepdim=True) / 4.0) - o
 
 
 def draw(*shape, purpose="spca"):

@@ -5,9 +5,15 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from methods.skd.embedding import BATCH, layer_indices, paper_rate
-from methods.skd.loss import closed_form, distribution, embedding_loss, entropy, kl_left, mean_distribution, relation
+from methods.skd.loss import distribution, embedding_loss, entropy, kl_left, mean_distribution, relation
+
+
+def closed_form(target: Tensor, temperature: float = 1.0) -> Tensor:
+    """The relation whose row distribution is P (C, C), diagonal included: cos_ij = 1 + T log(P_ij / P_ii) -> (C, C)."""
+    return 1 + temperature * (target / target.diagonal().unsqueeze(-1)).log()
 
 
 def test_linear_in_p(planted):

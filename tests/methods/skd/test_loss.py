@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from methods.skd.loss import CHUNK, closed_form, distribution, entropy, kl_left, mean_distribution, relation, skd_loss, static_loss
+from methods.skd.loss import CHUNK, distribution, entropy, kl_left, mean_distribution, relation, skd_loss, static_loss
 
 CASES = [(1.0, True), (1.0, False), (0.25, True), (0.25, False)]
+
+
+def closed_form(target: Tensor, temperature: float = 1.0) -> Tensor:
+    """The relation whose row distribution is P (C, C), diagonal included: cos_ij = 1 + T log(P_ij / P_ii) -> (C, C)."""
+    return 1 + temperature * (target / target.diagonal().unsqueeze(-1)).log()
 
 
 def target(channels: int, temperature: float = 1.0, diagonal: bool = True, dtype=torch.float32, seed: int = 5) -> torch.Tensor:

@@ -1,0 +1,87 @@
+"""What a plan will cost: from measured costs where there are any, else multiply-accumulates over a rate that is stated. No torch here."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import StoreError
+from bench.plan.expand import group_macs, images
+from bench.plan.groups import Group
+from bench.store.files import read_json
+
+STATED = {"cuda": 8e12, "cpu": 3e10}
+"""Training multiply-accumulates a second where nothing was measured: of one GPU, of one CPU core. Orders of magnitude, no promise."""
+Key = tuple[str, str, str, str]  # teacher ("" for none), student, method, precision
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one slot's time for all the work, and where the figure comes from."""
+
+    seconds: float
+    by_group: tuple[float, ...]
+    source: str
+
+
+def load_costs(results: Path, device: str) -> dict[Key, dict[str, Any]]:
+    """The cost records measured on the device of that name; unreadable ones are left out."""
+    found: dict[Key, dict[str, Any]] = {}
+    for path in sorted((results / "costs").glob("*/*.json")):
+        try:
+            record = read_json(path)
+            usable = record is not None and record["device"]["name"] == device and record["images_per_second"] > 0
+            if usable:
+                found[record["teacher"] or "", record["student"], record["method"], record["precision"]] = record
+        except (StoreError, KeyError, TypeError):
+            continue
+    return found
+
+
+def cost_of(costs: Mapping[Key, Mapping[str, Any]], group: Group, method: str) -> Mapping[str, Any] | None:
+    """The record of a method on a group's pair; a method that no teacher changes has one for its student, whatever the pair."""
+    keys = ((group.teacher or "", group.student, method, group.precision), ("", group.student, method, group.precision))
+    return next((costs[key] for key in keys if key in costs), None)
+
+
+def rate(costs: Mapping[Key, Mapping[str, Any]], kind: str, threads: int) -> tuple[float, str]:
+    """Training multiply-accumulates a second of one slot, and what they rest on. `kind`: cuda or cpu (a slot of `threads` cores)."""
+    seen = [(3 * c["student_macs"] + c["teacher_macs"]) * c["images_per_second"] for c in costs.values()]
+    if seen:
+        return statistics.median(seen), f"{statistics.median(seen) / 1e9:,.0f} GMAC/s, the median of {len(seen)} cost probes of this device"
+    stated = STATED[kind] * (threads if kind == "cpu" else 1)
+    return stated, f"{stated / 1e9:,.0f} GMAC/s assumed, nothing was measured on this device yet"
+
+
+def training(
+    groups: Sequence[tuple[Group, bool]], costs: Mapping[Key, Mapping[str, Any]], macs: Callable[[str], int], kind: str, threads: int
+) -> Estimate:
+    """The cost of training groups, each given with whether it needs its teacher.
+
+    A group whose every method was probed alone takes at most the sum of those: its members share the teacher's pass.
+    """
+    speed, basis = rate(costs, kind, threads)
+    seconds: list[float] = []
+    measured = 0
+    for group, with_teacher in groups:
+        probes = [cost_of(costs, group, method) for method in group.methods]
+        if probes and all(probes):
+            measured += 1
+            seconds.append(sum(images(group.protocol) * group.protocol.epochs / probe["images_per_second"] for probe in probes))
+        else:
+            seconds.append(group_macs(group, with_teacher, macs) / speed)
+    parts = []
+    if measured:
+        parts.append(f"{measured} of {len(groups)} groups from cost probes")
+    if measured < len(groups):
+        parts.append(f"{len(groups) - measured} of {len(groups)} groups from multiply-accumulates at {basis}")
+    return Estimate(sum(seconds), tuple(seconds), "; ".join(parts))
+
+
+def spread(seconds: Sequence[float], slots: int) -> float:
+    """The time from start to end when work of these lengths goes, in this order, to whichever slot is free first."""
+    loads = [0.0] * max(1, slots)
+    for length in seconds:
+        loads[loads.index(min(loads))] += length
+    return max(loads)

@@ -1,0 +1,127 @@
+"""What is done of a plan and what is left, read from the results folder."""
+
+from collections import Counter
+from pathlib import Path
+
+from bench.data import Dataset
+from bench.errors import StoreError, UsageError
+from bench.plan.expand import TEACHER_SEED, Cell, Plan, as_json, narrowed
+from bench.plan.groups import Group
+from bench.store import teachers
+from bench.store.files import write_json
+from bench.store.runs import read_status, scan
+from methods import registry
+
+
+class Ledger:
+    """The runs of a plan in a results folder. Without a data set no run has an id, and everything counts as left."""
+
+    def __init__(self, results: Path, the_plan: Plan, dataset: Dataset | None) -> None:
+        self.results, self.plan, self.dataset = results, the_plan, dataset
+
+    def teacher(self, architecture: str) -> teachers.TeacherFile | None:
+        return teachers.find(self.results, self.plan.protocol.dataset, architecture)
+
+    def teachers_missing(self) -> list[str]:
+        """Architectures that a group with something left needs and that are not there, largest first."""
+        needed = {g.teacher for g in self.groups_left() if self.plan.needs_teacher(g)}
+        return [name for name in self.plan.teachers if name in needed and self.teacher(name) is None]
+
+    def check_teachers(self) -> None:
+        """Raises UsageError where a teacher at hand was trained in a trial and the plan is none."""
+        for name in self.plan.teachers:
+            found = self.teacher(name)
+            trial = found.record.get("trial") if found else None
+            if trial and not self.plan.teacher_protocol.trial:
+                raise UsageError(
+                    f"the teacher in {found.folder} is a trial's ({trial}); remove that folder to have it trained anew, or use another --results"
+                )
+
+    def ids(self, group: Group) -> dict[str, str | None]:
+        """Run ids by method of a group; None where a method cannot do the pair or its teacher is not there yet."""
+        from bench.train.group_job import runs_of
+
+        if self.dataset is None:
+            return dict.fromkeys(group.methods)
+        found = self.teacher(group.teacher) if group.teacher else None
+        members = runs_of(group, self.dataset, found.hash if found else None)
+        return {m.run.method: None if m.skipped or (m.run.teacher and not found) else m.run.id for m in members}
+
+    def runs(self) -> dict[Cell, str | None]:
+        """Run ids by cell."""
+        by_group = {(g.teacher, g.student, g.seed): self.ids(g) for g in self.plan.full_groups}
+        return {c: by_group[c.teacher, c.student, c.seed][c.method] for c in self.plan.cells}
+
+    def done(self, run: str | None) -> bool:
+        """Whether the run's final record is there."""
+        return run is not None and (self.results / "runs" / run / "record.json").exists()
+
+    def finished(self, group: Group) -> bool:
+        """Whether every run of a group is done."""
+        return all(self.done(run) for run in self.ids(group).values())
+
+    def groups_left(self) -> list[Group]:
+        """The plan's groups, longest first, without what is done."""
+        left = []
+        for group in self.plan.groups:
+            members = [method for method, run in self.ids(group).items() if not self.done(run)]
+            if members:
+                left.append(narrowed(group, members))
+        return left
+
+    def teacher_groups(self, names: list[str]) -> list[Group]:
+        """Teachers' trainings as groups of one, for the estimate."""
+        return [Group(None, name, TEACHER_SEED, self.plan.teacher_protocol, self.plan.precision, ("student",)) for name in names]
+
+    def counts(self) -> tuple[int, int]:
+        """Runs done and planned; one run that serves several cells counts once."""
+        runs = [run for group in self.plan.groups for run in self.ids(group).values()]
+        return sum(self.done(run) for run in runs), len(runs)
+
+    def troubles(self) -> dict[str, str]:
+        """Runs of the plan that failed or diverged, with the reason."""
+        found = {}
+        for run in {run for run in self.runs().values() if run and not self.done(run)}:
+            try:
+                status = read_status(self.results / "runs" / run)
+            except StoreError as error:  # it is not fsynced: after a crash of the machine it may be anything
+                found[run] = str(error)
+                continue
+            if status and status["status"] in ("failed", "diverged", "interrupted"):
+                found[run] = f"{status['status']}: {status.get('reason') or 'no reason given'}"
+        return found
+
+    def forget(self) -> None:
+        """Clear the results of the plan's runs (--redo). Raises UsageError where one is being trained."""
+        from bench.train.group_job import runs_of
+        from bench.train.run_folder import RunFolder
+
+        for group in self.plan.full_groups:
+            found = self.teacher(group.teacher) if group.teacher else None
+            for member in runs_of(group, self.dataset, found.hash if found else None):
+                folder = RunFolder(self.results, member)
+                if not folder.path.exists():
+                    continue
+                if not folder.lease.acquire():
+                    raise UsageError(f"{folder.id} is being trained; stop that before --redo")
+                folder.clear()
+                folder.lease.release()
+
+    def write_plan(self) -> None:
+        """Leave plan.json for the report. Raises UsageError where nothing can be written."""
+        try:
+            self.results.mkdir(parents=True, exist_ok=True)
+            write_json(self.results / "plan.json", as_json(self.plan, self.runs()))
+        except OSError as error:
+            raise UsageError(f"cannot write {self.results / 'plan.json'}: {error.strerror}; choose another --results folder") from None
+
+
+def changed_sources(results: Path) -> list[str]:
+    """One warning for each method whose source changed under done runs."""
+    views, _ = scan(results, verify_rows=False)
+    present = {name: registry.source_hash(name) for name in registry.names()}
+    changed = Counter(v.method for v in views if v.status == "done" and present.get(v.method, v.method_source) != v.method_source)
+    return [
+        f"the source of {method} changed since {count} of its runs were done; run them again with --redo --methods {method}, or raise its version"
+        for method, count in sorted(changed.items())
+    ]

@@ -1,0 +1,170 @@
+"""Running tasks through submitit: on this machine over a pool of slots of our own, on Slurm as job arrays.
+
+Locally submitit has no queue: it starts every job at once and gives each GPU 0. So one executor a slot, with fixed devices, and a slot
+gets its next task when its job's process has ended. Whether a task succeeded is read from the results folder, never from submitit.
+"""
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from bench.errors import INTERRUPTED, STOPPED_IN_TIME
+from bench.launch.tasks import Job, Outcome, Slot, Task, child_environment, pid_file
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 7.0
+"""From the first SIGTERM to SIGKILL: with what starts and ends the jobs, an interrupted launch is over within 10 s."""
+FOREVER_MINUTES = 60 * 24 * 365  # submitit's own default would end a local job after 2 minutes
+
+
+@dataclass
+class _Running:
+    task: Task
+    job: Any
+    claim: filelock.BaseFileLock
+
+
+class Pool:
+    """Runs tasks over slots of this machine. `watch` is called about five times a second with the names of the running tasks."""
+
+    def __init__(self, slots: Sequence[Slot], folder: Path, locks: Path, watch: Callable[[list[str]], None] = lambda names: None) -> None:
+        self.slots, self.folder, self.locks, self.watch = list(slots), folder, locks, watch
+        self.running: dict[int, _Running] = {}
+        self.outcome = Outcome()
+        self._caught: int | None = None
+
+    def run(self, tasks: Sequence[Task], until: float | None = None, on_end: Callable[[Task], None] = lambda task: None) -> Outcome:
+        """Run the tasks in their order as slots become free, each at most once; `until` (monotonic seconds) ends the launch in time."""
+        waiting = list(tasks)
+        names = {t.name for t in tasks}
+        self.outcome = Outcome()
+        previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            while waiting or self.running:
+                self._collect(on_end)
+                self.outcome.code = self._over(until)
+                if self.outcome.code:
+                    break
+                self._fill(waiting, names, until)
+                self.watch([r.task.name for r in self.running.values()])
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._end_all()
+            self._collect(on_end)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        for task in waiting:
+            self.outcome.unfinished.setdefault(task.name, "not started")
+        if self.outcome.unfinished:
+            self.outcome.code = self.outcome.code or self._over(until)
+        return self.outcome
+
+    def _over(self, until: float | None) -> int:
+        """The exit code of a launch that must end now; 0: it goes on."""
+        if self._caught is not None:
+            return INTERRUPTED
+        left = float("inf") if until is None else until - time.monotonic()
+        return STOPPED_IN_TIME if left <= (0 if self.running else GRACE_SECONDS) else 0
+
+    def _catch(self, number: int, frame: object) -> None:
+        self._caught = number
+
+    def _collect(self, on_end: Callable[[Task], None]) -> None:
+        """Free the slots whose job's process has ended."""
+        for index, running in list(self.running.items()):
+            if not running.job.done():
+                continue
+            if running.job.state == "INTERRUPTED":
+                _kill_task(running.job)  # the controller was killed: its task may live
+            del self.running[index]
+            running.claim.release()
+            if running.task.succeeded():
+                self.outcome.succeeded.append(running.task.name)
+            else:
+                self.outcome.unfinished[running.task.name] = _last_words(running.job)
+            on_end(running.task)
+
+    def _fill(self, waiting: list[Task], names: set[str], until: float | None) -> None:
+        """Start what can start on free slots."""
+        if until is not None and until - time.monotonic() <= GRACE_SECONDS:
+            return
+        free = [i for i in range(len(self.slots)) if i not in self.running]
+        for task in list(waiting):
+            if not free:
+                return
+            needed = [name for name in task.after if name in names]
+            failed = [name for name in needed if name in self.outcome.unfinished]
+            if failed:
+                waiting.remove(task)
+                self.outcome.unfinished[task.name] = f"needs {', '.join(failed)}, which did not finish"
+                continue
+            if any(name not in self.outcome.succeeded for name in needed):
+                continue
+            claim = filelock.FileLock(self.locks / f"{task.name}.lock")
+            try:
+                claim.acquire(timeout=0)
+            except filelock.Timeout:
+                continue  # another launcher runs it: look again later
+            waiting.remove(task)
+            if task.succeeded():  # meanwhile, by another launcher
+                claim.release()
+                self.outcome.succeeded.append(task.name)
+                continue
+            index = free.pop(0)
+            self.running[index] = _Running(task, self._submit(index, task, until), claim)
+
+    def _submit(self, index: int, task: Task, until: float | None):
+        import submitit
+
+        slot = self.slots[index]
+        if task.whole and slot.gpu is None:
+            slot = replace(slot, threads=sum(one.threads for one in self.slots))
+        executor = submitit.LocalExecutor(self.folder / f"slot-{index}")
+        number = slot.gpu is not None and slot.gpu.isdecimal()
+        devices = {"gpus_per_node": 1, "visible_gpus": (int(slot.gpu),)} if number else {}
+        executor.update_parameters(timeout_min=FOREVER_MINUTES, **devices)
+        execution = replace(task.execution, threads=slot.threads)
+        if until is not None:  # it stops by itself a little earlier than we would make it
+            execution = replace(execution, stop_after_seconds=max(1.0, until - time.monotonic() - GRACE_SECONDS))
+        job = Job(task.function, os.getpid(), None if number else slot.gpu)
+        with child_environment(slot, execution.deterministic):
+            return executor.submit(job, task.arguments, execution)
+
+    def _end_all(self) -> None:
+        """SIGTERM to every job until it has saved its state and ended; SIGKILL to what is left after the grace."""
+        start, asked = time.monotonic(), 0.0
+        while alive := [r for r in self.running.values() if not r.job.done()]:
+            now = time.monotonic()
+            if now - start > GRACE_SECONDS:
+                for running in alive:
+                    _kill_task(running.job)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(running.job.job_id), signal.SIGKILL)
+            elif now - asked > 1.0:  # again and again: one that comes while a job starts up is lost
+                asked = now
+                for running in alive:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(running.job.job_id), signal.SIGTERM)  # the controller forwards it to the task
+            time.sleep(0.05)
+
+
+def _kill_task(job: Any) -> None:
+    """SIGKILL to the process group of a job's task, if there is one left."""
+    with contextlib.suppress(OSError, ValueError):
+        os.killpg(int(pid_file(job.paths.folder, job.job_id).read_text()), signal.SIGKILL)
+
+
+def _last_words(job: Any) -> str:
+    """The end of a job's error output and where the rest is."""
+    path = job.paths.stderr
+    with contextlib.suppress(OSError):
+        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("submitit ")]
+        if lines:
+            return f"{lines[-1][:200]} (log: {path})"
+    return f"ended without finishing (log: {path})"

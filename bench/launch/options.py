@@ -1,0 +1,71 @@
+"""The options of `run`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from bench.options import (
+    Appended,
+    DataOption,
+    DeterministicOption,
+    DeviceOption,
+    DownloadOption,
+    EngineOption,
+    ResultsOption,
+    Texts,
+    ThreadsOption,
+    TimeBudgetOption,
+)
+
+
+@dataclass(frozen=True)
+class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, DeviceOption, DownloadOption, DataOption, ResultsOption):
+    """Train what is missing of a profile (teachers first), measure costs, write the report. Done runs are never run again."""
+
+    profile: str = "paper"
+    """A declared plan: see `profiles`."""
+    methods: Texts = ()
+    """Rows instead of the profile's; a name with + before it joins them, as in +iep_bb."""
+    pairs: Texts = ()
+    """Pairs instead of the profile's, as in resnet56-resnet20."""
+    seeds: Texts = ()
+    """Seeds instead of the profile's, as in 1,2 or 1-3."""
+    epochs: int | None = None
+    """Scale the schedule to so many epochs: a trial, not the protocol."""
+    sample_rate: float | None = None
+    """Class-balanced fraction of the training set: a trial."""
+    protocol: str | None = None
+    """A declared protocol instead of the profile's."""
+    precision: str | None = None
+    """tf32, fp32 or bf16."""
+    overrides: Annotated[Appended, tyro.conf.arg(name="set")] = ()
+    """Change a hyper-parameter: method.field=value; may be given several times."""
+    redo: bool = False
+    """Forget the results of the selected runs and train them again."""
+    groups_per_gpu: int = 1
+    """Groups that share a GPU."""
+    checkpoint_seconds: float = 60.0
+    """What a killed run may lose, in seconds."""
+    costs: bool = True
+    """Measure the cost of each (pair, method) that has none, after training."""
+    dry_run: bool = False
+    """Print the plan and what it will cost, and do nothing."""
+    yes: bool = False
+    """Submit to Slurm without asking."""
+    cluster: Literal["auto", "local", "slurm"] = "auto"
+    """Where jobs run; auto: Slurm where a controller answers, else this machine."""
+    partition: str | None = None
+    """Slurm partition."""
+    account: str | None = None
+    """Slurm account."""
+    qos: str | None = None
+    """Slurm quality of service."""
+    constraint: str | None = None
+    """Slurm constraint on nodes."""
+    time: int = 24 * 60
+    """Slurm time limit of a job, in minutes; a job that meets it saves its state and is queued again."""
+    cpus: int = 4
+    """Slurm CPUs of a job."""
+    setup: Appended = ()
+    """A shell line to run before a Slurm job, as in "module load cuda"; may be given several times."""

@@ -1,0 +1,306 @@
+"""`run`: from the command line's options to a plan, what is left of it, the jobs that do it, and the report."""
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import data
+from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, unknown
+from bench.launch import estimate, jobs, ledger
+from bench.launch.ledger import Ledger
+from bench.launch.local import Pool
+from bench.launch.options import Run
+from bench.launch.progress import Progress
+from bench.launch.slurm import Slurm, on_slurm, submit_slurm
+from bench.launch.tasks import Slot, Task, fresh_folder
+from bench.launch.threads import cores as usable_cores
+from bench.measure import probes
+from bench.plan import protocols, registries
+from bench.plan.expand import TEACHER_SEED, Plan, expand, narrowed
+from bench.plan.groups import Group
+from bench.plan.profiles import get_profile
+from bench.plan.selection import Selection, parse_seeds, parse_set, words
+from bench.text import duration, table
+from bench.train import engine, environment
+from bench.train.execution import Execution
+
+
+def make_plan(options: Run) -> Plan:
+    """The plan that the options ask for. Raises UsageError, MethodError or NetworkError."""
+    profile = get_profile(options.profile)
+    selection = Selection(
+        words(options.methods),
+        words(options.pairs),
+        parse_seeds(options.seeds),
+        options.protocol,
+        options.epochs,
+        options.sample_rate,
+        options.precision,
+        tuple(parse_set(text) for text in options.overrides),
+    )
+    return expand(profile, selection, registries.read(protocols.get(options.protocol or profile.protocol)))
+
+
+def run(options: Run) -> int:
+    """The command. Returns an exit code. Raises UsageError for bad input, before anything is written."""
+    started = time.monotonic()
+    the_plan = make_plan(options)
+    slurm = options.cluster == "slurm" or (options.cluster == "auto" and on_slurm())
+    if options.cluster == "slurm" and not on_slurm():
+        raise UsageError("--cluster slurm: no Slurm controller answers here (sinfo), or this is already a job of it; use --cluster local")
+    if options.time_budget is not None and options.time_budget <= 0:
+        raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
+    if options.engine not in ("auto", *engine.NAMES):
+        raise unknown("engine", options.engine, ["auto", *engine.NAMES])
+    if not slurm and not options.dry_run:
+        engine.choose(options.engine, environment.select(options.device))  # refused, or compiled, before any job starts
+    slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.cpus)], None)
+    root = options.data_folder
+    results = options.results.absolute()
+    if results.exists() and not results.is_dir():
+        raise UsageError(f"--results {options.results} is no folder; choose another --results folder")
+    dataset = None
+    try:
+        dataset = data.load(the_plan.protocol, root, options.download and not options.dry_run)
+    except UsageError as error:
+        if not options.dry_run:
+            raise
+        print(f"note: {error}\n      (what is already done cannot be told without the data)")
+    book = Ledger(results, the_plan, dataset)
+    book.check_teachers()
+    print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine"))
+    for warning in ledger.changed_sources(results):
+        print(f"warning: {warning}")
+    if options.dry_run:
+        return DONE
+
+    folder = fresh_folder(results)
+    if options.redo:
+        book.forget()
+    book.write_plan()
+    execution = Execution(
+        results=str(results),
+        data_root=str(root.absolute()),
+        device="cpu" if options.device == "cpu" or (device is not None and device["type"] == "cpu") else "cuda",
+        threads=options.threads,
+        engine=options.engine,
+        deterministic=options.deterministic,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    if slurm:
+        return _submit(options, the_plan, book, execution, folder)
+    until = started + 60 * options.time_budget if options.time_budget is not None else None
+    return _run_here(options, the_plan, book, execution, folder, slots, until)
+
+
+def slots_for(options: Run, groups: int) -> tuple[list[Slot], dict]:
+    """The slots of this machine and the device's facts. Raises UsageError where the device asked for is not there.
+
+    On the CPU the threads of a job follow from the whole plan, not from what is left of it: another count would be other bits.
+    """
+    if options.groups_per_gpu < 1 or (options.threads is not None and options.threads < 1):
+        raise UsageError("--groups-per-gpu and --threads: at least 1")
+    chosen = environment.select(options.device)
+    cores = usable_cores()
+    if chosen.type == "cpu":
+        count = max(1, min(groups, cores if options.threads is None else cores // options.threads))
+        return [Slot(None, options.threads or max(1, cores // count))] * count, environment.device_facts(chosen)
+    names = visible_gpus()
+    if options.device not in ("auto", "cuda"):
+        names = [names[chosen.index]]
+    count = len(names) * options.groups_per_gpu
+    threads = options.threads or max(1, cores // count)
+    return [Slot(name, threads) for _ in range(options.groups_per_gpu) for name in names], environment.device_facts(chosen)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them (indices or UUIDs)."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(i) for i in range(count)])[:count]
+
+
+def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str) -> str:
+    """The plan as text: teachers to train, groups with their methods, what is done or skipped, what the rest will cost."""
+    todo, missing = book.groups_left(), book.teachers_missing()
+    p = the_plan.protocol
+    trial = f" (a trial: {p.trial})" if p.trial else ""
+    lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {p.epochs} epochs{trial}, precision {the_plan.precision}"]
+    done, planned = book.counts()
+    lines.append(f"{planned} runs, {done} done; {len(todo)} groups and {len(missing)} teachers to train")
+    lines += [f"  teacher {name}: {the_plan.teacher_protocol.epochs} epochs of {the_plan.teacher_protocol.name}" for name in missing]
+    kind, threads = (device["type"] if device else "cuda"), slots[0].threads
+    known = estimate.load_costs(book.results, device["name"]) if device else {}
+    macs = registries.read(p).macs
+    groups = [(g, the_plan.needs_teacher(g)) for g in todo]
+    cost = estimate.training(groups, known, macs, kind, threads)
+    lines += [
+        f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(todo, cost.by_group, strict=True)
+    ]
+    skipped = dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in the_plan.cells if c.skipped)
+    lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
+    own = estimate.training([(g, False) for g in book.teacher_groups(missing)], known, macs, kind, threads)
+    total = own.seconds + cost.seconds
+    one = (device["name"] if device else "GPU") + (f" slot of {threads} core{'s'[: threads - 1]}" if kind == "cpu" else "")
+    text = f"total: {duration(total)} of one {one}"
+    if len(slots) > 1:
+        text += f", {duration(estimate.spread(own.by_group, len(slots)) + estimate.spread(cost.by_group, len(slots)))} on {len(slots)} slots"
+    lines.append(f"{text} ({place})" if total else f"total: nothing left to train ({place})")
+    return "\n".join(lines + ([f"  estimated: {cost.source or own.source}"] if total else []))
+
+
+def task_name(group: Group) -> str:
+    """A group's name among the jobs; its numbers' identity is the runs' own."""
+    return f"{group.teacher}-{group.student}-s{group.seed}"
+
+
+def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
+    """One job for each teacher that is missing, the largest first. One that the whole plan waits for has the machine to itself."""
+    common = {"protocol": the_plan.teacher_protocol, "seed": TEACHER_SEED, "precision": the_plan.precision}
+    waiting = len({g.teacher for g in the_plan.groups}) == 1 and all(the_plan.needs_teacher(g) for g in the_plan.groups)
+    whole = waiting and execution.threads is None
+    tasks = []
+    for name in book.teachers_missing():
+        arguments = {"architecture": name, **common}
+        tasks.append(Task(f"teacher-{name}", jobs.run_teacher, arguments, execution, lambda name=name: book.teacher(name) is not None, whole=whole))
+    return tasks
+
+
+def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
+    """One job for each group with something left: those whose teacher is there first, else the longest first."""
+    missing = book.teachers_missing()
+    tasks = []
+    for group in book.groups_left():
+        after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
+        tasks.append(Task(task_name(group), jobs.run_group, {"group": group}, execution, lambda group=group: book.finished(group), after))
+    return sorted(tasks, key=lambda t: bool(t.after))
+
+
+def probe_tasks(the_plan: Plan, book: Ledger, execution: Execution, device: dict, after: tuple[str, ...] = ()) -> list[Task]:
+    """One job for each pair with methods whose cost was not measured on this device; it runs alone on it."""
+    tasks = []
+    for pair in the_plan.pairs:
+        whole = next(g for g in the_plan.full_groups if (g.teacher, g.student) == (pair.teacher, pair.student))
+        here = [c for c in the_plan.cells if (c.teacher, c.student, c.seed) == (pair.teacher, pair.student, whole.seed)]
+        able = [c.method for c in here if not c.skipped and not c.changed]  # costs are those of a method's own settings
+
+        def lacking(whole=whole, able=able) -> list[str]:
+            known = estimate.load_costs(book.results, device["name"]) if device else {}
+            found = {method: estimate.cost_of(known, whole, method) for method in able}
+            return [m for m, record in found.items() if record is None or record.get("protocol") != whole.protocol.name]
+
+        if names := lacking():
+            group = narrowed(whole, names)
+            tasks.append(Task(f"costs-{pair.name}", run_probes, {"group": group}, execution, lambda lacking=lacking: not lacking(), after))
+    return tasks
+
+
+def run_probes(group: Group, execution: Execution) -> int:
+    """Probe the methods of a group, one after the other; one that fails is reported and the others go on. Returns an exit code."""
+    code = DONE
+    for method in group.methods:
+        try:
+            hyper = narrowed(group, [method]).hyper
+            code = max(code, probes.run_probe(group.teacher, group.student, method, group.precision, execution, group.protocol, hyper=hyper))
+        except Exception as error:  # a stranger's method may raise anything
+            print(f"cost probe of {method} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            code = max(code, TROUBLE)
+        if code >= STOPPED_IN_TIME:
+            break
+    return code
+
+
+def write_report(execution: Execution) -> int:
+    """The tables and the page, by their own command."""
+    return subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode
+
+
+def finish(the_plan: Plan, execution: Execution) -> int:
+    """On a cluster, the last job: the plan with every run's id, then the report."""
+    book = Ledger(Path(execution.results), the_plan, data.load(the_plan.protocol, Path(execution.data_root) if execution.data_root else None))
+    book.write_plan()
+    return write_report(execution)
+
+
+def _run_here(
+    options: Run, the_plan: Plan, book: Ledger, execution: Execution, folder: Path, slots: list[Slot], until: float | None
+) -> int:
+    """Train, probe and report on this machine. Returns the launch's exit code."""
+    show = Progress(book.results, book.counts)
+    locks = book.results / "locks"
+
+    def ended(task: Task) -> None:
+        if task.name.startswith("teacher-") or task.succeeded():
+            book.write_plan()
+        show.say(f"{task.name}: {'done' if task.succeeded() else 'ended, not all done'}")
+
+    pool = Pool(slots, folder, locks, show.update)
+    outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
+    show.update(force=True)
+    troubles = book.troubles() | {name: text for name, text in outcome.unfinished.items() if text != "not started"}
+    if not outcome.code and options.costs:
+        alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
+        pool = Pool(alone, folder / "costs", locks, show.update)
+        device = environment.device_facts(environment.select(options.device))
+        probed = pool.run(probe_tasks(the_plan, book, execution, device), until, ended)
+        outcome.code = probed.code
+        troubles |= {name: text for name, text in probed.unfinished.items() if text != "not started"}
+    book.write_plan()
+    done, planned = book.counts()
+    if troubles:
+        print("\n".join(table(sorted(troubles.items()), ("not finished", "reason"))))
+    print(f"{done} of {planned} runs done in {book.results}")
+    if outcome.code == INTERRUPTED:
+        print("interrupted; the same command goes on from here")
+        return outcome.code
+    if outcome.code == STOPPED_IN_TIME:
+        print("time budget used up; the same command goes on from here")
+    write_report(execution)
+    return outcome.code or (DONE if done == planned else TROUBLE)
+
+
+def _submit(options: Run, the_plan: Plan, book: Ledger, execution: Execution, folder: Path) -> int:
+    """Submit everything to Slurm and return."""
+    teachers, groups = teacher_tasks(the_plan, book, execution), group_tasks(the_plan, book, execution)
+    everything = tuple(t.name for t in teachers + groups)
+    probes = probe_tasks(the_plan, book, execution, {}, everything) if options.costs else []
+    last = tuple(t.name for t in teachers + groups + probes)
+    final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, last)
+    if not everything and not probes:
+        return write_report(execution)
+    with _asked(options, f"{len(last) + 1} jobs"):
+        slurm = Slurm(
+            options.partition,
+            options.account,
+            options.qos,
+            options.constraint,
+            options.time,
+            options.setup,
+            gpus=0 if execution.device == "cpu" else 1,
+            cpus=options.threads or options.cpus,
+        )
+        execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
+        tasks = [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
+        ids = submit_slurm(tasks, slurm, folder)
+        for name, job in ids.items():
+            print(f"  {job}  {name}")
+        print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
+    return DONE
+
+
+@contextlib.contextmanager
+def _asked(options: Run, what: str) -> Iterator[None]:
+    """Ask before anything is submitted."""
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"about to submit {what} to Slurm and nobody to ask; add --yes")
+        if input(f"submit {what} to Slurm? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise UsageError("nothing was submitted")
+    yield

@@ -1,0 +1,73 @@
+"""`status`: counts and a table of the runs in a results folder."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import UsageError
+from bench.launch.progress import Progress
+from bench.options import ResultsOption
+from bench.store.files import read_json
+from bench.store.runs import STATUSES, scan
+from bench.text import table
+
+
+@dataclass(frozen=True)
+class Status(ResultsOption):
+    """Counts and a table of the runs in a results folder."""
+
+    all: bool = False
+    """List the done runs too."""
+    watch: bool = False
+    """Show the live table until interrupted."""
+
+    def main(self) -> int:
+        return watch(self.results) if self.watch else show(self.results, self.all)
+
+
+def show(results: Path, everything: bool) -> int:
+    """Print counts by status, the runs that are not done (or all), what cannot be trusted, and changed methods. Raises UsageError."""
+    from bench.launch.ledger import changed_sources  # reads the methods, and so torch
+
+    if not results.is_dir():
+        raise UsageError(f"{results} is no folder; name the results folder with --results")
+    views, problems = scan(results, verify_rows=False)
+    planned = read_json(results / "plan.json") or {"cells": []}
+    cells = planned["cells"]
+    known = {v.id for v in views}
+    count = Counter(v.status for v in views)
+    # A run that several pairs share stands in several cells; a cell without an id waits for its teacher.
+    count["planned"] += len({c["run"] for c in cells if c["run"] and c["run"] not in known}) + sum(not c["run"] and not c["skipped"] for c in cells)
+    count["skipped"] += sum(bool(c["skipped"]) for c in cells)
+    print(", ".join(f"{count[s]} {s}" for s in STATUSES if count[s]) or "no runs")
+    rows = []
+    for view in views:
+        if view.status != "done" or everything:
+            top1 = f"{view.record['test_top1']:.2f} %" if view.record else "-"
+            rows.append((view.id, view.status, f"{view.epoch or 0}/{view.protocol['epochs']}", top1, view.reason or "-"))
+    if rows:
+        print("\n".join(table(rows, ("run", "status", "epoch", "top-1", "reason"))))
+    for c in dict.fromkeys((c["teacher"], c["student"], c["method"], c["skipped"]) for c in cells if c["skipped"]):
+        print(f"skipped {c[0]}-{c[1]}, {c[2]}: {c[3]}")
+    for problem in problems:
+        print(f"not to be trusted: {problem.where}: {problem.reason}")
+    for warning in changed_sources(results):
+        print(f"warning: {warning}")
+    return 0
+
+
+def watch(results: Path) -> int:
+    """The live table until interrupted."""
+    if not results.is_dir():
+        raise UsageError(f"{results} is no folder; name the results folder with --results")
+
+    def counts() -> tuple[int, int]:
+        planned = read_json(results / "plan.json") or {"cells": []}
+        runs = {c["run"] or (c["teacher"], c["student"], c["method"], c["seed"]) for c in planned["cells"] if not c["skipped"]}
+        return sum(isinstance(r, str) and (results / "runs" / r / "record.json").exists() for r in runs), len(runs)
+
+    show = Progress(results, counts)
+    while True:
+        show.update()
+        time.sleep(0.5)

@@ -1,0 +1,155 @@
+"""What a launch runs: tasks, the slots they run in, and the job that a process executes."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.errors import INTERRUPTED, STOPPED_IN_TIME, UsageError
+from bench.train.execution import Execution
+
+AFTERLIFE_SECONDS = 3600.0
+"""How long a job stopped by Slurm waits for its end: longer than the grace time that clusters give."""
+_TERMINAL = {signal.SIGINT, signal.SIGHUP}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job: `function(**arguments, execution=...)`, a module-level function that returns an exit code."""
+
+    name: str
+    function: Callable[..., int]
+    arguments: dict[str, Any]
+    execution: Execution
+    succeeded: Callable[[], bool]  # read from the results folder
+    after: tuple[str, ...] = ()  # tasks of the same launch that must have succeeded
+    whole: bool = False  # nothing else can run meanwhile: on a CPU it takes the cores of all slots
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one job at a time: a GPU as CUDA_VISIBLE_DEVICES names it, or None for CPU cores, and its number of threads."""
+
+    gpu: str | None
+    threads: int
+
+
+@dataclass
+class Outcome:
+    """What became of the tasks, by name, and the exit code of the launch."""
+
+    succeeded: list[str] = field(default_factory=list)
+    unfinished: dict[str, str] = field(default_factory=dict)  # name -> what is known of the reason
+    code: int = 0  # 0, bench.errors.STOPPED_IN_TIME or INTERRUPTED
+
+
+class Job:
+    """What submitit pickles and calls: the function, in a process group of its own, ended when the launcher is gone."""
+
+    def __init__(self, function: Callable[..., int], launcher: int | None = None, gpu: str | None = None) -> None:
+        self.function, self.launcher, self.gpu = function, launcher, gpu
+
+    def __call__(self, arguments: dict[str, Any], execution: Execution) -> int:
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: it would act in the middle of a step, so it is called afterwards
+        for number in (signal.SIGTERM, *_TERMINAL):
+            signal.signal(number, self._nothing_begun)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERMINAL)
+        if self.launcher is not None:
+            os.setpgid(0, 0)
+            pid_file(Path(os.environ["SUBMITIT_FOLDER"]), os.environ["SUBMITIT_LOCAL_JOB_ID"]).write_text(str(os.getpid()))
+            threading.Thread(target=_end_with, args=(self.launcher, os.getppid()), daemon=True).start()
+        if self.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        code = self.function(**arguments, execution=execution)
+        if code == INTERRUPTED:
+            self._await_slurm()
+        if code == STOPPED_IN_TIME and execution.stop_after_seconds is None and callable(requeue):
+            requeue(signal.SIGUSR2, None)  # the time limit is near or we are preempted, and the state is saved: start again later
+        return code
+
+    def _nothing_begun(self, number: int, frame: object) -> None:
+        self._await_slurm()
+        raise SystemExit(INTERRUPTED)
+
+    def _await_slurm(self) -> None:
+        """A preempted job that ends within its grace time counts as completed and is never queued again: it waits to be killed.
+
+        A cancelled one is killed too, after KillWait.
+        """
+        if self.launcher is None and "SLURM_JOB_ID" in os.environ:
+            print("stopped with its state saved; waiting for Slurm to end or requeue this job", flush=True)
+            time.sleep(AFTERLIFE_SECONDS)
+
+    def checkpoint(self, arguments: dict[str, Any], execution: Execution):
+        """Called by submitit to requeue: the same again; the state is in the run folders."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, arguments, execution)
+
+
+def pid_file(folder: Path, job_id: str) -> Path:
+    return folder / f"{job_id}_task.pid"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _end_with(launcher: int, controller: int) -> None:
+    """A job whose launcher was killed stops as if it had been asked to: nothing is orphaned."""
+    while _alive(launcher) and os.getppid() == controller:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def child_environment(slot: Slot, deterministic: bool) -> Iterator[None]:
+    """What a job inherits: its thread count before torch is imported, this checkout, and no signals of the terminal (they are ours)."""
+    root = str(Path(__file__).resolve().parents[2])
+    threads = str(slot.threads)
+    changed = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p),
+    }
+    if deterministic:
+        changed["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERMINAL)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def fresh_folder(results: Path) -> Path:
+    """A new folder for the files of one launch. Raises UsageError where nothing can be written."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in range(1000):
+        folder = results / "jobs" / f"{stamp}-{os.getpid()}{f'-{suffix}' if suffix else ''}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot write below {results}: {error.strerror}; choose another --results folder") from None
+    raise UsageError(f"no free folder below {results / 'jobs'}; remove old ones")

@@ -1,0 +1,69 @@
+"""Options that several commands share: frozen dataclasses to inherit from, and the types of lists of words."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Texts = tuple[str, ...]
+Appended = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+def default_data_root() -> Path:
+    """Where CIFAR-100 is looked for where no folder is named."""
+    return Path(os.environ.get("KD_BENCH_DATA", "data"))
+
+
+@dataclass(frozen=True)
+class ResultsOption:
+    results: Path = Path("results")
+    """The results folder."""
+
+
+@dataclass(frozen=True)
+class DataOption:
+    data_root: Path | None = None
+    """Folder that holds cifar-100-python; default: $KD_BENCH_DATA, else ./data."""
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder named, or the default one."""
+        return self.data_root or default_data_root()
+
+
+@dataclass(frozen=True)
+class DownloadOption:
+    download: bool = False
+    """Fetch CIFAR-100 (169 MB) to the data root if it is not there."""
+
+
+@dataclass(frozen=True)
+class DeviceOption:
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class ThreadsOption:
+    threads: int | None = None
+    """CPU threads."""
+
+
+@dataclass(frozen=True)
+class EngineOption:
+    engine: str = "auto"
+    """How steps are executed: auto, eager, native, static or graph. Every engine gives the same numbers but for rounding."""
+
+
+@dataclass(frozen=True)
+class DeterministicOption:
+    deterministic: bool = False
+    """Deterministic algorithms: the same bits after a resume."""
+
+
+@dataclass(frozen=True)
+class TimeBudgetOption:
+    time_budget: float | None = None
+    """Minutes after which everything stops cleanly with exit code 75; the next call goes on."""

@@ -1,0 +1,177 @@
+"""Profiles, pairs, and the plan they expand to: teachers, groups and cells. No torch here.
+
+A pair or a profile is added as one declared entry below. `expand` is a pure function; the facts it needs of methods and networks are
+passed in (`bench.plan.registries` reads them from the registries).
+"""
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import UsageError, unknown
+from bench.plan import protocols
+from bench.plan.groups import Group
+from bench.plan.identity import PRECISIONS
+from bench.plan.profiles import Pair, Profile
+from bench.plan.protocols import Protocol
+from bench.plan.selection import Selection, parse_pair
+
+FORMAT = 1
+TEACHER_SEED = 0
+"""One teacher serves all seeds of its pairs; its own seed is none of theirs."""
+CIFAR_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What the plan must know of one method on one pair."""
+
+    run: str  # what tells its run from others where data and teacher are the same
+    skipped: str | None = None  # the reason why the method cannot do the pair
+    uses_teacher: bool = True  # whether its numbers depend on the teacher
+    hyper: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its settings, all of them
+
+
+@dataclass(frozen=True)
+class Registries:
+    """The registries, as the plan sees them."""
+
+    methods: Mapping[str, str]  # name -> title
+    networks: tuple[str, ...]
+    of: Callable[[Group], Mapping[str, MethodFacts]]  # per method of a group
+    macs: Callable[[str], int]  # forward multiply-accumulates of a network for one image
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (pair, method, seed) of the table."""
+
+    teacher: str
+    student: str
+    method: str
+    seed: int
+    skipped: str | None = None
+    uses_teacher: bool = True
+    changed: tuple[tuple[str, Any, Any], ...] = ()  # of a variant: (field, the value in the method's own row, the value here)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run. `groups` are longest first; a run that no teacher changes stands in one group only."""
+
+    profile: str
+    protocol: Protocol
+    teacher_protocol: Protocol
+    precision: str
+    seeds: tuple[int, ...]
+    pairs: tuple[Pair, ...]
+    rows: tuple[tuple[str, str], ...]  # (method, title)
+    cells: tuple[Cell, ...]
+    full_groups: tuple[Group, ...]  # one for each pair and seed, with every row
+    groups: tuple[Group, ...]
+    teachers: tuple[str, ...]  # architectures whose weights some run depends on, largest first
+
+    def needs_teacher(self, group: Group) -> bool:
+        """Whether a run of the group depends on the teacher's weights."""
+        here = (group.teacher, group.student, group.seed)
+        return any(c.uses_teacher for c in self.cells if (c.teacher, c.student, c.seed) == here and c.method in group.methods)
+
+
+def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[str, ...]:
+    default = profile.methods if profile.methods is not None else tuple(facts.methods)
+    if profile.methods is None and "student" in default:
+        default = ("student", *(m for m in default if m != "student"))
+    joined = tuple(m[1:] for m in selection.methods if m.startswith("+"))
+    chosen = tuple(m for m in selection.methods if not m.startswith("+")) or default
+    rows = tuple(dict.fromkeys(chosen + joined))
+    for name in (*rows, *(method for method, _, _ in selection.hyper)):
+        if name not in facts.methods:
+            raise unknown("method", name, sorted(facts.methods))
+    for method, field, _ in selection.hyper:
+        if method not in rows:
+            raise UsageError(f"--set {method}.{field}: {method} is not among the rows {', '.join(rows)}; add it with --methods")
+    return rows
+
+
+def group_macs(group: Group, with_teacher: bool, macs: Callable[[str], int]) -> int:
+    """Multiply-accumulates to train a group: per image three student forward passes a run (forward and backward) and one of the teacher."""
+    teacher = macs(group.teacher) if with_teacher else 0
+    return (3 * macs(group.student) * len(group.methods) + teacher) * images(group.protocol) * group.protocol.epochs
+
+
+def images(protocol: Protocol) -> int:
+    """Training images an epoch."""
+    return round((protocol.train_images or CIFAR_IMAGES) * protocol.sample_rate)
+
+
+def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
+    """The plan of a profile as changed by a selection. Pure. Raises UsageError for unknown names and bad values."""
+    protocol, teacher_protocol = (
+        protocols.get(name) for name in (selection.protocol or profile.protocol, selection.protocol or profile.teacher_protocol or profile.protocol)
+    )
+    if selection.epochs is not None:
+        teacher_protocol = teacher_protocol.scaled(max(1, round(teacher_protocol.epochs * selection.epochs / protocol.epochs)))
+        protocol = protocol.scaled(selection.epochs)
+    if selection.sample_rate is not None:
+        protocol = protocol.sampled(selection.sample_rate)  # students only: a teacher sees the whole training set
+    precision = selection.precision or profile.precision
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
+    rows = _rows(profile, selection, facts)
+    pairs = tuple(dict.fromkeys(parse_pair(p, facts.networks) for p in selection.pairs)) or profile.pairs
+    for network in dict.fromkeys(n for pair in pairs for n in (pair.teacher, pair.student)):
+        if network not in facts.networks:
+            raise unknown("network", network, list(facts.networks))
+    seeds = selection.seeds or profile.seeds
+
+    cells: list[Cell] = []
+    full_groups: list[Group] = []
+    groups: dict[Group, bool] = {}  # group -> whether it needs the teacher
+    placed: set[str] = set()
+    hyper, variant = (tuple(change for change in some if change[0] in rows) for some in (profile.hyper, profile.variant + selection.hyper))
+    for pair in pairs:
+        for seed in seeds:
+            plain = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper)
+            whole = dataclasses.replace(plain, hyper=hyper + variant)
+            full_groups.append(whole)
+            found = facts.of(whole)
+            own = facts.of(plain) if variant else found
+            for m in rows:
+                cells.append(Cell(pair.teacher, pair.student, m, seed, found[m].skipped, found[m].uses_teacher, _changed(own[m], found[m])))
+            members = tuple(m for m in rows if found[m].skipped is None and found[m].run not in placed)
+            placed |= {found[m].run for m in members if not found[m].uses_teacher}
+            if members:
+                groups[narrowed(whole, members)] = any(found[m].uses_teacher for m in members)
+    longest = sorted(groups, key=lambda g: -group_macs(g, groups[g], facts.macs))  # stable: pairs and seeds keep their order among equals
+    needed = dict.fromkeys(g.teacher for g in longest if groups[g])
+    teachers = tuple(sorted(needed, key=lambda name: -facts.macs(name)))
+    titles = tuple((m, facts.methods[m]) for m in rows)
+    return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, tuple(cells), tuple(full_groups), tuple(longest), teachers)
+
+
+def narrowed(group: Group, members: Iterable[str]) -> Group:
+    """The group with these methods only."""
+    chosen = tuple(members)
+    return dataclasses.replace(group, methods=chosen, hyper=tuple(h for h in group.hyper if h[0] in chosen))
+
+
+def _changed(own: MethodFacts, here: MethodFacts) -> tuple[tuple[str, Any, Any], ...]:
+    return tuple((name, own.hyper.get(name), value) for name, value in sorted(here.hyper.items()) if own.hyper.get(name) != value)
+
+
+def as_json(plan: Plan, runs: Mapping[Cell, str | None]) -> dict[str, Any]:
+    """plan.json: what the report must know of the plan. `runs` maps cells to run ids, None where the id is not known yet."""
+    return {
+        "format": FORMAT,
+        "profile": plan.profile,
+        "protocol": {**dataclasses.asdict(plan.protocol), "milestones": list(plan.protocol.milestones)},
+        "precision": plan.precision,
+        "seeds": list(plan.seeds),
+        "pairs": [{"teacher": p.teacher, "student": p.student, "title": p.title} for p in plan.pairs],
+        "rows": [{"method": method, "title": title} for method, title in plan.rows],
+        "cells": [
+            {"teacher": c.teacher, "student": c.student, "method": c.method, "seed": c.seed, "run": runs.get(c), "skipped": c.skipped}
+            | ({"changed": {name: [own, here] for name, own, here in c.changed}} if c.changed else {})
+            for c in plan.cells
+        ],
+    }

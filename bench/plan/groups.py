@@ -1,0 +1,22 @@
+"""A group: the unit of work."""
+
+from dataclasses import dataclass
+
+from bench.plan.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one (pair, seed, protocol, precision): the unit of work."""
+
+    teacher: str | None
+    student: str
+    seed: int
+    protocol: Protocol
+    precision: str
+    methods: tuple[str, ...]
+    hyper: tuple[tuple[str, str, object], ...] = ()  # overrides: (method, field, value)
+    title: str = ""  # of its runs in place of the methods' titles: "Teacher" keeps a teacher's own training out of the tables
+
+    def overrides(self, method: str) -> dict[str, object]:
+        return {field: value for name, field, value in self.hyper if name == method}

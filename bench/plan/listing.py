@@ -1,0 +1,76 @@
+"""The commands that list what is declared: methods, pairs, profiles."""
+
+from dataclasses import dataclass
+
+from bench.plan import protocols
+from bench.plan.profiles import PAIRS, PROFILES
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The registered methods, and files that could not be loaded."""
+
+    def main(self) -> int:
+        return show_methods()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The declared pairs, and the networks of which others can be made."""
+
+    def main(self) -> int:
+        return show_pairs()
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """The declared profiles and protocols."""
+
+    def main(self) -> int:
+        return show_profiles()
+
+
+def show_methods() -> int:
+    """Print the registered methods and the broken files."""
+    from methods import registry
+
+    rows = []
+    for name in registry.names():
+        method = registry.get(name)
+        rows.append((name, f"v{method.version}", method.title, method.paper))
+    for text in ([line.rstrip() for line in _left(rows)]) or ["no method is registered"]:
+        print(text)
+    for name, error in registry.broken().items():
+        print(f"{name}: BROKEN, {error}")
+    return 0
+
+
+def _left(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def show_pairs() -> int:
+    """Print the declared pairs and the networks."""
+    import models
+
+    for pair in PAIRS:
+        print(pair.name)
+    print(f"\nany two of these networks make a pair, as teacher-student: {', '.join(models.names())}")
+    return 0
+
+
+def show_profiles() -> int:
+    """Print the declared profiles and protocols."""
+    for p in PROFILES.values():
+        rows = ", ".join(p.methods) if p.methods else "every registered method"
+        print(f"{p.name}: {p.summary}\n  protocol {p.protocol}, seeds {', '.join(map(str, p.seeds))}, precision {p.precision}")
+        print(f"  pairs {', '.join(pair.name for pair in p.pairs)}\n  rows {rows}")
+        if p.variant:
+            print(f"  as a variant: {', '.join(f'{method}.{field}={value}' for method, field, value in p.variant)}")
+    print("\nprotocols")
+    for one in protocols.PROTOCOLS.values():
+        milestones = "/".join(map(str, one.milestones))
+        part = f", {one.sample_rate:.0%} of the training set" if one.sample_rate < 1 else ""
+        print(f"  {one.name}: {one.dataset}, {one.epochs} epochs, lr {one.lr} x{one.decay} after {milestones}, batch {one.batch}{part}")
+    return 0

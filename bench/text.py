@@ -1,0 +1,33 @@
+"""How the suite writes for people: plain tables, durations, and text from other hands made safe to print."""
+
+import unicodedata
+from collections.abc import Sequence
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
+    """Lines of a plain text table: columns of numbers to the right, words to the left."""
+    columns = []
+    for head, *cells in zip(header, *rows, strict=True):
+        width = max(map(len, (head, *cells)))
+        numbers = any(cells) and all(cell[0] in "0123456789+-–" for cell in cells if cell)
+        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (head, *cells)])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def duration(seconds: float) -> str:
+    """For people: "40 s", "12 min", "3 h 20 min", "12 days 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 60 * 72:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24:,} days {hours % 24} h"
+
+
+def clean(text: object, limit: int = 400) -> str:
+    """Text on one line without control, format or unassigned characters (shown as ?), cut at `limit`."""
+    shown = "".join("?" if unicodedata.category(c)[0] == "C" else " " if unicodedata.category(c) in ("Zl", "Zp") else c for c in str(text))
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

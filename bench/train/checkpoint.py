@@ -1,0 +1,204 @@
+"""Checkpoints of a training group: one file a member, published together by one manifest, two generations kept.
+
+A file carries no trust of its own: the manifest holds each file's SHA-256 (`torch.load` does not notice a flipped bit), and a
+member whose file is damaged falls back to the previous generation, then to the start, saying so.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.errors import StoreError
+from bench.plan.identity import digest
+from bench.store.files import read_json, write_bytes, write_json
+
+FORMAT = 1
+WRITERS = 4
+"""Members' files that are hashed and written at once."""
+CURRENT, PREVIOUS = "manifest.json", "manifest.previous.json"
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where training stands: `step` steps of `epoch` (from 1) are done; (1, 0) is the start."""
+
+    epoch: int = 1
+    step: int = 0
+
+
+START = Position()
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A member's newest sound checkpoint."""
+
+    position: Position
+    state: Mapping[str, Any] | None  # None at the start
+    notes: tuple[str, ...] = ()  # what was damaged, for the log
+
+
+def runs_folder(results: Path) -> Path:
+    return results / "runs"
+
+
+def group_key(run_ids: list[str]) -> str:
+    """The name of the group that these runs start together."""
+    return digest(sorted(run_ids), 16)
+
+
+class GroupCheckpoint:
+    """Writes the generations of one group below results/groups/<key>/ and the members' run folders."""
+
+    def __init__(self, results: Path, key: str) -> None:
+        self.results, self.folder = results, results / "groups" / key
+        self.key = key
+
+    def save(self, position: Position, states: Mapping[str, Callable[[], Mapping[str, Any]]]) -> int:
+        """Write one generation: every member's file, then the manifest. `states`: run id -> state maker. Returns the bytes written.
+
+        Raises OSError; the older generations then stand.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        current, previous = self._read(CURRENT), self._read(PREVIOUS)
+        serial = 1 + max((m["serial"] for m in (current, previous) if m), default=0)
+        name = f"checkpoint-{serial}-{self.key}.pt"
+
+        def write(run_id: str, content: bytes) -> dict[str, Any]:
+            write_bytes(runs_folder(self.results) / run_id / name, content)
+            return {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+        try:
+            # Disks are waited for while the next state is taken: training stands still meanwhile.
+            with ThreadPoolExecutor(WRITERS) as pool:
+                written = {}
+                for run_id, make in states.items():
+                    content = serialise({"format": FORMAT, "run": run_id, "epoch": position.epoch, "step": position.step, **make()})
+                    written[run_id] = pool.submit(write, run_id, content)
+            members = {run_id: future.result() for run_id, future in written.items()}
+        except OSError:  # a full disk: what is left of it is not for files that no manifest will name
+            for run_id in states:
+                (runs_folder(self.results) / run_id / name).unlink(missing_ok=True)
+            raise
+        for run_id in states:
+            write_json(runs_folder(self.results) / run_id / "group.json", {"format": FORMAT, "group": self.key})
+        if current:
+            write_json(self.folder / PREVIOUS, current)
+        manifest = {"format": FORMAT, "serial": serial, "epoch": position.epoch, "step": position.step, "members": members}
+        write_json(self.folder / CURRENT, manifest)
+        kept = {name for m in (current, manifest) if m for name in (e["file"] for e in m["members"].values())}
+        self._prune(states, kept)
+        return sum(member["bytes"] for member in members.values())
+
+    def _prune(self, run_ids: Mapping[str, Any], kept: set[str]) -> None:
+        for run_id in run_ids:
+            for path in (runs_folder(self.results) / run_id).glob("checkpoint-*.pt"):
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        return read_manifest(self.folder / name)
+
+
+def serialise(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # most of the time of a save, and the manifest has a SHA-256
+    try:
+        torch.save(dict(state), buffer)
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    return buffer.getvalue()
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest, or None where it is absent or damaged (a generation that cannot be read is no generation)."""
+    try:
+        manifest = read_json(path) or {}
+        sound = manifest["format"] == FORMAT and all({"file", "sha256"} <= set(e) for e in manifest["members"].values())
+        return manifest if sound and isinstance(manifest["serial"], int) else None
+    except (StoreError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _group_of(folder: Path) -> str | None:
+    """The group that a run was last saved in, or None. Raises StoreError for a damaged group.json."""
+    content = read_json(folder / "group.json")
+    if content is None:
+        return None
+    key = content.get("group")
+    if not isinstance(key, str) or os.sep in key or key.startswith("."):
+        raise StoreError(f"{folder / 'group.json'}: names no group")
+    return key
+
+
+def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | None, Restored]:
+    """The group a run was last saved in (None: never) and its newest sound checkpoint, weights on the CPU.
+
+    `rows`: how many epochs have their row; a checkpoint beyond them is left out, for those rows would be missing for ever.
+    """
+    folder = runs_folder(results) / run_id
+    try:
+        key = _group_of(folder)
+    except StoreError:
+        return None, Restored(START, None, ("group.json is damaged; starting over",))
+    if key is None:
+        return None, Restored(START, None)
+    notes: list[str] = []
+    for name in (CURRENT, PREVIOUS):
+        path = results / "groups" / key / name
+        manifest = read_manifest(path)
+        if manifest is None:
+            if path.exists():
+                notes.append(f"{path.name} of group {key} is damaged")
+            continue
+        entry = manifest["members"].get(run_id)
+        if entry is None:
+            continue
+        state, problem = _load(folder / Path(entry["file"]).name, entry["sha256"], run_id)
+        if state is not None and rows is not None and state["epoch"] > rows + 1:
+            state, problem = None, f"stands in epoch {state['epoch']}, and only {rows} epochs have their row"
+        if state is not None:
+            return key, Restored(Position(state["epoch"], state["step"]), state, tuple(notes))
+        notes.append(f"{entry['file']}: {problem}")
+    return None, Restored(START, None, (*notes, "no sound checkpoint; starting over") if notes else ())
+
+
+def _load(path: Path, sha256: str, run_id: str) -> tuple[dict[str, Any] | None, str]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return None, error.strerror or "unreadable"
+    if hashlib.sha256(content).hexdigest() != sha256:
+        return None, "content differs from its SHA-256"
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if state.get("format") != FORMAT or state.get("run") != run_id:
+        return None, "is another run's or another version's"
+    return state, ""
+
+
+def discard(results: Path, run_id: str) -> None:
+    """Remove a finished run's checkpoints; its group's manifests go with the last member."""
+    folder = runs_folder(results) / run_id
+    key = None
+    with contextlib.suppress(StoreError):
+        key = _group_of(folder)
+    for path in folder.glob("checkpoint-*.pt"):
+        path.unlink(missing_ok=True)
+    (folder / "group.json").unlink(missing_ok=True)
+    if key:
+        group = results / "groups" / key
+        members = {r for name in (CURRENT, PREVIOUS) for r in ((read_manifest(group / name) or {}).get("members") or {})}
+        if not any((runs_folder(results) / r / "group.json").exists() for r in members):
+            for name in (CURRENT, PREVIOUS):
+                (group / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                group.rmdir()

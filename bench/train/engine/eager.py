@@ -1,0 +1,96 @@
+"""The plain engines, and what all engines share: the batch, the teacher's pass, and trouble that stays with the learner that has it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.data.augment import Augmenter, Draws
+from bench.train.learner import Learner, teacher_forward
+from methods.base import NOTHING, Batch
+from models import folded, native
+from models.outputs import Outputs
+
+Failures = list[tuple[Learner, Exception]]
+
+
+class DeviceLost(RuntimeError):
+    """The device itself failed: no learner is to blame, the job ends and its members are resumed by the next."""
+
+
+class Shared(NamedTuple):
+    """What the learners of a step have in common."""
+
+    images: Tensor  # (B, 3, H, W) normalised
+    batch: Batch
+    teacher: Outputs | None
+
+
+class Eager:
+    """One operator after another; the learners take turns on the batch they share."""
+
+    name = "eager"
+
+    def __init__(self, data: Augmenter, teacher: nn.Module | None, learners: Sequence[Learner], precision: str) -> None:
+        self.data, self.precision = data, precision
+        self.teacher = folded(teacher) if teacher is not None else None
+        self.learners = list(learners)
+
+    def ran(self, learner: Learner) -> str:
+        """The name of the engine that executed this learner's last steps."""
+        return self.name
+
+    def begin_epoch(self, draws: Draws) -> None:
+        """Bring an epoch's draws to the device."""
+        self.draws = draws.to(self.data.device)
+
+    def drop(self, learner: Learner) -> None:
+        """Leave a learner out from now on."""
+        self.learners.remove(learner)
+
+    def step(self, start: int, stop: int) -> Failures:
+        """Train every learner on the images at [start, stop) of the epoch's order; gives those that failed, with the error.
+
+        Raises DeviceLost.
+        """
+        return train(self.learners, self.shared(self.draws.order[start:stop]), start)
+
+    def shared(self, index: Tensor) -> Shared:
+        """The augmented batch of dataset positions (B,) int64 on the device, and the teacher's outputs if any learner reads them."""
+        d = self.draws
+        images = self.data.train_batch(index, d.dy, d.dx, d.flip)
+        needs = NOTHING
+        for learner in self.learners:
+            needs = needs | learner.teacher_needs
+        outputs = teacher_forward(self.teacher, images, needs, self.precision) if needs else None
+        return Shared(images, Batch(self.data.train_labels[index], index), outputs)
+
+
+class Native(Eager):
+    """Eager steps on a CPU with the networks' normalisation, residual sum and ReLU as one compiled operator (models.native): the eager
+    numbers but for rounding."""
+
+    name = "native"
+
+    def step(self, start: int, stop: int) -> Failures:
+        with native.switched_on():
+            return super().step(start, stop)
+
+
+def train(learners: Sequence[Learner], shared: Shared, start: int) -> Failures:
+    """One step of each learner, one after the other. `start`: where in the epoch the batch begins. Raises DeviceLost."""
+    failed = []
+    for learner in learners:
+        try:
+            learner.step(shared.images, shared.teacher if learner.teacher_needs else None, shared.batch, start)
+        except Exception as error:  # a stranger's method may raise anything: the others go on
+            if is_lost(error):
+                raise DeviceLost(str(error)) from error
+            failed.append((learner, error))
+    return failed
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether the device is gone, rather than the learner at fault (running out of memory is the learner's)."""
+    return not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error)

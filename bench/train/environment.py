@@ -1,0 +1,134 @@
+"""The device a run trains on, how torch is set up for it, and the facts of both that enter every record."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.errors import UsageError, unknown
+from bench.plan.identity import PRECISIONS
+
+
+def select(device: str) -> torch.device:
+    """The device asked for. Raises UsageError where it is not there: nothing falls back to another one."""
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            hidden = f" (CUDA_VISIBLE_DEVICES={visible!r})" if visible is not None else ""
+            raise UsageError(f"device {device!r} was asked for, but {count} CUDA devices are visible{hidden}; choose --device cpu or free a GPU")
+        return torch.device("cuda", chosen.index or 0)
+    if chosen.type != "cpu":
+        raise UsageError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N")
+    return chosen
+
+
+def configure(precision: str, threads: int | None = None, deterministic: bool = False) -> None:
+    """Set torch up for a precision, thread count and determinism. Raises UsageError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch's default: only convolutions use TF32
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid of that mode, and a pass over every new tensor
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextlib.contextmanager
+def precision_scope(precision: str, device: torch.device) -> Iterator[None]:
+    """Autocast to bfloat16 for `bf16`, nothing otherwise."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        yield
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Type, name and size of a device: JSON values for records and captions."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {
+            "type": "cuda",
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+            "driver": _driver(),
+        }
+    return {"type": "cpu", "name": _cpu_name(), "cores": os.cpu_count()}
+
+
+@cache
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _driver() -> str | None:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0].strip()
+    return None
+
+
+@cache
+def versions() -> dict[str, Any]:
+    """Versions that can change numbers."""
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+    }
+
+
+def conditions(device: torch.device, code: str | None, engine: str) -> dict[str, str]:
+    """What the last bits of a run depend on besides its identity: a run that is resumed under others may end with other ones.
+
+    `code`: the suite's commit.
+    """
+    said = {"device": device_facts(device)["name"], "commit": code, "engine": engine}
+    said |= {name: versions()[name] for name in ("torch", "cuda", "cudnn")}
+    if device.type == "cpu":
+        said["threads"] = torch.get_num_threads()
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The conditions that differ, one text each: "threads 2 -> 1"."""
+    names = sorted(before.keys() | now.keys())
+    return [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names if before.get(name) != now.get(name)]
+
+
+@cache
+def commit() -> str | None:
+    """The suite's git commit, with "+" where tracked files were changed; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return None

@@ -1,0 +1,307 @@
+"""The training loop of a group: steps, evaluations, rows, checkpoints by time, divergence, final records."""
+
+import contextlib
+import math
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.data.augment import draws
+from bench.errors import DONE, TROUBLE, StoreError
+from bench.store.lease import LeaseLost
+from bench.train import environment
+from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
+from bench.train.engine import DeviceLost, is_lost
+from bench.train.learner import Learner, evaluate
+from bench.train.preparations import Built
+from bench.train.run_folder import RunFolder
+from bench.train.stop import Stopped
+
+if TYPE_CHECKING:
+    from bench.train.group_job import GroupJob
+
+TEST_BATCH = 500
+
+
+class ActiveRun:
+    """A learner in training: its folder and what the loop keeps of it besides its weights."""
+
+    def __init__(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored, conditions: dict[str, str]) -> None:
+        self.folder, self.learner, self.built, self.conditions = folder, learner, built, conditions
+        self.changes: list[str] = []
+        self.best_top1, self.best_epoch, self.seconds = -1.0, 0, 0.0
+        self.tested: dict[str, float] = {}
+        if restored.state is not None:
+            learner.load(restored.state)
+            kept = restored.state["progress"]
+            self.best_top1, self.best_epoch, self.seconds, self.tested = kept["best_top1"], kept["best_epoch"], kept["seconds"], kept["tested"]
+            self.changes = list(kept.get("changes", ()))
+            if new := environment.changes(kept.get("conditions", conditions), conditions):
+                self.changes.append(f"epoch {restored.position.epoch}, step {restored.position.step}: {', '.join(new)}")
+                folder.log(f"conditions differ from those before, and the last bits may with them: {', '.join(new)}")
+
+    def state(self) -> dict[str, Any]:
+        progress = {"best_top1": self.best_top1, "best_epoch": self.best_epoch, "seconds": self.seconds, "tested": self.tested}
+        progress |= {"conditions": self.conditions, "changes": self.changes}
+        return {**self.learner.state(), "progress": progress}
+
+
+class Training:
+    """Members that stand at one position, trained side by side to the end."""
+
+    def __init__(self, job: "GroupJob", saved: GroupCheckpoint, position: Position) -> None:
+        self.job, self.saved, self.position = job, saved, position
+        self.protocol = job.group.protocol
+        self.places: list[ActiveRun] = []
+        self.trouble = False
+        self._saved_at = self._counted_at = time.monotonic()
+        self._steps_timed, self._seconds_timed = 0, 0.0
+        self._saved_as: tuple[Position, tuple[str, ...]] | None = None
+
+    def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
+        """Take a member in. Raises RuntimeError or KeyError where a checkpoint does not fit it."""
+        conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name)
+        self.places.append(ActiveRun(folder, learner, built, restored, conditions))
+        if restored.state is not None:
+            folder.log(f"attempt {folder.attempt}: resumed at epoch {self.position.epoch}, step {self.position.step}")
+        else:
+            folder.log(f"attempt {folder.attempt}: started")
+
+    def fail(self, folder: RunFolder, error: Exception) -> None:
+        """Record a member that cannot go on; the others do."""
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        reason = "out of memory" if out_of_memory else _reason(error)
+        peak = {"peak_memory_bytes": torch.cuda.max_memory_allocated()} if out_of_memory and torch.cuda.is_available() else {}
+        print(f"{folder.id} failed: {reason}", flush=True)
+        self.trouble = True
+        with contextlib.suppress(LeaseLost):
+            folder.lease.check()  # a run that another writer took is not ours to judge
+            folder.log("".join(traceback.format_exception(error)).rstrip())
+            folder.status("failed", reason, **peak)
+
+    def run(self) -> int:
+        """Train to the end, or until it is time to stop. Returns an exit code."""
+        job = self.job
+        self._saved_at = self._counted_at = time.monotonic()  # preparations took their time before
+        needs_teacher = any(p.learner.teacher_needs for p in self.places)
+        self.engine = job.engine(job.data, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
+        try:
+            for epoch in range(self.position.epoch, self.protocol.epochs + 1):
+                if not self.places:
+                    break
+                if not self._epoch(epoch, self.position.step if epoch == self.position.epoch else 0):
+                    return job.stop.code
+        except Exception as error:
+            if not (isinstance(error, DeviceLost) or is_lost(error)):  # a device's error may surface at any later read of it
+                raise
+            self._interrupted(f"device lost: {_reason(error)}")
+            return TROUBLE
+        return TROUBLE if self.trouble else DONE
+
+    def _epoch(self, epoch: int, first: int) -> bool:
+        """One epoch from step `first`; False when stopped (the state is saved)."""
+        job = self.job
+        count, size = len(job.dataset.train_labels), self.protocol.batch
+        steps = math.ceil(count / size)
+        self.engine.begin_epoch(draws(job.group.seed, epoch, count))
+        for place in list(self.places):
+            try:
+                place.learner.begin_epoch(epoch)
+            except Exception as error:  # a stranger's method may raise anything
+                self._drop(place.learner, error)
+                continue
+            if first == 0:
+                place.learner.clear_sums()
+        self._count_time()
+        for step in range(first, steps):
+            if job.stop.code is not None:
+                return self._stop(Position(epoch, step))
+            for learner, error in self.engine.step(step * size, min(count, (step + 1) * size)):
+                self._drop(learner, error)
+            self._tick(epoch, step + 1, steps)
+            if not self.places:
+                return True
+        self._drop_diverged(epoch)
+        return self._test(epoch, steps, count)
+
+    def _test(self, epoch: int, steps: int, count: int) -> bool:
+        """Evaluate every learner and write its row; the last epoch's makes the final record."""
+        for place in list(self.places):
+            if epoch > int(place.tested.get("epoch", 0)):
+                try:
+                    result = evaluate(place.learner.student, self.job.data.test_batches(TEST_BATCH), self.job.group.precision, self.job.stop.check)
+                except Stopped:
+                    return self._stop(Position(epoch, steps))
+                except Exception as error:  # no memory for the test batch, say
+                    if is_lost(error):
+                        raise DeviceLost(str(error)) from error
+                    self._drop(place.learner, error)
+                    continue
+                place.tested = {"epoch": epoch, **result}
+            if not math.isfinite(place.tested["loss"]):
+                self._diverge(place, f"test loss is not finite in epoch {epoch}")
+        self._count_time()
+        for place in list(self.places):
+            try:
+                self._row(place, epoch, count)
+                if epoch == self.protocol.epochs:
+                    self._finish(place)
+            except LeaseLost as error:
+                self._lost(place, error)
+            except (OSError, StoreError) as error:
+                self._drop(place.learner, error)
+        if epoch < self.protocol.epochs:
+            self._save_if_due(Position(epoch + 1, 0))
+        return True
+
+    def _row(self, place: ActiveRun, epoch: int, count: int) -> None:
+        losses, train_top1 = place.learner.means(count)
+        top1 = place.tested["top1"]
+        if top1 > place.best_top1:
+            place.best_top1, place.best_epoch = top1, epoch
+        rate = self.protocol.rate(epoch, place.learner.run.student)
+        loss = math.fsum(losses.values())
+        row = {"epoch": epoch, "lr": rate, "loss": loss, "losses": losses, "train_top1": train_top1}
+        place.folder.row({**row, "test_top1": top1, "test_top5": place.tested["top5"], "test_loss": place.tested["loss"], "seconds": place.seconds})
+        text = f"epoch {epoch}/{self.protocol.epochs} lr {rate:g} loss {loss:.4f} train top-1 {train_top1:.2f} test top-1 {top1:.2f}"
+        place.folder.log(text)
+        eta = self._eta(epoch + 1, 0)
+        place.folder.status("running", epoch=epoch, epochs=self.protocol.epochs, loss=loss, test_top1=top1, eta_seconds=eta)
+
+    def _finish(self, place: ActiveRun) -> None:
+        job, learner = self.job, place.learner
+        uses_teacher = learner.run.teacher is not None
+        facts = {
+            "epochs": self.protocol.epochs,
+            "test_top1": place.tested["top1"],
+            "test_top5": place.tested["top5"],
+            "test_loss": place.tested["loss"],
+            "best_top1": place.best_top1,
+            "best_epoch": place.best_epoch,
+            "attempts": place.folder.attempt,
+            "train_seconds": place.seconds,
+            "device": environment.device_facts(job.device),
+            "versions": environment.versions(),
+            "engine": self.engine.ran(learner),
+            "threads": torch.get_num_threads(),
+            "deterministic": job.execution.deterministic,
+            "commit": job.commit,
+            "changes": place.changes,
+            "weights_sha256": _weights_hash(learner),
+            "teacher": job.teacher_file.facts() if uses_teacher else None,
+            "preparation": place.built.facts() if place.built else None,
+        }
+        place.folder.finish(learner.student.state_dict(), facts)
+        print(f"{place.folder.id} done: test top-1 {place.tested['top1']:.2f}", flush=True)
+
+    def _tick(self, epoch: int, step: int, steps: int) -> None:
+        """After each step: beat the leases, write the statuses, save where it is time."""
+        self._steps_timed += 1
+        now = time.monotonic()
+        for place in list(self.places):
+            try:
+                place.folder.lease.beat()
+            except LeaseLost as error:
+                self._lost(place, error)
+                continue
+            except OSError as error:
+                self._drop(place.learner, error)
+                continue
+            facts = {"epoch": epoch, "epochs": self.protocol.epochs, "step": step, "steps": steps, "eta_seconds": self._eta(epoch, step)}
+            place.folder.status("running", force=False, **facts)
+        if now - self._saved_at >= self.job.execution.checkpoint_seconds:
+            self._drop_diverged(epoch)
+            self._save(Position(epoch, step))
+
+    def _save_if_due(self, position: Position) -> None:
+        if time.monotonic() - self._saved_at >= self.job.execution.checkpoint_seconds:
+            self._save(position)
+
+    def _save(self, position: Position) -> None:
+        self._count_time()
+        for place in list(self.places):
+            try:
+                place.folder.lease.check()
+            except LeaseLost as error:
+                self._lost(place, error)
+        ids = tuple(place.folder.id for place in self.places)
+        # The same state twice would push the older generation out.
+        if ids and (position, ids) != self._saved_as:
+            states = {place.folder.id: place.state for place in self.places}
+            try:
+                self.saved.save(position, states)
+                self._saved_as = (position, ids)
+            except OSError as error:  # none of them is safe any more; what stands from before is
+                for place in list(self.places):
+                    self._drop(place.learner, error)
+        self._saved_at = time.monotonic()
+
+    def _stop(self, position: Position) -> bool:
+        self._drop_diverged(position.epoch)
+        if position != START:
+            self._save(position)
+        self._interrupted(self.job.stop.reason)
+        return False
+
+    def _interrupted(self, reason: str) -> None:
+        for place in self.places:
+            place.folder.log(f"interrupted: {reason}")
+            place.folder.status("interrupted", reason)
+
+    def _drop(self, learner: Learner, error: Exception) -> None:
+        place = next(p for p in self.places if p.learner is learner)
+        self._leave(place)
+        self.fail(place.folder, error)
+
+    def _drop_diverged(self, epoch: int) -> None:
+        for place in list(self.places):
+            if not place.learner.finite():
+                self._diverge(place, f"loss is not finite in epoch {epoch}")
+
+    def _diverge(self, place: ActiveRun, reason: str) -> None:
+        self._leave(place)
+        self.trouble = True
+        place.folder.log(f"diverged: {reason}")
+        place.folder.status("diverged", reason)
+        print(f"{place.folder.id} diverged: {reason}", flush=True)
+
+    def _lost(self, place: ActiveRun, error: LeaseLost) -> None:
+        self._leave(place)
+        self.trouble = True
+        print(f"{error}; this writer leaves it", flush=True)
+
+    def _leave(self, place: ActiveRun) -> None:
+        self.places.remove(place)
+        self.engine.drop(place.learner)
+
+    def _count_time(self) -> None:
+        """Add the monotonic time since the last call to every learner that trained through it."""
+        now = time.monotonic()
+        for place in self.places:
+            place.seconds += now - self._counted_at
+        self._seconds_timed += now - self._counted_at
+        self._counted_at = now
+
+    def _eta(self, epoch: int, step: int) -> float | None:
+        """Seconds to the end at the mean pace so far, evaluations included."""
+        elapsed = self._seconds_timed + time.monotonic() - self._counted_at
+        if not self._steps_timed:
+            return None
+        steps = math.ceil(len(self.job.dataset.train_labels) / self.protocol.batch)
+        left = (self.protocol.epochs - epoch + 1) * steps - step
+        return round(left * elapsed / self._steps_timed, 1)
+
+
+def _reason(error: Exception) -> str:
+    """One line for the status. What the system says (a full disk) stands first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _weights_hash(learner: Learner) -> str:
+    from bench.store.weights import state_hash
+
+    return state_hash(learner.student.state_dict())

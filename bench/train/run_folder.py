@@ -1,0 +1,106 @@
+"""A run's folder as its trainer writes it: configuration, rows, status, log, final record."""
+
+import io
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.errors import StoreError
+from bench.plan.members import Member
+from bench.store.files import mend_torn_tail, write_bytes
+from bench.store.lease import Lease
+from bench.store.rows import append_row, read_rows
+from bench.store.runs import read_status, write_config, write_record, write_status
+from bench.train import checkpoint
+from methods import registry
+
+STATUS_SECONDS = 2.0
+
+
+class RunFolder:
+    """results/runs/<run id>/ under a lease of its own."""
+
+    def __init__(self, results: Path, member: Member, title: str = "") -> None:
+        self.results, self.member, self.id = results, member, member.run.id
+        self.title = title or member.method.title
+        self.path = results / "runs" / self.id
+        self.lease = Lease(self.path)
+        self.attempt, self.epochs = 1, 0  # of epochs with a row, see `open`
+        self._status: dict[str, Any] = {}
+        self._written = 0.0
+
+    def settled(self) -> bool:
+        """Whether nothing is left to do: it is done (never run again) or has diverged (it would again; --redo tries)."""
+        if (self.path / "record.json").exists():
+            return True
+        try:
+            return (read_status(self.path) or {}).get("status") == "diverged"
+        except StoreError:
+            return False
+
+    def clear(self) -> None:
+        """Forget everything of the run but its folder (--redo)."""
+        checkpoint.discard(self.results, self.id)
+        for name in ("record.json", "epochs.jsonl", "status.json", "config.json", "student.pt"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def open(self) -> None:
+        """Write or check the configuration, mend a torn row, and count the attempt. Raises UsageError where it is another run's."""
+        run = self.member.run
+        self._source = registry.source_hash(run.method)  # now: the files may change while the run trains
+        write_config(self.path, run.identity(), self._source, self.title)
+        if mend_torn_tail(self.path / "epochs.jsonl"):
+            self.log("cut an unfinished last row")
+        rows = read_rows(self.path / "epochs.jsonl", self.id).rows
+        self.epochs = len(rows)
+        try:
+            last = (read_status(self.path) or {}).get("attempt")
+        except StoreError:  # it is not fsynced: after a crash of the machine it may be anything
+            last = None
+        self.attempt = 1 + max([last if isinstance(last, int) else 0, *(row["attempt"] for row in rows)])
+
+    def log(self, message: str) -> None:
+        """One line in the run's log."""
+        try:
+            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+                file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}\n")
+        except OSError as error:  # no reason to end a run
+            print(f"{self.id}: {message} (log.txt: {error.strerror})", flush=True)
+
+    def status(self, status: str, reason: str | None = None, force: bool = True, **facts: Any) -> None:
+        """Write status.json; with `force=False` at most every two seconds. A full disk takes the status and leaves the run."""
+        now = time.monotonic()
+        self._status |= facts
+        if not force and now - self._written < STATUS_SECONDS:
+            return
+        self._written = now
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            try:
+                write_status(self.path, status, reason=reason, attempt=self.attempt, **self._status, updated=updated)
+            except OSError:
+                if status != "failed":
+                    raise
+                self.lease.release()  # a failed run needs it no more, and its block is the room for these few words
+                write_status(self.path, status, reason=reason, attempt=self.attempt, **self._status, updated=updated)
+        except OSError as error:
+            print(f"{self.id}: {status}{f' ({reason})' if reason else ''}, which status.json cannot say: {error.strerror}", flush=True)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Append one epoch's row. Raises LeaseLost."""
+        self.lease.check()
+        append_row(self.path / "epochs.jsonl", {"run": self.id, "attempt": self.attempt, **row})
+
+    def finish(self, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """The last acts of a run: the student's weights, then the final record, then the status; checkpoints go."""
+        self.lease.check()
+        buffer = io.BytesIO()
+        torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()}, buffer)
+        write_bytes(self.path / "student.pt", buffer.getvalue())
+        write_record(self.path, {**facts, "method_source": self._source, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
+        self.status("done")
+        checkpoint.discard(self.results, self.id)

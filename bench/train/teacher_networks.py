@@ -1,0 +1,117 @@
+"""Teachers: trained by the suite or imported from a file, verified on load, never random in an accuracy run.
+
+A teacher lives in results/teachers/<dataset>-<architecture>/: `teacher.pt` (a bare state dict) and `teacher.json` (its record).
+"""
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import models
+from bench.errors import StoreError, UsageError
+from bench.store.files import read_json, write_bytes, write_json
+from bench.store.teachers import FORMAT, TeacherFile, find, folder
+from bench.store.weights import read_state, state_hash
+
+TOLERANCE = 0.3
+"""How far, in points of top-1, a measured accuracy may lie from the recorded one: covers precisions and devices, not another net."""
+
+
+def network(architecture: str, state: dict[str, Tensor], classes: int, source: Path) -> nn.Module:
+    """A frozen teacher in eval mode with these weights. Raises UsageError where they belong to another architecture."""
+    teacher = models.build(architecture, classes)
+    try:
+        teacher.load_state_dict(state)
+    except RuntimeError as error:
+        lines = str(error).split("\n")
+        raise UsageError(f"{source} is not a {architecture} with {classes} classes: {lines[min(1, len(lines) - 1)].strip()[:160]}") from None
+    return teacher.eval().requires_grad_(False)
+
+
+def load(teacher: TeacherFile, dataset, data, device: torch.device, check: Callable[[], None] = lambda: None) -> nn.Module:
+    """The verified network on a device: hash against the record, accuracy measured once per (hash, data). Raises UsageError.
+
+    `data` gives `test_batches(batch)`.
+    """
+    path = teacher.folder / "teacher.pt"
+    state = read_state(path)
+    found = state_hash(state)
+    if found != teacher.hash:
+        raise UsageError(f"{path} has hash {found}, its record says {teacher.hash}; remove {teacher.folder} and import or train it again")
+    built = network(teacher.architecture, state, len(dataset.classes), path).to(device, memory_format=torch.channels_last)
+    verified = teacher.folder / "verified.json"
+    known = _verified(verified)
+    if known.get("hash") != found or dataset.hash not in known.get("data", {}):
+        top1 = _measure(built, data, check)["top1"]
+        recorded = teacher.record["test_top1"]
+        if abs(top1 - recorded) > TOLERANCE:
+            raise UsageError(f"{path} tests at {top1:.2f} % top-1, its record says {recorded:.2f} %; is it for another data set or normalisation?")
+        measured = {**(known.get("data", {}) if known.get("hash") == found else {}), dataset.hash: top1}
+        write_json(verified, {"format": FORMAT, "hash": found, "data": measured})
+    return built
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path) or {}
+    except StoreError:
+        return {}  # it only saves a measurement, which is then made again
+
+
+def _measure(built: nn.Module, data, check: Callable[[], None]) -> dict[str, float]:
+    from bench.train.learner import evaluate
+
+    return evaluate(built, data.test_batches(500), "tf32", check)
+
+
+def import_file(
+    path: Path, architecture: str, results: Path, dataset, data, device: torch.device, expected: float | None = None, replace: bool = False
+) -> TeacherFile:
+    """Bring a file into the results folder with its accuracy measured on the test set.
+
+    Raises UsageError for an unreadable file, another architecture, an accuracy far from `expected` (top-1, percent) or at chance,
+    and a different teacher already there (unless `replace`).
+    """
+    models.shapes(architecture)
+    state = read_state(path)
+    built = network(architecture, state, len(dataset.classes), path).to(device, memory_format=torch.channels_last)
+    found = state_hash(state)
+    old = find(results, dataset.name, architecture)
+    if old and old.hash != found and not replace:
+        raise UsageError(f"{old.folder} already holds another {architecture} (hash {old.hash}); use --replace to put {found} in its place")
+    measured = _measure(built, data, lambda: None)
+    if expected is not None and abs(measured["top1"] - expected) > TOLERANCE:
+        raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, expected {expected:.2f} %; nothing was imported")
+    if measured["top1"] < 3 * 100 / len(dataset.classes):
+        raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, near chance: is it for {dataset.name}? Nothing was imported")
+    record = {"source": "imported", "file": path.name, "trained": True}
+    return publish(results, dataset.name, dataset.hash, architecture, state, measured, record)
+
+
+def publish(
+    results: Path, dataset: str, data_hash: str, architecture: str, state: dict[str, Tensor], measured: dict[str, float], record: dict[str, Any]
+) -> TeacherFile:
+    """Write a teacher's weights and record; the record last, so that a teacher is there whole or not at all."""
+    place = folder(results, dataset, architecture)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "teacher.json").unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, buffer)
+    write_bytes(place / "teacher.pt", buffer.getvalue())
+    found = state_hash(state)
+    write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
+    full = {
+        "format": FORMAT,
+        "architecture": architecture,
+        "dataset": dataset,
+        "hash": found,
+        "test_top1": measured["top1"],
+        "test_top5": measured.get("top5"),
+        "test_top1_data": data_hash,
+        **record,
+    }
+    write_json(place / "teacher.json", full)
+    return TeacherFile(architecture, place, full)

@@ -1,0 +1,223 @@
+"""The slot pool over submitit's real local executor, with jobs that train nothing."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.errors import INTERRUPTED, STOPPED_IN_TIME, UsageError
+from bench.launch.local import Pool
+from bench.launch.slurm import Slurm
+from bench.launch.tasks import Job, Slot, Task, fresh_folder
+from bench.train.execution import Execution
+from tests.bench import fakes
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    odd = tmp_path / "results with spaces é"
+    odd.mkdir()
+    return odd
+
+
+def task(folder: Path, name: str, seconds: float = 0.2, function=fakes.work, after: tuple[str, ...] = ()) -> Task:
+    arguments = {"name": name} | ({"seconds": seconds} if function is fakes.work else {})
+    return Task(name, function, arguments, Execution(results=str(folder)), lambda: (folder / f"{name}.done").exists(), after)
+
+
+def pool(folder: Path, slots: list[Slot]) -> Pool:
+    return Pool(slots, fresh_folder(folder), folder / "locks")
+
+
+def launcher(folder: Path, *arguments: str) -> subprocess.Popen:
+    code = "import sys; from tests.bench.fakes import launch_work; sys.exit(launch_work(*sys.argv[1:]))"
+    return subprocess.Popen([sys.executable, "-c", code, str(folder), *arguments], cwd=ROOT, start_new_session=True)
+
+
+def started(folder: Path, count: int) -> list[int]:
+    """Wait until so many jobs have begun; their pids."""
+    for _ in range(600):
+        pids = [pid for kind, _, pid, _ in fakes.events(folder) if kind == "start"]
+        if len(pids) >= count:
+            return pids
+        time.sleep(0.05)
+    raise AssertionError("the jobs did not start")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone(pids: list[int]) -> bool:
+    for _ in range(200):
+        if not any(alive(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def session(leader: int) -> list[int]:
+    """Live processes of a session other than its leader: what a launcher left behind."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, sid = path.read_text().rsplit(")", 1)[1].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(sid) == leader and state not in "ZX" and int(path.parent.name) != leader:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_slots_are_refilled_and_never_oversubscribed(folder):
+    names = [f"t{i}" for i in range(5)]
+    outcome = pool(folder, [Slot(None, 1)] * 2).run([task(folder, name) for name in names])
+    assert sorted(outcome.succeeded) == names and not outcome.unfinished and outcome.code == 0
+    seen = sorted((at, 1 if kind == "start" else -1) for kind, _, _, at in fakes.events(folder))
+    load = [sum(step for _, step in seen[: i + 1]) for i in range(len(seen))]
+    assert max(load) == 2  # both slots were used at once, never a third
+
+
+def test_a_job_sees_its_slot_only(folder):
+    before = os.environ.get("OMP_NUM_THREADS")
+    pool(folder, [Slot("3", 5)]).run([task(folder, "number")])
+    pool(folder, [Slot("GPU-abc", 2)]).run([task(folder, "uuid")])
+    pool(folder, [Slot(None, 1)]).run([task(folder, "cpu")])
+    texts = {name: (folder / f"{name}.done").read_text() for name in ("number", "uuid", "cpu")}
+    assert texts == {"number": "5,3", "uuid": "2,GPU-abc", "cpu": "1,"}
+    assert os.environ.get("OMP_NUM_THREADS") == before  # the launcher's own environment is as it was
+
+
+def test_a_job_that_all_wait_for_has_the_cores_of_every_slot(folder):
+    first = dataclasses.replace(task(folder, "first"), whole=True)
+    then = [dataclasses.replace(task(folder, name), after=("first",)) for name in ("a", "b")]
+    pool(folder, [Slot(None, 2)] * 3).run([first, *then])
+    texts = [(folder / f"{name}.done").read_text() for name in ("first", "a", "b")]
+    assert texts == ["6,", "2,", "2,"]
+    pool(folder, [Slot("3", 5)] * 2).run([dataclasses.replace(task(folder, "gpu"), whole=True)])
+    assert (folder / "gpu.done").read_text() == "5,3"  # a GPU's slot is its own
+
+
+def test_a_crash_frees_its_slot_and_names_the_log(folder):
+    tasks = [task(folder, "a", function=fakes.crash), task(folder, "b", function=fakes.killed), task(folder, "c")]
+    outcome = pool(folder, [Slot(None, 1)]).run(tasks)
+    assert outcome.succeeded == ["c"] and set(outcome.unfinished) == {"a", "b"} and outcome.code == 0
+    assert "RuntimeError: a went wrong" in outcome.unfinished["a"] and "_log.err" in outcome.unfinished["a"]
+
+
+def test_groups_wait_for_their_teacher_and_give_up_with_it(folder):
+    tasks = [
+        task(folder, "waits", after=("good",)),
+        task(folder, "stuck", after=("bad",)),
+        task(folder, "good", 0.5),
+        task(folder, "bad", function=fakes.crash),
+    ]
+    outcome = pool(folder, [Slot(None, 1)] * 2).run(tasks)
+    assert sorted(outcome.succeeded) == ["good", "waits"]
+    assert outcome.unfinished["stuck"] == "needs bad, which did not finish"
+    order = [(kind, name) for kind, name, _, _ in fakes.events(folder)]
+    assert order.index(("start", "waits")) > order.index(("end", "good")) and ("start", "stuck") not in order
+
+
+def test_done_by_another_launcher_meanwhile_is_not_run(folder):
+    (folder / "there.done").touch()
+    outcome = pool(folder, [Slot(None, 1)]).run([task(folder, "there")])
+    assert outcome.succeeded == ["there"] and not fakes.events(folder)
+
+
+@pytest.mark.slow
+def test_four_launchers_run_each_task_once(folder):
+    names = [f"t{i}" for i in range(8)]
+    launchers = [launcher(folder, ",".join(names), "0.1", "1") for _ in range(4)]
+    assert [p.wait(120) for p in launchers] == [0] * 4
+    assert sorted(name for kind, name, _, _ in fakes.events(folder) if kind == "start") == names
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_whole_tree_and_jobs_save_first(folder, number):
+    process = launcher(folder, "a,b,c", "300", "2")
+    pids = started(folder, 2)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the launcher and to submitit's controllers
+    else:
+        process.send_signal(number)
+    assert process.wait(60) == INTERRUPTED
+    assert not any(alive(pid) for pid in pids) and not session(process.pid)
+    assert sorted(name for kind, name, _, _ in fakes.events(folder) if kind == "stop130") == ["a", "b"]  # asked, not killed
+
+
+def test_a_job_that_will_not_stop_is_killed(folder):
+    process = launcher(folder, "a", "0", "1", "stubborn")
+    pids = started(folder, 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == INTERRUPTED
+    assert not any(alive(pid) for pid in pids) and not session(process.pid)
+
+
+def test_jobs_end_when_their_launcher_is_killed(folder):
+    process = launcher(folder, "a", "300", "1")
+    pids = started(folder, 1)
+    process.kill()
+    process.wait(60)
+    assert gone(pids)
+    assert [kind for kind, *_ in fakes.events(folder)] == ["start", "stop130"]
+
+
+def test_a_job_ends_when_its_controller_is_killed(folder):
+    process = launcher(folder, "a,b", "300", "1")
+    first = started(folder, 1)[0]
+    controller = int(Path(f"/proc/{first}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(controller, signal.SIGKILL)
+    started(folder, 2)  # the slot is free again
+    assert not alive(first)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == INTERRUPTED
+
+
+def test_time_budget_ends_with_75_and_the_next_launch_goes_on(folder):
+    process = launcher(folder, "a,b", "300", "1", "work", "12")
+    assert process.wait(120) == STOPPED_IN_TIME
+    assert [kind for kind, *_ in fakes.events(folder)] == ["start", "stop75"]  # by itself, and b was not started for the last seconds
+    assert launcher(folder, "b", "0", "1").wait(120) == 0
+
+
+def test_preemption_starts_the_same_job_again(folder):
+    process = launcher(folder, "a", "300", "1")
+    first = started(folder, 1)[0]
+    os.kill(first, signal.SIGUSR2)
+    second = started(folder, 2)[1]
+    assert second != first and ("stop75", "a") in [(kind, name) for kind, name, *_ in fakes.events(folder)]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == INTERRUPTED and not alive(second)
+
+
+def test_checkpoint_submits_the_same_arguments():
+    execution = Execution(results="r")
+    job = Job(fakes.work)
+    again = job.checkpoint({"name": "a"}, execution)
+    assert again.function is job and again.args == ({"name": "a"}, execution) and not again.kwargs
+
+
+def test_fresh_folder_is_new_each_time_and_says_where_nothing_can_be_written(tmp_path):
+    assert fresh_folder(tmp_path) != fresh_folder(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write below"):
+        fresh_folder(tmp_path / "file")
+
+
+def test_slurm_parameters_name_what_was_asked_for():
+    got = Slurm(partition="p", account="a", qos="q", constraint="c", minutes=5, setup=("module load x",), gpus=1).parameters("n", ["7_0", "7_1"])
+    wanted = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "time": 5, "setup": ["module load x"], "gpus_per_node": 1}
+    assert wanted.items() <= got.items() and got["dependency"] == "afterany:7_0:7_1"
+    assert "gpus_per_node" not in Slurm(gpus=0).parameters("n", []) and "dependency" not in Slurm().parameters("n", [])

@@ -1,0 +1,64 @@
+"""The live table and its plain lines."""
+
+import io
+import os
+
+from bench.launch.progress import Progress, statuses
+from bench.store.runs import write_status
+from bench.text import table
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def status(results, run: str, state: str, **fields) -> None:
+    folder = results / "runs" / run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_status(folder, state, **fields)
+
+
+def test_plain_lines_are_written_on_change_only(tmp_path):
+    out = io.StringIO()
+    show = Progress(tmp_path, lambda: (1, 4), out)
+    status(tmp_path, "a-kd", "running", epoch=3, epochs=16, loss=1.5, test_top1=12.5, eta_seconds=600)
+    status(tmp_path, "b-kd", "failed", reason="x")
+    show.update(["a", "b"])
+    first = out.getvalue()
+    for part in ("1 of 4 runs done", "1 failed", "1 running, epoch 3, top-1 12.5-12.5 %, 10 min left", "jobs: a, b"):
+        assert part in first
+    show.update(["a", "b"])  # too soon
+    show.update(["a", "b"], force=True)  # nothing changed
+    assert out.getvalue() == first
+    status(tmp_path, "a-kd", "running", epoch=4, epochs=16)
+    show.update(["a", "b"], force=True)
+    assert out.getvalue().count("\n") == 2 and "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_a_table_that_is_drawn_over(tmp_path):
+    out = Terminal()
+    show = Progress(tmp_path, lambda: (0, 1), out)
+    status(tmp_path, "a-kd", "running", epoch=3, epochs=16, step=2, steps=9, loss=1.5, test_top1=12.5, eta_seconds=600)
+    show.update()
+    assert "3/16" in out.getvalue() and "2/9" in out.getvalue() and "12.50 %" in out.getvalue()
+    show.update(force=True)
+    assert "\x1b[3A\x1b[J" in out.getvalue()  # header, row and summary
+    show.say("a line")
+    assert out.getvalue().endswith("\x1b[3A\x1b[Ja line\n")
+
+
+def test_old_and_broken_statuses_are_left_out(tmp_path):
+    status(tmp_path, "old", "running", epoch=1)
+    os.utime(tmp_path / "runs" / "old" / "status.json", (1, 1))
+    status(tmp_path, "new", "running", epoch="three", loss=None)
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "status.json").write_text("{")
+    assert [s["run"] for s in statuses(tmp_path, 100.0)] == ["new"]
+    out = Terminal()
+    Progress(tmp_path, lambda: (0, 1), out).update()  # odd values are shown as they are or as a dash, never a crash
+    assert "three/-" in out.getvalue() or "-/-" in out.getvalue()
+
+
+def test_table_aligns_its_columns():
+    assert table([("a", "10", ""), ("bb", "9", "no room")], ("run", "n", "reason")) == ["run   n  reason", "a    10", "bb    9  no room"]

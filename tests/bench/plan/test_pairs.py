@@ -1,0 +1,64 @@
+"""Every pair of the `paper` profile takes real steps with every registered method, from the group to the record, with an untrained teacher
+that is recorded as such and enters no table."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import models
+from bench import data
+from bench.data.augment import Augmenter
+from bench.errors import DONE
+from bench.launch import jobs
+from bench.plan.groups import Group
+from bench.plan.profiles import PROFILES
+from bench.plan.protocols import Protocol
+from bench.report import table
+from bench.store.runs import scan
+from bench.train import teacher_networks
+from bench.train.execution import Execution
+from bench.train.learner import evaluate
+from methods import registry
+from models.randomness import keyed
+
+FEW = Protocol("few", dataset="shapes100", epochs=1, milestones=(1,), train_images=100, test_images=100, image_size=16, batch=32)
+
+
+def quick(teacher: str, student: str) -> tuple[tuple[str, str, object], ...]:
+    """Overrides that make preparations short."""
+    changes = []
+    for name in registry.names():
+        hyper = registry.get(name).hyper_for(teacher, student)
+        if hasattr(hyper, "quick"):
+            short = dataclasses.asdict(type(hyper).quick())
+            changes += [(name, field, value) for field, value in short.items() if value != getattr(hyper, field) and field != "beta"]
+    return tuple(changes)
+
+
+@pytest.mark.parametrize("pair", PROFILES["paper"].pairs, ids=lambda pair: pair.name)
+def test_every_method_takes_steps(tmp_path, pair):
+    torch.set_num_threads(1)
+    dataset = data.load(FEW)
+    with keyed(0, "untrained"):
+        network = models.build(pair.teacher, 100)
+    inputs = Augmenter(dataset)
+    with torch.no_grad():  # statistics of its own: with none its outputs are so large that CC, which has no bound, diverges
+        for _ in range(15):
+            network(inputs.test_batch(slice(0, 50)))
+    measured = evaluate(network.eval(), inputs.test_batches(100), "tf32")
+    facts = {"source": "untrained", "trained": False}
+    teacher_networks.publish(tmp_path, "shapes100", dataset.hash, pair.teacher, network.state_dict(), measured, facts)
+    methods = tuple(registry.names())
+    group = Group(pair.teacher, pair.student, 1, FEW, "tf32", methods, quick(pair.teacher, pair.student))
+    assert jobs.run_group(group, Execution(str(tmp_path), device="cpu", threads=1)) == DONE
+    views = {view.method: view for view in scan(tmp_path)[0]}
+    assert {name: view.status for name, view in views.items()} == dict.fromkeys(methods, "done")
+    assert len({view.record["weights_sha256"] for view in views.values()}) == len(methods)  # each method moved the student its own way
+    for name, view in views.items():
+        teacher = view.record["teacher"]
+        assert (teacher is None) == (name == "student")
+        assert teacher is None or teacher["trained"] is False
+    (only,) = table.build(tmp_path)[0].tables
+    filled = {row.method for row in only.rows for cell in row.cells if cell.values}
+    assert filled == {"student"} and len(only.excluded) == len(methods) - 1

@@ -1,0 +1,206 @@
+"""The plan is a pure function of profile, selection and facts."""
+
+import dataclasses
+
+import pytest
+
+from bench.errors import UsageError
+from bench.launch import estimate
+from bench.plan import protocols
+from bench.plan.expand import MethodFacts, Plan, Registries, as_json, expand, group_macs, images
+from bench.plan.groups import Group
+from bench.plan.profiles import PROFILES, Pair, Profile
+from bench.plan.selection import Selection, parse_pair, parse_seeds, parse_set, words
+from bench.text import duration
+
+MACS = {"big": 100, "mid": 50, "small": 10, "tiny": 5}
+TITLES = {"student": "Student", "kd": "KD", "at": "AT"}
+
+
+def of_group(group: Group) -> dict[str, MethodFacts]:
+    """`student` needs no teacher; `at` cannot do the tiny student."""
+    found = {}
+    for method in group.methods:
+        alone = method == "student"
+        key = f"{'' if alone else group.teacher}-{group.student}-{method}-{group.seed}-{group.overrides(method)}"
+        settings = {"temperature": "4", "alpha": "0.9"} if method == "kd" else {}
+        reason = "too small" if method == "at" and group.student == "tiny" else None
+        found[method] = MethodFacts(key, reason, not alone, settings | group.overrides(method))
+    return found
+
+
+FACTS = Registries(TITLES, tuple(MACS), of_group, MACS.__getitem__)
+PROFILE = Profile("p", "a test", "crd", (Pair("mid", "small"), Pair("big", "small"), Pair("big", "tiny")), (1, 2), ("student", "kd", "at"))
+
+
+def plan_of(profile: Profile = PROFILE, **selection) -> Plan:
+    return expand(profile, Selection(**selection), FACTS)
+
+
+def test_cells_are_every_pair_seed_and_row():
+    cells = plan_of().cells
+    assert len(cells) == 3 * 2 * 3 and len(set(cells)) == len(cells)
+    assert {(c.student, c.method) for c in cells if c.skipped} == {("tiny", "at")}
+
+
+def test_a_run_that_no_teacher_changes_stands_in_one_group():
+    groups = plan_of().groups
+    assert sum("student" in g.methods for g in groups if g.student == "small" and g.seed == 1) == 1
+    assert all("at" not in g.methods for g in groups if g.student == "tiny")
+    runs = [(g.teacher if m != "student" else None, g.student, m, g.seed) for g in groups for m in g.methods]
+    assert len(runs) == len(set(runs)) == 2 * (2 * 2 + 1 + 2)
+
+
+def test_groups_are_longest_first_and_teachers_largest_first():
+    found = plan_of()
+    lengths = [group_macs(g, found.needs_teacher(g), MACS.__getitem__) for g in found.groups]
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 1
+    assert found.teachers == ("big", "mid")
+
+
+def test_no_teacher_is_asked_for_where_no_row_needs_one():
+    found = plan_of(methods=("student",))
+    assert found.teachers == () and not any(found.needs_teacher(g) for g in found.groups)
+    assert {(g.student, g.seed) for g in found.groups} == {(s, n) for s in ("small", "tiny") for n in (1, 2)}
+
+
+def test_selection_replaces_and_joins_rows():
+    assert [m for m, _ in plan_of(methods=("kd",)).rows] == ["kd"]
+    shorter = dataclasses.replace(PROFILE, methods=("student",))
+    assert [m for m, _ in plan_of(shorter, methods=("+at",)).rows] == ["student", "at"]
+    assert [m for m, _ in plan_of(dataclasses.replace(PROFILE, methods=None)).rows][0] == "student"
+
+
+def test_overrides_reach_the_group_and_the_cells_say_so():
+    found = plan_of(hyper=(("kd", "temperature", "2"), ("kd", "alpha", "0.9")))
+    assert all(g.overrides("kd") == {"temperature": "2", "alpha": "0.9"} and not g.overrides("at") for g in found.groups)
+    assert {c.method: c.changed for c in found.cells} == {"student": (), "kd": (("temperature", "4", "2"),), "at": ()}
+    written = as_json(found, {})["cells"]
+    assert [c.get("changed") for c in written[:3]] == [None, {"temperature": ["4", "2"]}, None]
+
+
+def test_an_ablation_is_a_variant_and_the_profiles_own_settings_are_none():
+    own, varied = (("kd", "temperature", "1"), ("skd", "beta", 1.0)), (("kd", "alpha", "0"), ("skd", "seed", 1))
+    found = plan_of(dataclasses.replace(PROFILE, hyper=own, variant=varied))
+    assert {c.method: c.changed for c in found.cells} == {"student": (), "kd": (("alpha", "0.9", "0"),), "at": ()}
+    assert all(g.overrides("kd") == {"temperature": "1", "alpha": "0"} for g in found.groups)
+    assert all(h[0] == "kd" for g in found.full_groups for h in g.hyper)
+
+
+def test_a_profile_may_change_settings_and_the_command_line_still_wins():
+    quick = dataclasses.replace(PROFILE, hyper=(("kd", "fast", True), ("skd", "beta", 1.0)))
+    assert all(g.overrides("kd") == {"fast": True} for g in plan_of(quick).groups)
+    assert plan_of(quick, hyper=(("kd", "fast", "no"),)).groups[0].overrides("kd") == {"fast": "no"}
+    assert not plan_of().groups[0].overrides("kd")
+
+
+def test_scaled_schedule_scales_the_missing_teachers_too():
+    profile = dataclasses.replace(PROFILE, protocol="skd", teacher_protocol="crd")
+    found = plan_of(profile, epochs=10)
+    assert (found.protocol.epochs, found.teacher_protocol.epochs) == (10, 24) and found.protocol.trial and found.teacher_protocol.trial
+    assert plan_of(profile).teacher_protocol == protocols.get("crd")
+
+
+def test_sample_rate_is_for_students_only():
+    found = plan_of(sample_rate=0.25)
+    assert found.protocol.sample_rate == 0.25 and found.teacher_protocol.sample_rate == 1.0
+    assert images(found.protocol) == 12_500
+
+
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        ({"methods": ("kdd",)}, "unknown method 'kdd'; did you mean kd"),
+        ({"pairs": ("bigg-small",)}, "unknown network 'bigg'; did you mean big"),
+        ({"pairs": ("nothing",)}, "unknown pair 'nothing'"),
+        ({"protocol": "crdd"}, "unknown protocol 'crdd'; did you mean crd"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"epochs": 0}, "--epochs 0: at least 1"),
+        ({"sample_rate": 2.0}, "--sample-rate 2.0"),
+        ({"hyper": (("kd", "t", "1"),), "methods": ("at",)}, "kd is not among the rows at"),
+        ({"hyper": (("k", "t", "1"),)}, "unknown method 'k'"),
+    ],
+)
+def test_bad_selection_is_one_line(selection, said):
+    with pytest.raises(UsageError) as error:
+        plan_of(**selection)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_seeds_and_names_are_read_in_the_forms_people_write():
+    assert parse_seeds(["1-3", "7,2"]) == (1, 2, 3, 7)
+    assert words(["kd,at", "sp", "kd"]) == ("kd", "at", "sp")
+    assert parse_set("kd.temperature=2=3") == ("kd", "temperature", "2=3")
+    for pair in ("big-small", "big/small", "big -> small"):
+        assert parse_pair(pair, list(MACS)) == Pair("big", "small")
+    for bad in ("x", "1-", "3-1", "-1", "1.5"):
+        with pytest.raises(UsageError, match="--seeds"):
+            parse_seeds([bad])
+    for bad in ("kd", "kd.t", "kd=1", ".t=1"):
+        with pytest.raises(UsageError, match="expected method.field=value"):
+            parse_set(bad)
+
+
+def test_plan_json_names_every_cell_with_its_run_or_its_reason():
+    found = plan_of()
+    first = found.cells[0]
+    written = as_json(found, {first: "some-run"})
+    assert [r["method"] for r in written["rows"]] == ["student", "kd", "at"] and len(written["cells"]) == len(found.cells)
+    assert written["cells"][0]["run"] == "some-run" and written["cells"][1]["run"] is None
+    assert {c["skipped"] for c in written["cells"]} == {None, "too small"}
+    assert written["protocol"]["milestones"] == [150, 180, 210]
+
+
+def test_declared_profiles_name_what_exists():
+    pytest.importorskip("torch")
+    import models
+    from bench.plan import registries
+    from methods import registry
+
+    for profile in PROFILES.values():
+        assert protocols.get(profile.protocol) and protocols.get(profile.teacher_protocol or profile.protocol)
+        assert {n for pair in profile.pairs for n in (pair.teacher, pair.student)} <= set(models.names())
+        assert set(profile.methods or ()) <= set(registry.names())
+        shown = expand(profile, Selection(seeds=(1,)), registries.read(protocols.get(profile.protocol)))
+        assert not shown.protocol.trial and not shown.teacher_protocol.trial
+        changed = {(c.method, name, here) for c in shown.cells for name, _, here in c.changed}
+        assert changed == set(profile.variant), profile.name  # every ablation differs from the method's own settings
+    assert len(PROFILES["paper"].pairs) * len(PROFILES["paper"].seeds) * len(PROFILES["paper"].methods) == 162
+
+
+def test_profiles_of_ieps_experiments():
+    pytest.importorskip("torch")
+    from bench.plan import members, registries
+
+    rates = {"iep_full": 1.0, "iep_half": 0.5, "iep_quarter": 0.25, "iep_tenth": 0.1, "iep_students": 0.25, "iep_iterations_4": 0.25}
+    for name, rate in rates.items():
+        found = expand(PROFILES[name], Selection(), registries.read(protocols.get("iep")))
+        p = found.protocol
+        assert (p.sample_rate, p.batch, p.epochs, p.milestones, p.decay, p.nesterov, p.dropout) == (rate, 128, 100, (30, 60, 80), 0.2, True, 0.3)
+        assert found.teacher_protocol == protocols.get("iep") and found.teachers == ("wrn_40_4",) and not any(c.skipped for c in found.cells)
+        for group in found.full_groups:
+            for member in members.resolve(group, "", 100, 32, images(p), None):
+                if member.run.method.startswith("iep"):
+                    assert member.hyper.phase_batch == p.batch and (member.hyper.iterations == 4) == (name == "iep_iterations_4")
+
+
+def test_estimate_uses_probes_where_every_method_has_one_and_says_what_it_rests_on():
+    found = plan_of(methods=("student", "kd"), pairs=("big-small",), seeds=(1,))
+    groups = [(g, found.needs_teacher(g)) for g in found.groups]
+    probe = {"images_per_second": 1000.0, "student_macs": 10, "teacher_macs": 0}
+    both = {("", "small", "student", "tf32"): probe, ("big", "small", "kd", "tf32"): probe}  # the student's serves every pair
+    cost = estimate.training(groups, both, MACS.__getitem__, "cpu", 1)
+    assert cost.seconds == pytest.approx(2 * 50_000 * 240 / 1000) and "1 of 1 groups from cost probes" in cost.source
+    one = estimate.training(groups, {("big", "small", "kd", "tf32"): probe}, MACS.__getitem__, "cpu", 1)
+    macs = (3 * 10 * 2 + 100) * 50_000 * 240
+    assert one.seconds == pytest.approx(macs / (3 * 10 * 1000)) and "median of 1 cost probes" in one.source
+    stated = estimate.training(groups, {}, MACS.__getitem__, "cpu", 2)
+    assert stated.seconds == pytest.approx(macs / (2 * estimate.STATED["cpu"])) and "assumed" in stated.source
+
+
+def test_spread_is_the_time_until_the_last_slot_is_free():
+    assert estimate.spread([5, 4, 3, 3], 2) == 8 and estimate.spread([1, 2], 5) == 2 and estimate.spread([], 2) == 0
+
+
+def test_durations_are_for_people():
+    assert [duration(s) for s in (40, 720, 11_100, 1_051_200)] == ["40 s", "12 min", "3 h 05 min", "12 days 4 h"]

@@ -1,0 +1,299 @@
+"""The page, without a browser: what is in it, what cannot get into it, and folders that are odd."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.plan.protocols import PROTOCOLS
+from bench.report import __main__ as command
+from bench.report import compare, epochs, page, sentences, table
+from bench.store.files import read_json, write_json
+from bench.store.rows import append_row, read_rows
+from bench.store.runs import read_run
+from tests.bench.synthetic import CRD, PAIRS, SHORT, add_cost, add_plan, add_run, fill, run_of
+
+ROOT = Path(__file__).resolve().parents[3]
+R20 = ("resnet56", "resnet20")
+VOID = {"meta", "link", "input", "br"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Elements must close in order; keeps texts, elements with their attributes, and the JSON island."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.island = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            if self.seen[-1][1].get("type") == "application/json":
+                self.island += data
+        elif self.open[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def read(results: Path) -> Reader:
+    sets = table.build(results)
+    compare.warn_of_contradictions(sets)
+    return Reader(page.html(sets))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A full table of two pairs and three seeds."""
+    return fill(tmp_path_factory.mktemp("whole"), PAIRS[:2], ("student", "kd", "at", "sp"))
+
+
+def test_the_numbers_of_the_table_are_on_the_page(whole):
+    found = read(whole)
+    data = json.loads(found.island)
+    (own,) = table.build(whole)
+    assert len(data["cells"]) == 4 * 2
+    for i, row in enumerate(own.tables[0].rows):
+        for j, cell in enumerate(row.cells):
+            assert f"{cell.summary.mean:.2f}" in found.text
+            behind = data["cells"][f"s0t1-{i}-{j}"]
+            assert [run[1] for run in behind["r"]] == [f"{cell.values[s]:.2f}" for s in (1, 2, 3)]
+            assert [run[5] for run in behind["r"]] == [f"runs/{cell.runs[s].id}/record.json" for s in (1, 2, 3)]
+            assert all((whole / run[5]).is_file() for run in behind["r"])
+
+
+def test_it_needs_nothing_else(whole):
+    text = page.html(table.build(whole))
+    assert not re.search(r"(?:src|href|action|data)=[\"']?(?!#|data:,)[a-z/.]|@import|url\(|https?://|fetch\(|XMLHttp", text)
+    assert "default-src 'none'" in text and "<!doctype html>" in text
+
+
+def test_it_is_the_same_each_time(whole):
+    assert page.html(table.build(whole)) == page.html(table.build(whole))
+
+
+HOSTILE = "</script><script>alert(1)</script><b onclick=x>&\"'\u2028\u202e\x1b[31m"
+
+
+def test_markup_in_names_stays_text(tmp_path):
+    pair = ("<i>t", "s&amp;'\"><img src=x onerror=y>")
+    for seed in (1, 2):
+        add_run(tmp_path, run_of("student", None, "s", seed), 69.0 + seed)
+        add_run(tmp_path, run_of("kd", "t", "s", seed), 70.0 + seed, title=HOSTILE, commit=HOSTILE, device={"type": "cuda", "name": HOSTILE})
+    (tmp_path / "runs" / HOSTILE.replace("/", "")).mkdir()
+    sets = table.build(tmp_path)
+    sets[0].tables[0].pairs[0].teacher, sets[0].tables[0].pairs[0].student = pair
+    sets[0].tables[0].warnings.append(HOSTILE)
+    found = Reader(page.html(sets))
+    names = [tag for tag, _ in found.seen]
+    assert names.count("script") == 2 and not {"img", "i"} & set(names)
+    assert not any(key.startswith("on") for _, attrs in found.seen for key in attrs)
+    assert "alert(1)" in found.text and "\x1b" not in found.text and "\u202e" not in found.text and "\x1b" not in found.island
+    assert HOSTILE[:15] in json.loads(found.island)["cells"]["s0t1-1-0"]["t"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "record.json"])
+def test_records_of_a_newer_version_are_left_out_with_the_reason(tmp_path, name):
+    for seed in (1, 2):
+        add_run(tmp_path, run_of("kd", *R20, seed), 70.0)
+    folder = tmp_path / "runs" / run_of("kd", *R20, 1).id
+    config = read_json(folder / name)
+    write_json(folder / name, {**config, "format": 99})
+    found = read(tmp_path)
+    assert "format 99, this version reads 1" in found.text and "1 left out" in found.text
+    assert json.loads(found.island)["cells"]["s0t1-0-0"]["r"][0][0] == 2
+
+
+def test_one_run_is_a_page(tmp_path):
+    add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
+    found = read(tmp_path)
+    assert "70.00" in found.text and "n = 1" in found.text and "fewer than two methods are complete" in found.text
+
+
+def test_a_plan_with_nothing_run_is_a_page(tmp_path):
+    add_plan(tmp_path, [R20], ("student", "kd"), (1, 2, 3))
+    assert "no run is done yet" in read(tmp_path).text
+
+
+def test_costs_alone_are_a_page(tmp_path):
+    add_cost(tmp_path, *R20, "student", 1000, 1 << 20)
+    add_cost(tmp_path, *R20, "kd", 500, 1 << 20)
+    assert "500 (0.50×)" in read(tmp_path).text
+
+
+def test_an_empty_folder_is_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "bench.report", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "give a results folder" in done.stderr
+    (tmp_path / "runs").mkdir()
+    assert "no own runs" in read(tmp_path).text
+
+
+def test_mixed_devices_are_named_with_their_counts(tmp_path):
+    for seed, name in ((1, "A100"), (2, "H200"), (3, "H200")):
+        add_run(tmp_path, run_of("kd", *R20, seed), 70.0, device={"type": "cuda", "name": name})
+    assert "H200 (2) + A100 (1)" in read(tmp_path).text
+
+
+def test_mixed_precisions_and_trials_are_tables_of_their_own(tmp_path):
+    add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
+    add_run(tmp_path, run_of("kd", *R20, 1, precision="bf16"), 71.0)
+    add_run(tmp_path, run_of("kd", *R20, 1, dataclasses.replace(SHORT, trial="")), 72.0)
+    found = read(tmp_path)
+    assert "Table 3" in found.text and found.text.count("Not the protocol:") == 2 and "bf16" in found.text
+
+
+def test_a_copied_run_is_left_out(tmp_path):
+    folder = add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
+    shutil.copytree(folder, folder.parent / f"{folder.name}-copy")
+    found = read(tmp_path)
+    assert "not to this folder" in found.text and "n = 1" in found.text
+
+
+def test_one_run_with_two_numbers_in_two_sets_is_said(tmp_path):
+    run = run_of("kd", *R20, 1)
+    add_run(tmp_path, run, 70.0)
+    add_run(tmp_path / "evidence" / "kept", run, 71.0)
+    found = read(tmp_path)
+    assert f"run {run.id} ends at 71.00 here and at 70.00 in own runs" in found.text
+    shown = json.loads(found.island)["cells"]
+    assert [shown[f"s{k}t1-0-0"]["r"][0][1] for k in (0, 1)] == ["70.00", "71.00"]
+    assert shown["s1t1-0-0"]["r"][0][5] == f"evidence/kept/runs/{run.id}/record.json"
+    assert (tmp_path / shown["s1t1-0-0"]["r"][0][5]).is_file()
+
+
+def test_rows_that_contradict_each_other_take_the_run_out(tmp_path):
+    add_run(tmp_path, run_of("student", None, "resnet20", 1), 69.0)
+    folder = add_run(tmp_path, run_of("kd", *R20, 1), 70.0, status="running", rows=2)
+    row = json.loads((folder / "epochs.jsonl").read_text().splitlines()[-1])
+    append_row(folder / "epochs.jsonl", {**{k: v for k, v in row.items() if k != "crc"}, "test_top1": 99.0})
+    assert "99.0" not in read(tmp_path).text  # a run that is not done enters no number
+
+
+def tables(results: Path):
+    return table.build(results)[0].tables[0]
+
+
+def test_sentences_say_who_leads_and_how_surely(tmp_path):
+    for seed, noise in ((1, 0.0), (2, 0.02), (3, 0.01)):
+        add_run(tmp_path, run_of("student", None, "resnet20", seed), 69.0 + noise)
+        add_run(tmp_path, run_of("kd", *R20, seed), 71.0 - noise)
+        add_run(tmp_path, run_of("at", *R20, seed), 70.0 + noise)
+    t = tables(tmp_path)
+    line = sentences.leader_line(t, 0, compare.leaders(t))
+    assert line.startswith("Best on resnet56 → resnet20: KD 70.99 ± 0.01 (n = 3), 0.98 ahead of AT") and line.endswith("The lead is clear.")
+    pooled = " ".join(sentences.pooled_lines(t, compare.against(t, "student")))
+    assert "KD is furthest above Student: +1.98" in pooled and "Clearly above Student: KD and AT (Holm over 2 methods, 5 %)." in pooled
+    below = " ".join(sentences.pooled_lines(t, compare.against(t, "kd")))
+    assert "no method is above KD and AT comes nearest: −0.98" in below and "Clearly below KD: Student and AT" in below
+
+
+def test_sentences_do_not_claim_what_one_seed_cannot_show(tmp_path):
+    add_run(tmp_path, run_of("kd", *R20, 1), 71.0)
+    add_run(tmp_path, run_of("at", *R20, 1), 70.0)
+    t = tables(tmp_path)
+    assert "no saying how sure" in sentences.leader_line(t, 0, compare.leaders(t))
+
+
+def test_an_assumed_deviation_is_stated(tmp_path, capsys):
+    for seed, top1 in enumerate((69.5, 69.7, 69.9), 1):
+        add_run(tmp_path, run_of("sp", *R20, seed, CRD), top1)
+        add_run(tmp_path, run_of("kd", *R20, seed, CRD), top1 + 1)
+    sets = table.build(tmp_path)
+    before = sets[0].tables[0].rows[0].cells[0].verdict
+    compare.assume_sd(sets, 0.25)
+    kd, sp = (row.cells[0].verdict for row in sets[0].tables[0].rows)
+    assert kd == before and sp.word == "agrees" and "assuming a published standard deviation of 0.25" in sp.why
+    assert "assuming a published standard deviation of 0.25" in Reader(page.html(sets)).text
+    assert command.main([str(tmp_path), "--assume-sd", "0.25"]) == 0
+    assert "Judged assuming a published standard deviation of 0.25" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path), "--assume-sd", "-1"])
+
+
+def test_all_epochs_as_one_tidy_file(tmp_path, capsys):
+    fill(tmp_path, [R20], ("student", "kd"), (1, 2))
+    add_run(tmp_path, run_of("kd", *R20, 3), 20.0, status="diverged", rows=2)
+    assert command.main([str(tmp_path), "--epochs"]) == 0 and "epochs.csv" in capsys.readouterr().err
+    lines = (tmp_path / "report" / "epochs.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4 * 3 + 2 and lines[0].startswith("set,run,protocol,trial,precision,teacher,student,method")
+    assert [p.name for p in (tmp_path / "report").iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_quick_curve_is_the_careful_one(tmp_path):
+    folder = add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
+    view = read_run(folder)
+    rows = [row["test_top1"] for row in read_rows(folder / "epochs.jsonl").rows]
+    assert epochs.curve(view) == rows
+    view.record["attempts"] = 2  # read with care
+    assert epochs.curve(view) == rows
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 89, 90, 91, 240])
+def test_thinned_curves_keep_both_ends(count):
+    kept = epochs.thin([float(i) for i in range(count)], 90)
+    assert len(kept) <= 91 and all(value == epoch - 1 for epoch, value in kept)
+    assert not count or (kept[0][0], kept[-1][0]) == (1, count)
+
+
+def test_smoke_profile_is_a_page(tmp_path):
+    fill(tmp_path, [("resnet20", "resnet8")], ("student", "kd"), (1, 2), PROTOCOLS["smoke"])
+    text = read(tmp_path).text
+    assert "shapes100" in text and "none was published for this protocol" in text
+
+
+def night(number: int, speed: float) -> dict:
+    metric = {"method": "kd", "pair": "<b>a -> b", "metric": "images a second", "unit": "1/s", "part": "cost", "worse": "lower", "scale": "log"}
+    metric |= {"values": {"1": speed, "2": speed * 1.01}, "bits": {}}
+    row = {"format": 1, "night": number, "date": f"2025-01-{number:02d}T03:00:00+00:00", "commit": f"{number:040x}", "plan": "p", "parts": ["cost"]}
+    return {**row, "facts": {}, "sources": {}, "failures": {}, "metrics": {"kd/cost": metric}}
+
+
+def test_the_trend_of_nightly_runs_is_on_the_page(tmp_path):
+    from bench.nightly import history
+
+    add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
+    assert "Nightly runs" not in read(tmp_path).text
+    place = history.folder(tmp_path, "some-cpu")
+    place.mkdir(parents=True)
+    for number in range(1, 9):
+        history.append(place, night(number, 1000.0 + number))
+    found = read(tmp_path)
+    assert "Nightly runs" in found.text and "8 nights, the last on 2025-01-08" in found.text and "kd on <b>a -> b" in found.text
+    (place / "history.jsonl").write_text("{}\n" * 3)
+    assert "Cannot be read:" in read(tmp_path).text
+
+
+def test_what_the_alarm_has_open_comes_first(tmp_path):
+    from bench.report import trend_section
+
+    quiet = {"key": "a", "method": "at", "pair": "p", "metric": "top-1", "unit": "%", "worse": "lower", "points": [[1, 60.0], [2, 60.5]]}
+    quiet["reported"] = []
+    rang = {**quiet, "key": "b", "method": "kd", "reported": [{"night": 2, "kind": "step", "since": "abc", "open": True}]}
+    nights = [{"night": n, "date": "2025-01-01", "commit": "abc"} for n in (1, 2)]
+    found = trend_section._machine("m", {"nights": nights, "series": [quiet, rang], "gaps": [], "baselines": []})
+    assert found["open"] == 1 and [line["state"] for line in found["lines"]] == ["step since abc", ""]
+    assert "60.5" in found["lines"][0]["last"]

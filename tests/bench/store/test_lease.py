@@ -1,0 +1,119 @@
+"""One writer per run: live holders are respected, dead ones, rebooted hosts and re-used pids are not; a lost lease is noticed."""
+
+import json
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from bench.store.lease import NAME, Lease, LeaseLost
+
+FORK = multiprocessing.get_context("fork")
+
+
+def rewrite(lease: Lease, **changes) -> dict:
+    content = json.loads(lease.path.read_text()) | changes
+    lease.path.write_text(json.dumps(content))
+    return content
+
+
+def test_a_second_writer_is_refused_and_comes_in_after_release(tmp_path):
+    first, second = Lease(tmp_path), Lease(tmp_path)
+    assert first.acquire()
+    assert not second.acquire()
+    first.check()
+    first.release()
+    assert second.acquire()
+    with pytest.raises(LeaseLost):
+        first.check()
+    first.release()  # not its own any more: stays
+    second.check()
+    assert [n for n in os.listdir(tmp_path) if n != f".{NAME}.lock"] == [NAME]
+
+
+def test_a_dead_holder_is_replaced(tmp_path):
+    child = FORK.Process(target=lambda: os._exit(0 if Lease(tmp_path).acquire() else 1))
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and (tmp_path / NAME).exists()
+    assert Lease(tmp_path).acquire()
+
+
+@pytest.mark.parametrize("changes", [{"boot": "another boot"}, {"started": "1"}, {"pid": 2**22 + 1}], ids=["reboot", "re-used pid", "no such pid"])
+def test_a_lease_does_not_outlive_its_process_or_boot(tmp_path, changes):
+    old = Lease(tmp_path)
+    assert old.acquire()
+    rewrite(old, **changes)
+    new = Lease(tmp_path)
+    assert new.acquire()
+    with pytest.raises(LeaseLost):
+        old.check()
+
+
+def test_another_host_is_judged_by_its_counter_alone(tmp_path):
+    far = Lease(tmp_path)
+    assert far.acquire()
+    rewrite(far, host="elsewhere", counter=5)
+    # A moving counter: alive.
+    polls = []
+
+    def moving():
+        polls.append(1)
+        if len(polls) == 2:
+            rewrite(far, counter=6)
+
+    assert not Lease(tmp_path).acquire(still_seconds=2.5, check=moving)
+    assert len(polls) >= 2
+    # A counter that stands still: taken.
+    started = time.monotonic()
+    new = Lease(tmp_path)
+    assert new.acquire(still_seconds=0.3)
+    assert time.monotonic() - started >= 0.3
+    with pytest.raises(LeaseLost):
+        far.beat(every_seconds=0)
+
+
+def test_a_garbled_lease_is_replaced(tmp_path):
+    for garbage in (b"", b"{", b"[]", b"\xff\x00"):
+        (tmp_path / NAME).write_bytes(garbage)
+        lease = Lease(tmp_path)
+        assert lease.acquire(still_seconds=0.1)
+        lease.check()
+        lease.release()
+
+
+def test_beating_moves_the_counter(tmp_path):
+    lease = Lease(tmp_path)
+    assert lease.acquire()
+    for expected in (1, 2):
+        lease.beat(every_seconds=0)
+        assert json.loads(lease.path.read_text())["counter"] == expected
+    lease.beat(every_seconds=60)
+    assert json.loads(lease.path.read_text())["counter"] == 2
+
+
+def _compete(folder, barrier, wins):
+    lease = Lease(folder)
+    barrier.wait()
+    if lease.acquire():
+        with wins.get_lock():
+            wins.value += 1
+        time.sleep(0.3)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_eight_at_once_one_wins(tmp_path, stale):
+    if stale:
+        dead = Lease(tmp_path)
+        assert dead.acquire()
+        rewrite(dead, boot="another boot")
+    for _ in range(5):
+        barrier, wins = FORK.Barrier(8), FORK.Value("i", 0)
+        children = [FORK.Process(target=_compete, args=(tmp_path, barrier, wins)) for _ in range(8)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        assert wins.value == 1

@@ -1,0 +1,138 @@
+"""No step reads the host, has a shape that depends on data, or crosses between host and device: every method, alone and in a group."""
+
+import contextlib
+
+import pytest
+import torch
+
+from bench.data import augment
+from bench.train.engine import Eager
+from methods import registry
+from tests.bench import groups
+from tests.bench.capture_safe import CaptureSafe, NotCapturable
+from tests.bench.groups import CPU
+
+META = torch.device("meta")
+SHAPES = (64, 16)
+COUNT = sum(SHAPES)
+every = pytest.mark.parametrize("name", registry.names())
+both = pytest.mark.parametrize("bounds", [(0, 64), (64, 80)], ids=["full", "remainder"])
+
+
+def prepare(names, device=CPU, precision="tf32"):
+    """An engine with these learners on the device, one epoch begun and one step made of each shape (what is set up once is not a step's)."""
+    learners = [groups.learner(name, precision=precision) for name in names]
+    runner = Eager(augment.Augmenter(groups.images(COUNT), device, channels_last=True), groups.teacher(device), learners, precision)
+    for one in learners:
+        one.begin_epoch(1)
+        if device == META:
+            to_meta(one)
+    runner.begin_epoch(augment.draws(1, 1, COUNT))
+    return runner
+
+
+def to_meta(one) -> None:
+    """Move a learner where no numbers are, its optimiser's state too."""
+    one.student.to(META)
+    one.method.to(META)
+    one.parameters = [p for m in (one.student, one.method) for p in m.parameters() if p.requires_grad]
+    one.optimizer = torch.optim.SGD(one.parameters, lr=0.1, momentum=0.9, fused=True)
+    one.optimizer._need_device_dtype_check_for_fused = False
+    one.optimizer.param_groups[0]["lr"] = torch.empty((), device=META)
+    for p in one.parameters:
+        one.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def step(runner, bounds, on_meta=False) -> int:
+    with CaptureSafe(on_meta) as mode:
+        for _, error in runner.step(*bounds):
+            raise error
+    return mode.seen
+
+
+@both
+@every
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_no_method_reads_the_host(name, bounds, precision):
+    runner = prepare([name], precision=precision)
+    assert step(runner, bounds) > 100
+
+
+@pytest.fixture
+def meta_autocast(monkeypatch):
+    """Autocast does not know the device: inside its scope nothing changes there."""
+    real = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: contextlib.nullcontext() if kind == "meta" else real(kind, *a, **k))
+
+
+@both
+@every
+def test_no_method_crosses_between_host_and_device(name, bounds, meta_autocast):
+    runner = prepare([name], META)
+    assert step(runner, bounds, on_meta=True) > 100
+
+
+@both
+def test_the_group_as_a_whole(bounds, meta_autocast):
+    capturable = [name for name in registry.names() if registry.get(name).capturable]
+    assert step(prepare(capturable), bounds) > 100 * len(capturable)
+    assert step(prepare(capturable, META), bounds, on_meta=True) > 100 * len(capturable)
+
+
+FORBIDDEN = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x[0, 0]),
+    "branch": lambda x: x if x.sum() > 0 else -x,
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "where": lambda x: torch.where(x > 0),
+    "unique": lambda x: x.unique(),
+    "eigh": lambda x: torch.linalg.eigh(x @ x.T),
+    "repeat": lambda x: torch.arange(4, device=x.device).repeat_interleave(torch.ones(4, dtype=torch.int64, device=x.device)),
+    "put": lambda x: x.clone().index_put_((x > 0,), x[0, :1].expand(2)),
+}
+CROSSING = {
+    "to the host": lambda x: x.cpu(),
+    "made on the host": lambda x: x @ torch.eye(8).to(x.device),
+    "list index": lambda x: x[:, torch.tensor([0, 1])],
+    "constant": lambda x: x + torch.tensor([1.0, 2.0] * 4, device=x.device),
+    "new on the host": lambda x: torch.zeros(8).sum(),
+    "scalar to the device": lambda x: x * torch.tensor(2.0).to(x.device),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_the_mode_finds(what):
+    with pytest.raises(NotCapturable), CaptureSafe():
+        FORBIDDEN[what](torch.ones(8, 8))
+
+
+@pytest.mark.parametrize("what", [n for n in FORBIDDEN if n not in ("put",)] + list(CROSSING))
+def test_the_mode_finds_on_the_device_that_is_not_there(what):
+    with pytest.raises(NotCapturable), CaptureSafe(on_meta=True):
+        {**FORBIDDEN, **CROSSING}[what](torch.ones(8, 8, device="meta"))
+
+
+def test_the_mode_lets_pass():
+    for device in ("cpu", "meta"):
+        x = torch.ones(8, 8, device=device, requires_grad=True)
+        with CaptureSafe(on_meta=device == "meta") as mode:
+            y = torch.where(x > 0, x, 0.0) * torch.tensor(2.0) + torch.eye(8, device=device)
+            y.masked_fill(y > 1, 0.5).gather(1, torch.zeros(8, 1, dtype=torch.int64, device=device)).sum().backward()
+            x.detach()[x.detach() > 3] = 1.0
+        assert mode.seen > 10 and x.grad is not None
+
+
+def test_gradients_are_watched_too():
+    class Reads(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * grad.sum().item()
+
+    y = Reads.apply(torch.ones(3, requires_grad=True)).sum()
+    with pytest.raises(NotCapturable, match="_local_scalar_dense"), CaptureSafe():
+        y.backward()

@@ -1,0 +1,136 @@
+"""Death at any instant: a group that is killed again and again ends with the bits of one that was not.
+
+Children are forked from this process, so that a life costs a second and not the import of torch.
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.errors import DONE
+from bench.launch import jobs
+from bench.plan.groups import Group
+from bench.plan.protocols import Protocol
+from bench.store.rows import read_rows
+from bench.store.runs import scan
+from bench.train import checkpoint
+from bench.train.execution import Execution
+
+TINY = Protocol("tiny", dataset="shapes100", epochs=12, milestones=(8,), train_images=200, test_images=100, image_size=16, batch=64)
+FORK = multiprocessing.get_context("fork")
+
+
+def execution(folder: Path, checkpoint_seconds: float) -> Execution:
+    return Execution(results=str(folder), device="cpu", threads=1, deterministic=True, checkpoint_seconds=checkpoint_seconds)
+
+
+def train(folder: Path, checkpoint_seconds: float = 0.0) -> None:
+    """A child's life: exits with the group's code."""
+    torch.set_num_threads(1)
+    group = Group("resnet8", "resnet8", 1, TINY, "tf32", ("student", "kd", "skd"))
+    os._exit(jobs.run_group(group, execution(folder, checkpoint_seconds)))
+
+
+def live(folder: Path, target=train, *arguments) -> int | None:
+    child = FORK.Process(target=target, args=(folder, *arguments))
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+def outcome(folder: Path) -> dict[str, tuple]:
+    views, problems = scan(folder)
+    assert not problems
+    found = {}
+    for view in views:
+        assert view.status == "done", (view.id, view.status, view.reason)
+        rows = read_rows(view.folder / "epochs.jsonl", view.id).rows
+        kept = [(row["epoch"], row["loss"], row["train_top1"], row["test_top1"], row["test_loss"]) for row in rows]
+        record = view.record
+        found[view.id] = (record["weights_sha256"], record["test_top1"], record["best_top1"], record["best_epoch"], tuple(kept))
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert jobs.run_teacher("resnet8", TINY, 0, "tf32", execution(folder, 60)) == DONE
+    assert live(folder) == DONE
+    return folder, outcome(folder)
+
+
+def fresh(tmp_path: Path, unbroken_folder: Path) -> Path:
+    """A results folder with the same teacher and nothing else."""
+    shutil.copytree(unbroken_folder / "teachers", tmp_path / "teachers")
+    return tmp_path
+
+
+def test_thirty_kills_at_random_instants_change_no_bit(tmp_path, unbroken):
+    folder = fresh(tmp_path, unbroken[0])
+    source = random.Random(7)
+    kills = 0
+    while kills < 30:
+        child = FORK.Process(target=train, args=(folder,))
+        child.start()
+        time.sleep(source.uniform(0.02, 0.7))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.join()
+    code = live(folder)
+    assert kills == 30 and code == DONE
+    students = outcome(folder)
+    expected = {run: value for run, value in unbroken[1].items() if run in students}
+    assert len(students) == 3 and students == expected
+    attempts = [row["attempt"] for view in scan(folder)[0] for row in read_rows(view.folder / "epochs.jsonl").rows]
+    assert max(attempts) > 3
+
+
+def _die_at(folder: Path, number: int) -> None:
+    """Dies right before the `number`-th fsync, rename or unlink after the third manifest is published, i.e. at each step of a later save."""
+    calls = {"manifests": 0, "after": 0}
+    names = ("fsync", "replace", "unlink")
+    originals = {name: getattr(os, name) for name in names}
+
+    def counted(name):
+        def call(*arguments, **named):
+            if calls["manifests"] >= 3:
+                calls["after"] += 1
+                if calls["after"] == number:
+                    os._exit(99)
+            if name == "replace" and Path(arguments[1]).name == checkpoint.CURRENT:
+                calls["manifests"] += 1
+            return originals[name](*arguments, **named)
+
+        return call
+
+    for name in names:
+        setattr(os, name, counted(name))
+    train(folder)
+
+
+def test_a_kill_at_each_step_of_a_save_leaves_a_sound_generation(tmp_path, unbroken):
+    """Every fsync, rename and unlink of one save, from the first file to the last one pruned; every third death is trained to its end."""
+    start = fresh(tmp_path / "start", unbroken[0])
+    assert live(start, _die_at, 1) == 99
+    before = {view.id: checkpoint.restore(start, view.id)[1].position for view in scan(start)[0]}
+    assert len(before) == 3 and min(before.values()) > checkpoint.START
+    for number in range(1, 31):
+        folder = tmp_path / f"at{number}"
+        shutil.copytree(start, folder)
+        assert live(folder, _die_at, number) == 99
+        for run, position in before.items():
+            restored = checkpoint.restore(folder, run)[1]
+            assert restored.state is not None and restored.position > position and not restored.notes
+        if number % 3 == 0:
+            assert live(folder, train, 60.0) == DONE
+            found = outcome(folder)
+            assert len(found) == 3 and found == {run: unbroken[1][run] for run in found}

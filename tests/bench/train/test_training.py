@@ -1,0 +1,247 @@
+"""Groups: a run alone equals the run in a group, a resumed run equals an unbroken one, trouble stays with the learner that has it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
+from bench.launch import jobs
+from bench.plan.groups import Group
+from bench.plan.members import resolve
+from bench.plan.protocols import Protocol
+from bench.report import table
+from bench.store.files import write_json
+from bench.store.runs import read_status, scan
+from bench.train import checkpoint, engine, environment, teacher_networks
+from bench.train.execution import Execution
+from bench.train.stop import Stop
+from methods import registry
+from methods.base import Method
+
+TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def execution(folder: Path, **changes) -> Execution:
+    return Execution(results=str(folder), device="cpu", threads=1, deterministic=True, **changes)
+
+
+def group(*methods: str, teacher: str | None = "resnet14", protocol: Protocol = TINY, seed: int = 1) -> Group:
+    return Group(teacher, "resnet8", seed, protocol, "tf32", methods)
+
+
+def with_teacher(folder: Path) -> Path:
+    assert jobs.run_teacher("resnet14", TINY, 0, "tf32", execution(folder)) == DONE
+    return folder
+
+
+def records(folder: Path) -> dict[str, dict]:
+    views, problems = scan(folder)
+    assert not problems
+    return {view.method: view.record for view in views if view.student == "resnet8" and view.record}
+
+
+def numbers(record: dict) -> tuple:
+    return record["weights_sha256"], record["test_top1"], record["test_loss"], record["best_top1"], record["best_epoch"]
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {view.method: view.status for view in scan(folder)[0] if view.student == "resnet8"}
+
+
+class Interrupting:
+    """Stops a group after so many optimiser steps, as a signal would."""
+
+    def __init__(self, monkeypatch, steps: int) -> None:
+        self.left = steps
+        original = engine.Eager.step
+
+        def step(runner, start, stop):
+            self.left -= 1
+            return original(runner, start, stop)
+
+        monkeypatch.setattr(engine.Eager, "step", step)
+        monkeypatch.setattr(Stop, "code", property(lambda stop: STOPPED_IN_TIME if self.left <= 0 else None))
+
+
+def test_group_equals_single_bit_for_bit(tmp_path):
+    together, alone = with_teacher(tmp_path / "together"), with_teacher(tmp_path / "alone")
+    assert jobs.run_group(group("student", "kd", "skd"), execution(together)) == DONE
+    for method in ("skd", "student", "kd"):
+        assert jobs.run_group(group(method), execution(alone)) == DONE
+    a, b = records(together), records(alone)
+    assert a.keys() == b.keys() == {"student", "kd", "skd"}
+    for method in a:
+        assert numbers(a[method]) == numbers(b[method])
+    assert len({numbers(r)[0] for r in a.values()}) == 3  # the methods do differ
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        Interrupting(patch, 3)
+        assert jobs.run_group(group("student"), execution(tmp_path)) == STOPPED_IN_TIME
+    elsewhere = environment.versions() | {"torch": "9.9"}
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "versions", lambda: elsewhere)
+        Interrupting(patch, 1)
+        assert jobs.run_group(group("student"), execution(tmp_path)) == STOPPED_IN_TIME
+    assert jobs.run_group(group("student"), execution(tmp_path)) == DONE
+    (view,) = scan(tmp_path)[0]
+    here = environment.versions()["torch"]
+    assert view.record["changes"] == [f"epoch 1, step 3: torch {here} -> 9.9", f"epoch 1, step 4: torch 9.9 -> {here}"]
+    assert f"the last bits may with them: torch {here} -> 9.9" in (view.folder / "log.txt").read_text()
+    (results, *_) = table.build(tmp_path)
+    (warning,) = results.tables[0].warnings
+    assert "went on under other conditions" in warning and "epoch 1, step 3" in warning
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])
+def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
+    """Four steps an epoch: stopped inside an epoch, before its evaluation, at its end, and in the last epoch."""
+    whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
+    assert jobs.run_group(group("student", "kd", "skd"), execution(whole)) == DONE
+    with monkeypatch.context() as patch:
+        Interrupting(patch, steps)
+        assert jobs.run_group(group("student", "kd", "skd"), execution(broken)) == STOPPED_IN_TIME
+    assert set(statuses(broken).values()) == {"interrupted"}
+    key, restored = checkpoint.restore(broken, scan(broken)[0][0].id)
+    assert key and restored.state is not None and restored.position >= checkpoint.Position(1 + steps // 5, 0)
+    torch.manual_seed(12345)  # nothing may depend on the ambient generator
+    assert jobs.run_group(group("student", "kd", "skd"), execution(broken)) == DONE
+    a, b = records(whole), records(broken)
+    for method in a:
+        assert numbers(a[method]) == numbers(b[method]), method
+        assert (a[method]["attempts"], b[method]["attempts"]) == (1, 2)
+        assert a[method]["changes"] == b[method]["changes"] == []
+    assert not list(broken.glob("runs/*/checkpoint-*"))
+
+
+def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, monkeypatch):
+    whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
+    assert jobs.run_group(group("student", "kd"), execution(whole)) == DONE
+    with monkeypatch.context() as patch:
+        Interrupting(patch, 6)
+        assert jobs.run_group(group("student", "kd"), execution(broken, checkpoint_seconds=0)) == STOPPED_IN_TIME
+    kd = next(v for v in scan(broken)[0] if v.method == "kd")
+    manifest = json.loads(next(broken.glob("groups/*/manifest.json")).read_text())
+    newest = kd.folder / manifest["members"][kd.id]["file"]
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    _, restored = checkpoint.restore(broken, kd.id)
+    assert restored.state is not None and restored.position < checkpoint.Position(manifest["epoch"], manifest["step"])
+    assert "differs from its SHA-256" in " ".join(restored.notes)
+    assert jobs.run_group(group("student", "kd"), execution(broken)) == DONE  # the two stand apart and train one after the other
+    for method, record in records(broken).items():
+        assert numbers(record) == numbers(records(whole)[method])
+
+
+@pytest.fixture
+def stray_methods():
+    """Registers methods for one test."""
+    added = []
+
+    def add(name, losses):
+        added.append(name)
+        registry.names()
+        cls = type(name, (Method,), {"losses": losses, "__module__": "methods.student"})
+        registry.register(name)(cls)
+
+    yield add
+    for name in added:
+        del registry._methods[name]
+
+
+def _nan_after(steps: int):
+    def losses(self, student, teacher, batch):
+        self.seen = getattr(self, "seen", 0) + 1
+        ce = F.cross_entropy(student.logits, batch.labels)
+        return {"ce": ce * (float("nan") if self.seen > steps else 1.0)}
+
+    return losses
+
+
+def _raise_after(steps: int):
+    def losses(self, student, teacher, batch):
+        self.seen = getattr(self, "seen", 0) + 1
+        if self.seen > steps:
+            raise ValueError("a method of a stranger")
+        return {"ce": F.cross_entropy(student.logits, batch.labels)}
+
+    return losses
+
+
+def test_divergence_and_failure_stay_with_their_learner(tmp_path, stray_methods, monkeypatch):
+    monkeypatch.setattr(registry, "source_hash", lambda name: "0" * 16)
+    stray_methods("turns_nan", _nan_after(6))
+    stray_methods("raises", _raise_after(2))
+    assert jobs.run_group(group("turns_nan", "raises", "student", teacher=None), execution(tmp_path)) == TROUBLE
+    views = {v.method: v for v in scan(tmp_path)[0]}
+    assert {m: v.status for m, v in views.items()} == {"turns_nan": "diverged", "raises": "failed", "student": "done"}
+    assert "epoch 2" in views["turns_nan"].reason and "a method of a stranger" in views["raises"].reason
+    assert views["turns_nan"].record is None and views["raises"].record is None
+    alone = tmp_path / "alone"
+    assert jobs.run_group(group("student", teacher=None), execution(alone)) == DONE
+    assert numbers(records(tmp_path)["student"]) == numbers(records(alone)["student"])
+    # A diverged run would diverge again and is left; a failed one is tried again.
+    assert jobs.run_group(group("turns_nan", "raises", "student", teacher=None), execution(tmp_path)) == TROUBLE
+    assert read_status(views["turns_nan"].folder)["attempt"] == 1
+    assert read_status(views["raises"].folder)["attempt"] == 2
+
+
+def test_done_is_not_run_again_and_redo_does(tmp_path):
+    assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
+    first = records(tmp_path)["student"]
+    assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
+    assert records(tmp_path)["student"] == first
+    assert jobs.run_group(group("student", teacher=None), execution(tmp_path, redo=True)) == DONE
+    again = records(tmp_path)["student"]
+    assert numbers(again) == numbers(first)
+
+
+def test_a_missing_teacher_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match="teachers train resnet14"):
+        jobs.run_group(group("student", "kd"), execution(tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_group_without_need_of_a_teacher_never_loads_it(tmp_path, monkeypatch):
+    def refuse(*arguments, **named):
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr(teacher_networks, "load", refuse)
+    assert jobs.run_group(group("student"), execution(tmp_path)) == DONE
+
+
+def test_another_seed_gives_other_numbers_and_methods_share_the_start(tmp_path):
+    for seed in (1, 2):
+        assert jobs.run_group(group("student", teacher=None, seed=seed), execution(tmp_path)) == DONE
+    views = [v for v in scan(tmp_path)[0]]
+    assert len({v.record["weights_sha256"] for v in views}) == 2
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path):
+    assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
+    folder = scan(tmp_path)[0][0].folder
+    (folder / "record.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["identity"]["seed"] = 7
+    write_json(folder / "config.json", config)
+    with pytest.raises(UsageError, match="seed"):
+        jobs.run_group(group("student", teacher=None), execution(tmp_path))
+
+
+def test_scaled_protocol_changes_the_identity():
+    runs = {resolve(group("student", teacher=None, protocol=p), "d", 100, 16, 200, None)[0].run.id for p in (TINY, TINY.scaled(3))}
+    assert len(runs) == 2
+    assert TINY.scaled(3).trial and not dataclasses.replace(TINY).trial
