@@ -65,8 +65,8 @@ class AT(Method):
     title = "AT"
     paper = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017"
     Hyper = Hyper
-    teacher = Needs(maps=("stage",))
-    student = Needs(logits=True, maps=("stage",))
+    teacher_outputs = Needs(maps=("stage",))
+    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
     @classmethod

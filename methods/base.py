@@ -154,8 +154,8 @@ class Method(nn.Module):
     paper: ClassVar[str] = ""  # one line: authors, title, venue, year
     version: ClassVar[int] = 1  # raise it when the numbers of the method change
     Hyper: ClassVar[type] = NoHyper  # frozen dataclass; defaults are the paper's values
-    teacher: ClassVar[Needs] = NOTHING  # read of the teacher in each step; NOTHING: no teacher is loaded for the step
-    student: ClassVar[Needs] = Needs(logits=True)
+    teacher_outputs: ClassVar[Needs] = NOTHING  # read of the teacher in each step; NOTHING: no teacher is loaded for the step
+    student_outputs: ClassVar[Needs] = Needs(logits=True)
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
     own_backward: ClassVar[bool] = False  # True: the trainer calls `backward` instead of sum(losses).backward()
     capturable: ClassVar[bool] = True  # False: steps read the host or have shapes that depend on data; they are run eagerly
@@ -170,11 +170,11 @@ class Method(nn.Module):
     # What it needs, possibly by hyper-parameters.
     @classmethod
     def teacher_needs(cls, hyper: Any) -> Needs:
-        return cls.teacher
+        return cls.teacher_outputs
 
     @classmethod
     def student_needs(cls, hyper: Any) -> Needs:
-        return cls.student
+        return cls.student_outputs
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Any:

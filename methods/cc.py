@@ -36,8 +36,8 @@ class CC(Method):
     title = "CC"
     paper = "after Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, as in the CRD protocol's code"
     Hyper = Hyper
-    teacher = Needs(embedding=True)
-    student = Needs(logits=True, embedding=True)
+    teacher_outputs = Needs(embedding=True)
+    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:

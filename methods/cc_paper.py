@@ -58,8 +58,8 @@ class CCPaper(Method):
     title = "CC (paper)"
     paper = "Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019"
     Hyper = Hyper
-    teacher = Needs(logits=True, embedding=True)
-    student = Needs(logits=True, embedding=True)
+    teacher_outputs = Needs(logits=True, embedding=True)
+    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

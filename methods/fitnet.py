@@ -47,8 +47,8 @@ class FitNet(Method):
     title = "FitNet"
     paper = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015"
     Hyper = Hyper
-    teacher = Needs(maps=("stage",))
-    student = Needs(logits=True, maps=("stage",))
+    teacher_outputs = Needs(maps=("stage",))
+    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
     @classmethod

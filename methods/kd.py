@@ -35,7 +35,7 @@ class KD(Method):
     title = "KD"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
     Hyper = Hyper
-    teacher = Needs(logits=True)
+    teacher_outputs = Needs(logits=True)
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

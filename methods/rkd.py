@@ -62,8 +62,8 @@ class RKD(Method):
     title = "RKD"
     paper = "Park et al., Relational Knowledge Distillation, CVPR 2019"
     Hyper = Hyper
-    teacher = Needs(embedding=True)
-    student = Needs(logits=True, embedding=True)
+    teacher_outputs = Needs(embedding=True)
+    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

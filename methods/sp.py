@@ -41,8 +41,8 @@ class SP(Method):
     title = "SP"
     paper = "Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019"
     Hyper = Hyper
-    teacher = Needs(maps=("stage",))
-    student = Needs(logits=True, maps=("stage",))
+    teacher_outputs = Needs(maps=("stage",))
+    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

@@ -63,8 +63,8 @@ class IEP(Method):
     title = "IEP"
     paper = "Lee and Song, Interpretable Embedding Procedure Knowledge Transfer, AAAI 2021"
     Hyper = Hyper
-    teacher = Needs(maps=(KIND,))
-    student = Needs(logits=True, maps=(KIND,))
+    teacher_outputs = Needs(maps=(KIND,))
+    student_outputs = Needs(logits=True, maps=(KIND,))
     fp32 = True
     own_backward = True
 

@@ -16,7 +16,7 @@ class Sound(Method):
     """Mean squared error between logits; the faults below are its sub-classes."""
 
     name = title = paper = "sound"
-    teacher = Needs(logits=True)
+    teacher_outputs = Needs(logits=True)
     fp32 = True
 
     def losses(self, student, teacher, batch):
@@ -124,7 +124,7 @@ class ChangesKeys(Sound):
 class EqualWidths(Sound):
     """Crashes for other pairs instead of giving a reason."""
 
-    teacher = Needs(logits=True, embedding=True)
+    teacher_outputs = Needs(logits=True, embedding=True)
 
     def losses(self, student, teacher, batch):
         return super().losses(student, teacher, batch) | {"embedding": (student.embedding - teacher.embedding).square().mean()}

@@ -208,7 +208,7 @@ def test_methods_that_opt_out_and_dropout_run_eagerly_on_the_shared_batch(kind, 
         scale = 1.0 + float(student.logits.detach().abs().mean())  # reads the host
         return {"ce": cross_entropy(student, batch) * scale + 0 * teacher.logits.sum()}
 
-    stray("reads_host", losses, capturable=False, teacher=Needs(logits=True))
+    stray("reads_host", losses, capturable=False, teacher_outputs=Needs(logits=True))
     drops = dataclasses.replace(groups.PROTOCOL, dropout=0.3)
 
     def learners():
