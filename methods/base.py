@@ -72,6 +72,12 @@ class PreparationData(Protocol):
     def log(self, message: str) -> None:
         """One line of progress."""
 
+    def resume(self) -> Mapping[str, Any] | None:
+        """What `save` kept before this stage was stopped, tensors on the CPU; None at the start."""
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep where a long stage stands (tensors, numbers, texts, and mappings and lists of them); it takes the place of the last state."""
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -39,7 +39,7 @@ class Ledger:
 
     def ids(self, group: Group) -> dict[str, str | None]:
         """Run ids by method of a group; None where a method cannot do the pair or its teacher is not there yet."""
-        from bench.train.group_job import runs_of
+        from bench.train.context import runs_of
 
         if self.dataset is None:
             return dict.fromkeys(group.methods)
@@ -93,7 +93,7 @@ class Ledger:
 
     def forget(self) -> None:
         """Clear the results of the plan's runs (--redo). Raises UsageError where one is being trained."""
-        from bench.train.group_job import runs_of
+        from bench.train.context import runs_of
         from bench.train.run_folder import RunFolder
 
         for group in self.plan.full_groups:

@@ -6,7 +6,6 @@ results/costs/<device>/. Probes of a machine take turns on each device by a lock
 """
 
 import contextlib
-import dataclasses
 import multiprocessing
 import re
 import signal
@@ -22,7 +21,6 @@ from typing import Any
 
 import filelock
 import torch
-from torch import nn
 
 import models
 from bench import data
@@ -35,13 +33,11 @@ from bench.plan.members import Member
 from bench.plan.protocols import Protocol
 from bench.store import teachers
 from bench.store.files import read_json, write_json
-from bench.store.weights import read_state
-from bench.train import engine, environment, preparations, teacher_networks
+from bench.train import engine, environment, preparations
+from bench.train.context import Context
 from bench.train.execution import Execution
 from bench.train.learner import Learner
 from bench.train.stop import Stop, Stopped
-from methods.base import Prepared
-from models.randomness import keyed
 
 FORMAT = 1
 SEED = 1
@@ -49,8 +45,6 @@ STEPS = {"cpu": (100, 3), "cuda": (200, 20)}
 """Timed steps and warm-up steps where none are asked for."""
 SKETCH = 30
 """Timed steps on embedded data, whose costs are an example of the table's columns and no measurement of the protocol."""
-PLACEHOLDER_PER_CLASS = 3
-"""Training images of each class that a placeholder preparation sees."""
 
 
 @dataclass(frozen=True)
@@ -215,21 +209,19 @@ def _load(protocol: Protocol, data_root: str | None, download: bool):
 def measure(request: Request) -> dict[str, Any]:
     """The probe itself, in this process, on a device that is ours."""
     group, execution = request.group, request.execution
-    device = environment.select(execution.device)
-    environment.configure(group.precision, execution.threads, execution.deterministic)
-    chosen = engine.choose(execution.engine, device)  # before memory is looked at: it may load a library
     dataset = _load(group.protocol, execution.data_root, execution.download)
-    images = augment.Augmenter(dataset, device, channels_last=True)
-    file = teachers.find(Path(execution.results), dataset.name, group.teacher) if group.teacher else None
-    size, count = group.protocol.image_size, len(dataset.train_labels)
-    member = members.resolve(group, dataset.hash, len(dataset.classes), size, count, file.hash if file else "untrained")[0]
+    context = Context(group.protocol, group.precision, execution, group.teacher, untrained=True, dataset=dataset)
+    device, images, chosen = context.device, context.images, context.engine
+    size, count, classes = dataset.image_size, len(dataset.train_labels), len(dataset.classes)
+    member = context.resolved(group)[0]
     _reject_unsupported(member)
-    classes = len(dataset.classes)
-    hyper, prepared, spent = _preparation(member, request, dataset, file, device)
+    hyper, prepared, built = context.timed_preparation(member)
+    spent = _spent(built, device)
+    context.release_teacher()  # it is part of what the step holds
 
     memory = meters.Memory(device, images)
     needs = member.method.teacher_needs(member.hyper)
-    teacher = _teacher(group.teacher, file, classes, device) if needs else None
+    teacher = context.teacher() if needs else None
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
     learner.begin_epoch(1)
     positions = _Positions(count, group.protocol.batch)
@@ -252,7 +244,7 @@ def measure(request: Request) -> dict[str, Any]:
         step(runner)
     times = meters.timed(lambda: step(runner), request.steps, device)
     peaks |= memory.end()
-    if not learner.finite() and (file or teacher is None):
+    if not learner.finite() and (context.teacher_file or teacher is None):
         raise UsageError(f"{member.run.method} on {member.setting.pair} gives losses that are not finite; a probe of it says nothing")
 
     batch = group.protocol.batch
@@ -281,7 +273,7 @@ def measure(request: Request) -> dict[str, Any]:
         "preparation_peak_bytes": spent[1],
         "student_macs": models.macs(group.student, classes, size),
         "teacher_macs": models.macs(group.teacher, classes, size) if needs else 0,
-        "teacher_trained": bool(member.run.teacher and file),
+        "teacher_trained": bool(member.run.teacher and context.teacher_file),
         "threads": torch.get_num_threads(),
         "engine": runner.ran(learner),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -308,51 +300,10 @@ class _Positions:
         return start, self.start
 
 
-def _teacher(architecture: str, file: teachers.TeacherFile | None, classes: int, device: torch.device) -> nn.Module:
-    """The teacher of the results folder, or an untrained one where there is none: its forward pass costs the same."""
-    if file is None:
-        with keyed(SEED, f"init/{architecture}"):
-            network = models.build(architecture, classes)
-    else:
-        network = teacher_networks.network(architecture, read_state(file.folder / "teacher.pt"), classes, file.folder / "teacher.pt")
-    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
 Spent = tuple[float | None, int | None]  # seconds and peak bytes of a preparation
 
 
-def _preparation(member: Member, request: Request, dataset, file, device: torch.device) -> tuple[Any, Prepared | None, Spent]:
-    """Hyper-parameters, preparation and what it cost if it was built on this device; where none is stored, quick settings and a
-    placeholder from a few images, of unknown cost."""
-    preparation = member.method.preparation(member.hyper, member.setting)
-    if preparation is None:
-        return member.hyper, None, (None, None)
-    if file is not None:
-        wanted = preparations.identity(preparation, file.hash, dataset.hash)
-        folder = preparations.place(Path(request.execution.results), wanted)
-        if (folder / "prepared.json").exists():
-            built = preparations.read(folder, wanted)
-            here = built.device in (None, environment.device_facts(device)["name"])
-            return member.hyper, built.prepared, (built.seconds, built.peak_bytes) if here else (None, None)
-    hyper = _quick(member.hyper)
-    preparation = member.method.preparation(hyper, member.setting)
-    few = _few(dataset, PLACEHOLDER_PER_CLASS)
-    augmenter = augment.Augmenter(few, device, channels_last=True)
-    seen = preparations.TrainingImages(few, augmenter, preparation.name, lambda message: None, lambda: None)
-    return hyper, preparation.build(_teacher(request.group.teacher, file, len(dataset.classes), device), seen), (None, None)
-
-
-def _quick(hyper: Any) -> Any:
-    """`hyper` with what its class's `quick()` settings change, where it has such: the preparation gets shorter, the step's shapes stay."""
-    if not hasattr(hyper, "quick"):
-        return hyper
-    quick, usual = type(hyper).quick(), type(hyper)()
-    names = [f.name for f in dataclasses.fields(hyper) if getattr(quick, f.name) != getattr(usual, f.name)]
-    return dataclasses.replace(hyper, **{name: getattr(quick, name) for name in names})
-
-
-def _few(dataset, per_class: int):
-    """The data set with the first `per_class` training images of each class."""
-    labels = dataset.train_labels
-    keep = torch.cat([(labels == c).nonzero().flatten()[:per_class] for c in range(len(dataset.classes))]).sort().values
-    return dataclasses.replace(dataset, train_images=dataset.train_images[keep], train_labels=labels[keep])
+def _spent(built: preparations.Built | None, device: torch.device) -> Spent:
+    """What a stored preparation cost, if it was built on this device."""
+    here = built is not None and built.device in (None, environment.device_facts(device)["name"])
+    return (built.seconds, built.peak_bytes) if here else (None, None)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import nn
 
 import models
 from bench import data
@@ -27,12 +26,12 @@ from bench.options import DeviceOption, ResultsOption, ThreadsOption
 from bench.plan import protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
-from bench.plan.members import Member, resolve
 from bench.plan.profiles import PAIRS, PROFILES, Pair
 from bench.store.files import write_json
-from bench.train import engine, environment, preparations
+from bench.train import engine, environment
+from bench.train.context import Context
+from bench.train.execution import Execution
 from bench.train.learner import Learner, evaluate
-from models.randomness import keyed
 
 FORMAT = 1
 TEST_IMAGES, TEST_BATCH, TRAIN_IMAGES = 10_000, 500, 50_000
@@ -145,19 +144,16 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """One pair in one precision: a row for each engine, of the group and of one method alone."""
     crd = protocols.get("crd")
-    dataset = random_images(200 if options.quick else 2000, TEST_BATCH)
-    images = augment.Augmenter(dataset, device, channels_last=True)
-    with keyed(0, f"init/{pair.teacher}"):
-        teacher = models.build(pair.teacher)
-    teacher = teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    group = Group(pair.teacher, pair.student, 1, crd, precision, options.methods)
-    members = [m for m in resolve(group, "", 100, 32, TRAIN_IMAGES, "untrained") if not m.skipped]
-    ready = {m.run.method: _ready(m, teacher, dataset, images) for m in members}
+    dataset = random_images(200 if options.quick else TRAIN_IMAGES, TEST_BATCH)
+    execution = Execution(str(options.results), device=options.device, threads=options.threads)
+    context = Context(crd, precision, execution, pair.teacher, untrained=True, dataset=dataset)
+    images, teacher = context.images, context.teacher()
+    members = [m for m in context.resolved(Group(pair.teacher, pair.student, 1, crd, precision, options.methods)) if not m.skipped]
     alone = next((m for m in members if m.run.method == SINGLE), members[-1])
     rows = []
     for kind in engines:
         for chosen in (members, [alone]):
-            learners = [Learner(m.run, m.method, ready[m.run.method][0], m.setting, ready[m.run.method][1], device) for m in chosen]
+            learners = [context.timed_learner(m) for m in chosen]
             runner = kind(images, teacher if any(one.teacher_needs for one in learners) else None, learners, precision)
             times = _times(runner, dataset, options.steps, crd.batch, device)
             tested = _test_time(learners[0], images, device)
@@ -180,21 +176,6 @@ def _measure(
             del runner, learners
             gc.collect()
     return rows
-
-
-def _ready(member: Member, teacher: nn.Module, dataset: data.Dataset, images: augment.Augmenter) -> tuple[Any, Any]:
-    """Hyper-parameters and a preparation made quickly: its content does not change a step's time."""
-    hyper = member.hyper
-    if member.method.preparation(hyper, member.setting) is None:
-        return hyper, None
-    if hasattr(hyper, "quick"):
-        quick, usual = type(hyper).quick(), type(hyper)()
-        changed = {f.name: getattr(quick, f.name) for f in dataclasses.fields(hyper) if getattr(quick, f.name) != getattr(usual, f.name)}
-        hyper = dataclasses.replace(hyper, **changed)
-    wanted = member.method.preparation(hyper, member.setting)
-    few = dataclasses.replace(dataset, train_images=dataset.train_images[:200], train_labels=dataset.train_labels[:200])
-    seen = preparations.TrainingImages(few, augment.Augmenter(few, images.device, channels_last=True), wanted.name, lambda text: None, lambda: None)
-    return hyper, wanted.build(teacher, seen)
 
 
 def _times(runner: engine.Eager, dataset: data.Dataset, steps: int, batch: int, device: torch.device) -> list[float]:

@@ -194,7 +194,7 @@ def speed(group: Group, execution: Execution, rounds: int) -> dict[str, Any]:
         try:
             learner, _ = job.learner(member, lambda message: None)
             learner.begin_epoch(1)
-            runner = job.engine(job.data, job.teacher() if learner.teacher_needs else None, [learner], group.precision)
+            runner = job.engine(job.images, job.teacher() if learner.teacher_needs else None, [learner], group.precision)
             runner.begin_epoch(draws(group.seed, 1, count))
             turns[member.run.method] = _stepper(runner, count, batch)
         except Exception as error:  # a method may raise anything; the others are measured all the same

@@ -50,6 +50,11 @@ def configure(precision: str, threads: int | None = None, deterministic: bool = 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def arithmetic(precision: str, device: torch.device) -> str:
+    """The arithmetic of what runs outside autocast, as preparations do: "tf32" where convolutions use it, else "fp32"."""
+    return "tf32" if device.type == "cuda" and precision != "fp32" else "fp32"
+
+
 @contextlib.contextmanager
 def precision_scope(precision: str, device: torch.device) -> Iterator[None]:
     """Autocast to bfloat16 for `bf16`, nothing otherwise."""

@@ -1,76 +1,28 @@
 """Running a group: its data, teacher and preparations; leases; which members resume where; then the training itself."""
 
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
-from torch import nn
-
-from bench import data
-from bench.data.augment import Augmenter
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
-from bench.plan.members import Member, resolve
-from bench.store import teachers
-from bench.train import checkpoint, engine, environment, preparations, teacher_networks
+from bench.plan.members import Member
+from bench.train import checkpoint, environment
 from bench.train.checkpoint import START, Position
+from bench.train.context import Context
 from bench.train.execution import Execution
-from bench.train.learner import Learner
 from bench.train.loop import Training
 from bench.train.run_folder import RunFolder
 from bench.train.stop import Stop, Stopped
 from models.randomness import keyed
 
 
-def runs_of(group: Group, dataset, teacher_hash: str | None) -> list[Member]:
-    """The members of a group on a loaded data set."""
-    return resolve(group, dataset.hash, len(dataset.classes), dataset.image_size, len(dataset.train_labels), teacher_hash)
-
-
-class GroupJob:
-    """What the runs of a group share on this device. The teacher is loaded when the first one asks for it, once."""
+class GroupJob(Context):
+    """What the runs of a group share on this device, and the runs."""
 
     def __init__(self, group: Group, execution: Execution, stop: Stop) -> None:
-        self.group, self.execution, self.stop = group, execution, stop
-        self.results = Path(execution.results)
-        self.device = environment.select(execution.device)
-        environment.configure(group.precision, execution.threads, execution.deterministic)
-        self.engine = engine.choose(execution.engine, self.device)
+        super().__init__(group.protocol, group.precision, execution, group.teacher, check=stop.check)
+        self.group, self.stop = group, stop
         self.commit = environment.commit()  # now: the checkout may move on while the job runs
-        self.dataset = data.load(group.protocol, Path(execution.data_root) if execution.data_root else None, execution.download)
-        self.teacher_file = self._find_teacher()
-        self.members = runs_of(group, self.dataset, self.teacher_file.hash if self.teacher_file else None)
-        self.data = Augmenter(self.dataset, self.device, channels_last=True)
-        self._teacher: nn.Module | None = None
-
-    def _find_teacher(self) -> teachers.TeacherFile | None:
-        members = runs_of(self.group, self.dataset, None)
-        if not any(m.method.depends_on_teacher(m.hyper, m.setting) for m in members if not m.skipped):
-            return None
-        return teachers.require(self.results, self.dataset.name, self.group.teacher)
-
-    def teacher(self) -> nn.Module:
-        """The verified, frozen teacher on the device."""
-        if self._teacher is None:
-            self._teacher = teacher_networks.load(self.teacher_file, self.dataset, self.data, self.device, self.stop.check)
-        return self._teacher
-
-    def learner(self, member: Member, log: Callable[[str], None]) -> tuple[Learner, preparations.Built | None]:
-        """A fresh learner, its preparation built or read. Raises MethodError or UsageError."""
-        wanted = member.method.preparation(member.hyper, member.setting)
-        built = None
-        if wanted is not None:
-            built = preparations.obtain(
-                self.results,
-                wanted,
-                self.teacher,
-                self.teacher_file.hash,
-                self.dataset.hash,
-                lambda name, say: preparations.TrainingImages(self.dataset, self.data, name, say, self.stop.check),
-                self.stop.check,
-                log,
-            )
-        return Learner(member.run, member.method, member.hyper, member.setting, built.prepared if built else None, self.device), built
+        self.members = self.resolved(group)
 
 
 def run_group(group: Group, execution: Execution) -> int:
@@ -80,7 +32,7 @@ def run_group(group: Group, execution: Execution) -> int:
         stop.install()
     try:
         job = GroupJob(group, execution, stop)
-        if not (group.teacher is None or job.teacher_file is None or all(done(job, m) for m in job.members)):
+        if any(m.run.teacher and not done(job, m) for m in job.members):
             job.teacher()  # a bad teacher stops the job before a run folder is touched
     except Stopped:
         return stop.code

@@ -86,7 +86,7 @@ class Training:
         job = self.job
         self._saved_at = self._counted_at = time.monotonic()  # preparations took their time before
         needs_teacher = any(p.learner.teacher_needs for p in self.places)
-        self.engine = job.engine(job.data, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
+        self.engine = job.engine(job.images, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
         try:
             for epoch in range(self.position.epoch, self.protocol.epochs + 1):
                 if not self.places:
@@ -131,7 +131,7 @@ class Training:
         for place in list(self.places):
             if epoch > int(place.tested.get("epoch", 0)):
                 try:
-                    result = evaluate(place.learner.student, self.job.data.test_batches(TEST_BATCH), self.job.group.precision, self.job.stop.check)
+                    result = evaluate(place.learner.student, self.job.images.test_batches(TEST_BATCH), self.job.group.precision, self.job.stop.check)
                 except Stopped:
                     return self._stop(Position(epoch, steps))
                 except Exception as error:  # no memory for the test batch, say

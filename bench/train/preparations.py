@@ -1,9 +1,11 @@
 """Preparation stages: built once per (teacher, data, settings) under a lock, stored with their cost, refused on any mismatch."""
 
+import contextlib
+import copy
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import filelock
 import torch
 from torch import Tensor, nn
 
+from bench.data import Dataset
 from bench.data.augment import Augmenter, crops, plain
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import canonical, digest
@@ -29,10 +32,17 @@ SEED = 0
 class TrainingImages:
     """The training set as a preparation sees it: methods.base.PreparationData."""
 
-    def __init__(self, dataset, data: Augmenter, name: str, log: Callable[[str], None], check: Callable[[], None]) -> None:
-        self.device, self.count, self.classes = data.device, len(dataset.train_labels), len(dataset.classes)
-        self._data, self._name, self._check = data, name, check
-        self.log = log
+    def __init__(self, dataset: Dataset, images: Augmenter, check: Callable[[], None] = lambda: None) -> None:
+        self.device, self.count, self.classes = images.device, len(dataset.train_labels), len(dataset.classes)
+        self._images, self.check = images, check
+        self._name, self._unfinished = "", None
+        self.log: Callable[[str], None] = lambda message: None
+
+    def named(self, name: str, log: Callable[[str], None] | None = None, unfinished: "Unfinished | None" = None) -> "TrainingImages":
+        """The same images for the preparation of that name: its draws, its log, where it keeps how far it came."""
+        images = copy.copy(self)
+        images._name, images._unfinished, images.log = name, unfinished, log or self.log
+        return images
 
     def generator(self, purpose: str, epoch: int = 0) -> torch.Generator:
         return generator(SEED, f"preparation/{self._name}/{purpose}", epoch)
@@ -43,9 +53,63 @@ class TrainingImages:
         drawn = crops(self.generator("augment", epoch), self.count) if augment else plain(self.count)
         order, dy, dx, flip = (t.to(self.device) for t in (order, *drawn))
         for start in range(0, self.count, batch_size):
-            self._check()
+            self.check()
             index = order[start : start + batch_size]
-            yield self._data.train_batch(index, dy, dx, flip), self._data.train_labels[index]
+            yield self._images.train_batch(index, dy, dx, flip), self._images.train_labels[index]
+
+    def resume(self) -> Mapping[str, Any] | None:
+        return self._unfinished.read() if self._unfinished else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        if self._unfinished:
+            self._unfinished.write(state)
+
+
+class Unfinished:
+    """Where a preparation stands: `unfinished.pt` in its folder, its SHA-256 first, with the seconds spent so far."""
+
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
+        self.path, self._log = folder / "unfinished.pt", log
+        self._before = {"seconds": 0.0, "cpu_seconds": 0.0}
+        self._started = time.monotonic(), time.process_time()
+
+    def spent(self) -> dict[str, float]:
+        """Seconds and CPU seconds, those of earlier processes included."""
+        wall, cpu = self._started
+        now = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
+        return {name: now[name] + self._before[name] for name in now}
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save({"state": dict(state), "spent": self.spent()}, buffer)
+        content = buffer.getvalue()
+        write_bytes(self.path, hashlib.sha256(content).digest() + content)
+
+    def read(self) -> Mapping[str, Any] | None:
+        """What was saved last; None where nothing was, or it is damaged, which the log then says."""
+        if not self.path.exists():
+            return None
+        content = self.path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            self._log(f"{self.path.name} is damaged: starting over")
+            return None
+        found = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+        self._before = found["spent"]
+        return found["state"]
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a preparation is built from: the frozen teacher (loaded when asked for), the images, and what names both."""
+
+    teacher: Callable[[], nn.Module]
+    teacher_hash: str
+    data_hash: str
+    arithmetic: str  # see environment.arithmetic
+    images: TrainingImages
 
 
 @dataclass(frozen=True)
@@ -63,17 +127,17 @@ class Built:
         return {"name": self.name, "key": self.key, "seconds": self.seconds, "facts": dict(self.prepared.facts)}
 
 
-def identity(preparation: Preparation, teacher_hash: str, data_hash: str) -> dict[str, Any]:
+def identity(preparation: Preparation, origin: Origin) -> dict[str, Any]:
     """What must agree for a stored preparation to be used."""
-    settings = dict(preparation.settings)
-    return {
+    wanted = {
         "format": FORMAT,
         "name": preparation.name,
         "version": preparation.version,
-        "settings": settings,
-        "teacher_hash": teacher_hash,
-        "data_hash": data_hash,
+        "settings": dict(preparation.settings),
+        "teacher_hash": origin.teacher_hash,
+        "data_hash": origin.data_hash,
     }
+    return wanted if origin.arithmetic == "fp32" else {**wanted, "arithmetic": origin.arithmetic}
 
 
 def place(results: Path, wanted: dict[str, Any]) -> Path:
@@ -81,57 +145,56 @@ def place(results: Path, wanted: dict[str, Any]) -> Path:
     return results / "preparations" / f"{wanted['name']}-{digest(wanted)}"
 
 
-def obtain(
-    results: Path,
-    preparation: Preparation,
-    teacher: Callable[[], nn.Module],
-    teacher_hash: str,
-    data_hash: str,
-    images: Callable[[str, Callable[[str], None]], TrainingImages],
-    check: Callable[[], None],
-    log: Callable[[str], None],
-) -> Built:
-    """The stored preparation, or a new one built under a lock that others wait for. Raises UsageError for a damaged or foreign one."""
-    wanted = identity(preparation, teacher_hash, data_hash)
+def stored(results: Path, preparation: Preparation, origin: Origin) -> Built | None:
+    """The preparation if it is there. Raises UsageError for a damaged or foreign one."""
+    wanted = identity(preparation, origin)
     folder = place(results, wanted)
-    key = folder.name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.parent / f".{key}.lock")
+    return read(folder, wanted) if (folder / "prepared.json").exists() else None
+
+
+def obtain(results: Path, preparation: Preparation, origin: Origin, log: Callable[[str], None]) -> Built:
+    """The stored preparation, or a new one built under a lock that others wait for; one that was stopped goes on where it saved last.
+
+    Raises UsageError for a damaged or foreign one, and what `build` raises.
+    """
+    wanted = identity(preparation, origin)
+    folder = place(results, wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.parent / f".{folder.name}.lock")
     while True:
-        check()
-        try:
+        origin.images.check()
+        with contextlib.suppress(filelock.Timeout):
             lock.acquire(timeout=1.0)
             break
-        except filelock.Timeout:
-            continue
     try:
-        if (folder / "prepared.json").exists():
-            return read(folder, wanted)
-        log(f"preparing {key}")
-        folder.mkdir(exist_ok=True)
-        started, cpu = time.monotonic(), time.process_time()
-        memory = _Memory()
-        network, inputs = teacher(), images(preparation.name, log)
-        with keyed(SEED, f"preparation/{preparation.name}"):
-            prepared = preparation.build(network, inputs)
-        seconds = time.monotonic() - started
-        buffer = io.BytesIO()
-        torch.save({name: t.detach().cpu() for name, t in prepared.tensors.items()}, buffer)
-        content = buffer.getvalue()
-        write_bytes(folder / "prepared.pt", content)
-        cost = {
-            "seconds": seconds,
-            "cpu_seconds": time.process_time() - cpu,
-            "peak_memory_bytes": memory.peak(inputs.device),
-            "device": environment.device_facts(inputs.device)["name"],
-            "threads": torch.get_num_threads(),
-        }
-        record = {**wanted, "facts": dict(prepared.facts), "cost": cost, "sha256": hashlib.sha256(content).hexdigest()}
-        write_json(folder / "prepared.json", record)
-        log(f"prepared {key} in {seconds:.1f} s")
-        return Built(prepared, key, preparation.name, seconds, cost["peak_memory_bytes"], cost["device"])
+        if not (folder / "prepared.json").exists():
+            _build(folder, wanted, preparation, origin, log)
+        return read(folder, wanted)  # what was just built as well: everyone gets what is on disk
     finally:
         lock.release()
+
+
+def _build(folder: Path, wanted: dict[str, Any], preparation: Preparation, origin: Origin, log: Callable[[str], None]) -> None:
+    log(f"preparing {folder.name}")
+    network = origin.teacher()
+    unfinished, memory = Unfinished(folder, log), _Memory()
+    with keyed(SEED, f"preparation/{preparation.name}"):
+        prepared = preparation.build(network, origin.images.named(preparation.name, log, unfinished))
+    buffer = io.BytesIO()
+    torch.save({name: t.detach().cpu() for name, t in prepared.tensors.items()}, buffer)
+    content = buffer.getvalue()
+    write_bytes(folder / "prepared.pt", content)
+    device = origin.images.device
+    cost = {
+        **unfinished.spent(),
+        "peak_memory_bytes": memory.peak(device),
+        "device": environment.device_facts(device)["name"],
+        "threads": torch.get_num_threads(),
+    }
+    record = {**wanted, "facts": dict(prepared.facts), "cost": cost, "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(folder / "prepared.json", record)
+    unfinished.remove()
+    log(f"prepared {folder.name} in {cost['seconds']:.1f} s")
 
 
 def read(folder: Path, wanted: dict[str, Any]) -> Built:

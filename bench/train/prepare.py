@@ -11,6 +11,7 @@ from bench.errors import UsageError
 from bench.options import Appended, DataOption, DeviceOption, ResultsOption, ThreadsOption
 from bench.plan import protocols
 from bench.plan.selection import parse_set
+from bench.train.execution import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,9 @@ def _cpu_seconds() -> float:
 def run(options: Prepare) -> dict[str, Any]:
     """The preparation's facts, with its key, its recorded seconds and this process's CPU seconds for it. Raises UsageError or NetworkError."""
     import models
-    from bench import data
-    from bench.data.augment import Augmenter
     from bench.plan.members import hyper_of
-    from bench.store import teachers
-    from bench.train import environment, preparations, teacher_networks
+    from bench.train import preparations
+    from bench.train.context import Context
     from methods import registry
     from methods.base import Setting
 
@@ -61,28 +60,16 @@ def run(options: Prepare) -> dict[str, Any]:
     hyper = hyper_of(method, options.teacher, options.teacher, {field: value for _, field, value in changes})
     chosen = protocols.get(options.protocol)
     chosen = chosen.sampled(options.sample_rate) if options.sample_rate is not None else chosen
-    device = environment.select(options.device)
-    environment.configure(options.precision, options.threads)
-    dataset = data.load(chosen, options.data_folder)
-    wanted = method.preparation(hyper, Setting(shapes, shapes, len(dataset.classes), len(dataset.train_labels)))
+    execution = Execution(str(options.results), str(options.data_folder), options.device, options.threads)
+    context = Context(chosen, options.precision, execution, options.teacher)
+    wanted = method.preparation(hyper, Setting(shapes, shapes, len(context.dataset.classes), len(context.dataset.train_labels)))
     if wanted is None:
         raise UsageError(f"{options.method} prepares nothing from a teacher: nothing to do")
-    file = teachers.require(options.results, dataset.name, options.teacher)
-    images = Augmenter(dataset, device, channels_last=True)
-    network = teacher_networks.load(file, dataset, images, device)
+    context.teacher()
     began = _cpu_seconds(), time.monotonic()
-    built = preparations.obtain(
-        options.results,
-        wanted,
-        lambda: network,
-        file.hash,
-        dataset.hash,
-        lambda name, say: preparations.TrainingImages(dataset, images, name, say, lambda: None),
-        lambda: None,
-        lambda message: print(message, flush=True),
-    )
+    built = preparations.obtain(context.results, wanted, context.origin, lambda message: print(message, flush=True))
     spent = {"cpu_seconds": _cpu_seconds() - began[0], "wall_seconds": time.monotonic() - began[1]}
-    return {**built.facts(), **spent, "images": len(dataset.train_labels)}
+    return {**built.facts(), **spent, "images": len(context.dataset.train_labels)}
 
 
 def figures(found: dict[str, Any]) -> list[str]:

@@ -86,19 +86,19 @@ def show_teachers(results: Path) -> int:
 def import_teacher(options: TeachersImport) -> int:
     """Measure and import a teacher file. Raises UsageError or NetworkError."""
     import models
-    from bench import data
-    from bench.data.augment import Augmenter
     from bench.store.weights import read_state
-    from bench.train import environment, teacher_networks
+    from bench.train import teacher_networks
+    from bench.train.context import Context
+    from bench.train.execution import Execution
 
     models.shapes(options.architecture)
     read_state(options.file)  # a bad file says so before the data is asked for
-    device = environment.select(options.device)
-    dataset = data.load(protocols.get(options.protocol), options.data_folder, options.download)
+    execution = Execution(str(options.results), str(options.data_folder), options.device, download=options.download)
+    context = Context(protocols.get(options.protocol), "tf32", execution)
     found = teacher_networks.import_file(
-        options.file, options.architecture, options.results, dataset, Augmenter(dataset, device), device, options.expected, options.replace
+        options.file, options.architecture, options.results, context.dataset, context.images, context.device, options.expected, options.replace
     )
-    print(f"{found.folder}: hash {found.hash}, {found.record['test_top1']:.2f} % top-1 on {dataset.name}")
+    print(f"{found.folder}: hash {found.hash}, {found.record['test_top1']:.2f} % top-1 on {context.dataset.name}")
     return 0
 
 

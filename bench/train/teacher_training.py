@@ -10,6 +10,7 @@ from bench.store.runs import read_record
 from bench.store.teachers import find
 from bench.store.weights import read_state, state_hash
 from bench.train import group_job
+from bench.train.context import runs_of
 from bench.train.execution import Execution
 from bench.train.teacher_networks import publish
 
@@ -24,7 +25,7 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
     code = group_job.run_group(group, execution)
     if code != DONE:
         return code
-    run = group_job.runs_of(group, dataset, None)[0].run
+    run = runs_of(group, dataset, None)[0].run
     place = results / "runs" / run.id
     record = read_record(place)
     state = read_state(place / "student.pt")

@@ -121,16 +121,24 @@ def _build(teacher: nn.Module, data: PreparationData, hyper: Hyper, widths: tupl
         stages = Stages(hyper, widths)
     stages.to(data.device)
     streams = _streams(hyper, widths, data.device)
-    # The first batches span fewer directions than are kept, and a network is tied to its basis: so the PCA comes first.
-    for images in _images(data, hyper, 0, True, hyper.phase_steps) if streams else ():
-        for stream, component in zip(streams, _components(teacher, images, hyper.power_steps), strict=True):
-            stream.update(stereographic(component.v))
-    for projection, stream in zip(stages.projections, streams, strict=False):
-        projection.set(*stream.solve())
     optimizer = torch.optim.SGD(
         stages.parameters(), lr=hyper.phase_lr, momentum=hyper.phase_momentum, weight_decay=hyper.phase_weight_decay, nesterov=True
     )
-    for epoch in range(1, hyper.phase_epochs + 1):
+    done, loss = 0, math.nan
+    if state := data.resume():
+        done, loss = state["epoch"], state["loss"]
+        stages.load_state_dict(state["stages"])
+        optimizer.load_state_dict(state["optimizer"])
+        for stream, kept_state in zip(streams, state["streams"], strict=True):
+            stream.load(kept_state)
+    else:
+        # The first batches span fewer directions than are kept, and a network is tied to its basis: so the PCA comes first.
+        for images in _images(data, hyper, 0, True, hyper.phase_steps) if streams else ():
+            for stream, component in zip(streams, _components(teacher, images, hyper.power_steps), strict=True):
+                stream.update(stereographic(component.v))
+        for projection, stream in zip(stages.projections, streams, strict=False):
+            projection.set(*stream.solve())
+    for epoch in range(done + 1, hyper.phase_epochs + 1):
         loss = _train_epoch(teacher, data, hyper, stages, streams, optimizer, epoch)
         if not math.isfinite(loss):
             raise MethodError(f"IEP's phase I diverged in epoch {epoch}: lower phase_lr ({hyper.phase_lr})")
@@ -138,6 +146,8 @@ def _build(teacher: nn.Module, data: PreparationData, hyper: Hyper, widths: tupl
         if hyper.pca == "covariance" and epoch < hyper.phase_epochs:
             for projection, stream in zip(stages.projections, streams, strict=True):
                 projection.set(*stream.solve(near=projection.basis))
+        state = {"epoch": epoch, "loss": loss, "stages": stages.state_dict(), "optimizer": optimizer.state_dict()}
+        data.save({**state, "streams": [stream.state() for stream in streams]})
     facts = {name: getattr(hyper, name) for name in _SHARED}
     facts |= {"points": [f"{KIND} of stage {i + 1}: {w} channels, {kept(w)} kept" for i, w in enumerate(widths)], "last_loss": loss}
     facts["kl_per_image"] = _compare(teacher, data, hyper, stages)

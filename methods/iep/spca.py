@@ -5,7 +5,8 @@ component is non-negative and the stereographic projection around the positive d
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,8 +134,24 @@ def _principal(covariance: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return basis * sign_rule(basis.T).T, values.flip(0)[:keep].clamp_min(0).sqrt()
 
 
-class CovariancePCA:
+class _Stream:
+    """What a PCA of a stream has seen, to be kept and taken up again; attributes named in `kept`."""
+
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def state(self) -> dict[str, Tensor | int]:
+        return {name: getattr(self, name) for name in self.kept}
+
+    def load(self, state: Mapping[str, Tensor | int]) -> None:
+        for name in self.kept:
+            value, present = state[name], getattr(self, name)
+            setattr(self, name, value.to(present) if isinstance(value, Tensor) else value)
+
+
+class CovariancePCA(_Stream):
     """PCA of a stream by its exact mean and covariance in float64; the order of the batches does not matter."""
+
+    kept = ("count", "mean", "scatter")
 
     def __init__(self, dim: int, keep: int, device: torch.device | str = "cpu") -> None:
         self.keep, self.count = keep, 0
@@ -161,13 +178,15 @@ class CovariancePCA:
         return self.mean.float(), basis.float(), sigma.float()
 
 
-class IncrementalPCA:
+class IncrementalPCA(_Stream):
     """PCA of a stream by one small SVD a batch (Ross et al., IJCV 2008): rows [X - mean_batch; S V^T; w (mean_old - mean_batch)].
 
     Args:
         old_mean: weight of the old mean in the moving average; None = the exact cumulative mean.
         ross: weigh the mean row by sqrt(n m / (n + m)) as Ross et al.; False = 1, as IEP's code.
     """
+
+    kept = ("count", "mean", "basis", "values")
 
     def __init__(self, dim: int, keep: int, device: torch.device | str = "cpu", old_mean: float | None = 0.9, ross: bool = True) -> None:
         self.keep, self.count, self.old_mean, self.ross = keep, 0, old_mean, ross

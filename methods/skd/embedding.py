@@ -110,16 +110,21 @@ class Embedding:
 
     def _paper(self, teacher: nn.Module, data: PreparationData) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int], float]:
         vectors: dict[str, Tensor] = {}
-        optimiser, steps = None, 0
+        optimiser, steps, done, before = None, 0, 0, 0.0
         started = time.perf_counter()
-        for epoch in range(1, self.epochs + 1):
+        if state := data.resume():
+            done, steps, before, sums = state["epoch"], state["steps"], state["seconds"], state["sums"]
+            vectors = {layer: v.to(data.device).requires_grad_() for layer, v in state["vectors"].items()}
+            optimiser = _sgd(vectors)
+            optimiser.load_state_dict(state["optimizer"])
+        for epoch in range(done + 1, self.epochs + 1):
             sums: dict[str, Tensor] = {}
             for images, _ in data.batches(BATCH, epoch=epoch, augment=True, shuffle=True):
                 with torch.no_grad():
                     targets = self._batch(teacher, images)
                 if optimiser is None:
                     vectors = {k: self._initial(k, len(p), data).to(p.device).requires_grad_() for k, p in targets.items()}
-                    optimiser = torch.optim.SGD(vectors.values(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+                    optimiser = _sgd(vectors)
                 optimiser.param_groups[0]["lr"] = paper_rate(epoch, self.epochs)
                 optimiser.zero_grad()
                 # Linear in p: the batch's mean distribution gives the gradient of the batch's mean loss.
@@ -130,8 +135,11 @@ class Embedding:
                 for layer, p in targets.items():
                     sums[layer] = sums.get(layer, 0) + p * len(images)
             data.log(f"skd embedding: epoch {epoch} of {self.epochs}")
+            state = {"epoch": epoch, "steps": steps, "seconds": before + time.perf_counter() - started, "sums": sums}
+            data.save({**state, "vectors": {k: v.detach() for k, v in vectors.items()}, "optimizer": optimiser.state_dict()})
         means = {layer: (total / data.count).cpu() for layer, total in sums.items()}
-        return {k: v.detach().double().cpu() for k, v in vectors.items()}, means, dict.fromkeys(vectors, steps), time.perf_counter() - started
+        seconds = before + time.perf_counter() - started
+        return {k: v.detach().double().cpu() for k, v in vectors.items()}, means, dict.fromkeys(vectors, steps), seconds
 
     def _initial(self, layer: str, channels: int, data: PreparationData) -> Tensor:
         """N(0, 1), keyed by layer and seed: (C, K) fp32."""
@@ -160,6 +168,10 @@ def describe(fit: Mapping[str, Any]) -> str:
     text = f"skd embedding: {fit['layer']} ({fit['channels']} channels): KL left {fit['kl_left']:.2e}, random vectors {fit['kl_random']:.2e}"
     text += f", signal {fit['kl_signal']:.2e}, {fit['steps']} steps"
     return text if fit["converged"] else text + f"; NOT CONVERGED, going on would lower it by {fit['kl_gap']:.1e}"
+
+
+def _sgd(vectors: Mapping[str, Tensor]) -> torch.optim.SGD:
+    return torch.optim.SGD(vectors.values(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 def paper_rate(epoch: int, epochs: int) -> float:

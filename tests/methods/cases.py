@@ -1,7 +1,9 @@
 """What the tests over the whole registry share: small networks, images, outputs made up from shapes, and methods ready to step."""
 
+import copy
 import functools
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,8 @@ class Images:
     def __init__(self, count: int = 64) -> None:
         self.count = count
         self.images, self.labels = pictures(count)
+        self.saved: list[Mapping[str, Any]] = []
+        self.stop_after: int | None = None  # saves
 
     def batches(self, batch_size: int, *, epoch: int = 0, augment: bool = False, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(self.count, generator=self.generator("order", epoch)) if shuffle else torch.arange(self.count)
@@ -50,6 +54,20 @@ class Images:
 
     def log(self, message: str) -> None:
         assert "\n" not in message
+
+    def resume(self) -> Mapping[str, Any] | None:
+        return copy.deepcopy(self.saved[-1]) if self.saved else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        self.saved.append(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+        if len(self.saved) == self.stop_after:
+            raise Halted
+
+
+class Halted(Exception):
+    """A preparation was stopped in a test."""
 
 
 class Stub(nn.Module):

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
-from bench.launch import jobs
 from bench.measure import equivalence
 from bench.measure.equivalence import Equivalence, judge, power, study
+from bench.train import group_job
 from tests.bench.synthetic import SHORT, add_run, run_of
 
 PAIR = ("resnet56", "resnet20")
@@ -122,7 +122,7 @@ class Launched:
 
 def test_missing_runs_are_trained_seed_by_seed_after_the_power_is_said(tmp_path, capsys, monkeypatch):
     launched = Launched(tmp_path, {2: TROUBLE})
-    monkeypatch.setattr(jobs, "run_group", lambda *a: (print("training"), launched(*a))[1])
+    monkeypatch.setattr(group_job, "run_group", lambda *a: (print("training"), launched(*a))[1])
     assert study(dataclasses.replace(options(tmp_path, seeds=("1-2",)), train=True)) == TROUBLE
     assert launched.groups == [(1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16")]
     said = capsys.readouterr().out
@@ -130,10 +130,10 @@ def test_missing_runs_are_trained_seed_by_seed_after_the_power_is_said(tmp_path,
 
 
 def test_a_stop_is_passed_on_and_nothing_is_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "run_group", Launched(tmp_path, {3: STOPPED_IN_TIME}))
+    monkeypatch.setattr(group_job, "run_group", Launched(tmp_path, {3: STOPPED_IN_TIME}))
     assert study(dataclasses.replace(options(tmp_path, seeds=("1-2",)), train=True)) == STOPPED_IN_TIME
     assert not (tmp_path / equivalence.FOLDER).exists()
-    monkeypatch.setattr(jobs, "run_group", Launched(tmp_path))
+    monkeypatch.setattr(group_job, "run_group", Launched(tmp_path))
     assert study(dataclasses.replace(options(tmp_path), train=True, time_budget=0.0)) == STOPPED_IN_TIME
 
 

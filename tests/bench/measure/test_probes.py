@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 import models
 from bench import data
-from bench.data.augment import Augmenter
 from bench.errors import DONE, UsageError
 from bench.measure import probes
 from bench.plan import members
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store.files import read_json
-from bench.train import environment, preparations, teacher_networks
+from bench.train import environment, teacher_networks
+from bench.train.context import Context
 from bench.train.execution import Execution
 from bench.train.stop import Stopped
 from methods import registry
@@ -122,21 +122,11 @@ def test_stored_preparation_and_teacher_are_used(tmp_path):
     dataset = data.load(TINY)
     measured = {"top1": 50.0, "top5": 80.0}
     state = models.build(TEACHER).state_dict()
-    file = teacher_networks.publish(tmp_path, dataset.name, dataset.hash, TEACHER, state, measured, {"source": "trained", "trained": True})
+    teacher_networks.publish(tmp_path, dataset.name, dataset.hash, TEACHER, state, measured, {"source": "trained", "trained": True})
     hyper = (("skd", "dimensions", 4), ("skd", "fit_steps", 5))
     group = Group(TEACHER, STUDENT, probes.SEED, TINY, "tf32", ("skd",), hyper)
-    member = members.resolve(group, dataset.hash, 100, 32, 200, file.hash)[0]
-    images = Augmenter(dataset, CPU, channels_last=True)
-    built = preparations.obtain(
-        tmp_path,
-        member.method.preparation(member.hyper, member.setting),
-        lambda: models.build(TEACHER).eval(),
-        file.hash,
-        dataset.hash,
-        lambda name, log: preparations.TrainingImages(dataset, images, name, log, lambda: None),
-        lambda: None,
-        lambda message: None,
-    )
+    context = Context(TINY, "tf32", execution(tmp_path), TEACHER, untrained=True, dataset=dataset)
+    built = context.prepare(context.resolved(group)[0], lambda message: None)
     record = measure(tmp_path, "skd", hyper=hyper)
     assert record["preparation_seconds"] == pytest.approx(built.seconds)
     assert record["teacher_trained"] is True
@@ -183,7 +173,7 @@ def test_a_fresh_process_tells_what_is_wrong(tmp_path):
     ],
 )
 def test_bad_input_leaves_no_record(tmp_path, changes, error):
-    arguments = {"teacher": TEACHER, "student": STUDENT, "method": "kd", "precision": "tf32", "where": execution(tmp_path), "protocol": TINY}
+    arguments = {"teacher": TEACHER, "student": STUDENT, "method": "kd", "precision": "tf32", "execution": execution(tmp_path), "protocol": TINY}
     with pytest.raises(error):
         probes.run_probe(**{**arguments, **changes})
     assert not list(tmp_path.rglob("*.json"))

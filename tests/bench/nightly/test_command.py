@@ -152,5 +152,6 @@ def test_a_file_that_is_no_benchmark_json(tmp_path, text):
 
 def test_no_torch_until_the_plan_runs():
     modules = ("alarm", "verdict", "history", "text", "trend", "command")
-    code = "import sys; " + "; ".join(f"import bench.nightly.{m}" for m in modules) + "; import bench.report.tensorboard; sys.exit('torch' in sys.modules)"
+    code = "import sys; " + "; ".join(f"import bench.nightly.{m}" for m in modules) + "; import bench.report.tensorboard"
+    code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

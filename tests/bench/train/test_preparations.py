@@ -8,16 +8,23 @@ import pytest
 import torch
 from torch import nn
 
+from bench import data
+from bench.data.augment import Augmenter
 from bench.errors import UsageError
+from bench.plan.protocols import Protocol
 from bench.store.files import read_json, write_json
-from bench.train import preparations, prepare, teacher_networks
-from bench.train.preparations import identity, obtain, place
+from bench.train import prepare, teacher_networks
+from bench.train.preparations import Origin, TrainingImages, identity, obtain, place
+from bench.train.stop import Stopped
 from methods import registry
 from methods.base import Batch, MethodError, Preparation, Prepared
 from models.outputs import Outputs
 from tests.methods import cases
 
 METHODS = ("skd", "iep", "iep_bb")
+
+
+TINY = Protocol("tiny", dataset="shapes100", batch=16, train_images=200, test_images=100, image_size=16, trial="for tests")
 
 
 class Stage:
@@ -33,15 +40,17 @@ class Stage:
         return Prepared({"value": torch.arange(6.0).view(2, 3)}, {"images": data.count})
 
 
-def ask(results, stage: Stage, teacher_hash="teacher-a", data_hash="data-a"):
-    images = cases.Images(4)
-    network = nn.Identity()
-    arguments = (lambda: network, teacher_hash, data_hash, lambda name, log: images, lambda: None, lambda message: None)
-    return obtain(results, stage.preparation, *arguments)
+def origin(teacher_hash="teacher-a", data_hash="data-a", arithmetic="fp32"):
+    dataset = data.load(TINY)
+    return Origin(nn.Identity, teacher_hash, data_hash, arithmetic, TrainingImages(dataset, Augmenter(dataset, torch.device("cpu"))))
+
+
+def ask(results, stage: Stage, log=lambda message: None, **changes):
+    return obtain(results, stage.preparation, origin(**changes), log)
 
 
 def folder(results, stage: Stage, teacher_hash="teacher-a"):
-    return place(results, identity(stage.preparation, teacher_hash, "data-a"))
+    return place(results, identity(stage.preparation, origin(teacher_hash)))
 
 
 def test_built_once_and_read_back_with_its_cost(tmp_path):
@@ -69,10 +78,11 @@ def test_memory_on_a_cpu_is_what_the_building_took(tmp_path):
     [
         ({}, {"teacher_hash": "teacher-b"}),
         ({}, {"data_hash": "data-b"}),
+        ({}, {"arithmetic": "tf32"}),
         ({"version": 2}, {}),
         ({"settings": {"layers": ["stage2"], "seed": 0}}, {}),
     ],
-    ids=["teacher", "data", "version", "layers"],
+    ids=["teacher", "data", "arithmetic", "version", "layers"],
 )
 def test_what_was_made_for_something_else_is_not_used(tmp_path, changes, asked):
     stage, other = Stage(), Stage(**changes)
@@ -154,6 +164,46 @@ def test_a_build_that_was_cut_off_is_built_again(tmp_path):
     assert stage.built == 2
 
 
+class Long(Stage):
+    """Three parts, kept after each; `stop_at`: a signal comes in that one."""
+
+    stop_at = 0
+
+    def build(self, teacher, data) -> Prepared:
+        self.built += 1
+        state = data.resume() or {"part": 0, "value": torch.zeros(3)}
+        self.began = state["part"]
+        for part in range(state["part"] + 1, 4):
+            if part == self.stop_at:
+                raise Stopped
+            state = {"part": part, "value": state["value"] + torch.rand(3, generator=data.generator("noise", part))}
+            data.save(state)
+        return Prepared({"value": state["value"]})
+
+
+def test_a_stage_that_was_stopped_goes_on_where_it_saved_last(tmp_path):
+    whole = ask(tmp_path / "whole", Long())
+    stage = Long()
+    stage.stop_at = 3
+    with pytest.raises(Stopped):
+        ask(tmp_path, stage)
+    stage.stop_at = 0
+    found = ask(tmp_path, stage)
+    assert stage.began == 2 and torch.equal(found.prepared.tensors["value"], whole.prepared.tensors["value"])
+    assert sorted(p.name for p in folder(tmp_path, stage).iterdir()) == ["prepared.json", "prepared.pt"]
+
+
+def test_a_damaged_state_of_a_stage_is_named_and_not_used(tmp_path):
+    stage, said = Long(), []
+    stage.stop_at = 3
+    with pytest.raises(Stopped):
+        ask(tmp_path, stage)
+    flip(folder(tmp_path, stage) / "unfinished.pt")
+    stage.stop_at = 0
+    ask(tmp_path, stage, said.append)
+    assert stage.began == 0 and any("unfinished.pt is damaged" in line for line in said)
+
+
 def test_who_comes_second_waits_and_reads(tmp_path):
     entered, go = threading.Event(), threading.Event()
 
@@ -226,7 +276,6 @@ def test_a_teacher_of_other_widths_is_refused_by_the_method(name):
 
 
 def test_prepare_builds_once_prints_figures_and_runs_use_the_same(tmp_path, monkeypatch, capsys):
-    from bench import data
     from bench.plan import protocols
 
     tiny = protocols.Protocol("tiny", dataset="shapes100", batch=16, train_images=200, test_images=100, trial="for tests")
@@ -235,7 +284,7 @@ def test_prepare_builds_once_prints_figures_and_runs_use_the_same(tmp_path, monk
     state = cases.models.build("resnet8").state_dict()
     file = teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet8", state, {"top1": 1.0}, {"source": "trained", "trained": True})
     options = prepare.Prepare(
-        "skd", "resnet8", protocol="tiny", overrides=("skd.dimensions=4", "skd.fit_steps=5"), results=tmp_path, device="cpu", threads=1
+        method="skd", teacher="resnet8", protocol="tiny", overrides=("skd.dimensions=4", "skd.fit_steps=5"), results=tmp_path, device="cpu", threads=1
     )
     assert options.main() == 0 and options.main() == 0
     said = capsys.readouterr().out
@@ -245,7 +294,7 @@ def test_prepare_builds_once_prints_figures_and_runs_use_the_same(tmp_path, monk
     hyper = method.Hyper(dimensions=4, fit_steps=5)
     shapes = cases.models.shapes("resnet8")
     wanted = method.preparation(hyper, cases.Setting(shapes, cases.models.shapes("resnet8", 100, 32), 100, 200))
-    assert place(tmp_path, preparations.identity(wanted, file.hash, dataset.hash)) == place_of
+    assert place(tmp_path, identity(wanted, origin(file.hash, dataset.hash))) == place_of
 
 
 @pytest.mark.parametrize(

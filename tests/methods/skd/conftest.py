@@ -63,6 +63,12 @@ class Images:
     def log(self, message):
         self.lines.append(message)
 
+    def resume(self):
+        return None
+
+    def save(self, state):
+        pass
+
 
 @dataclass(frozen=True)
 class Planted:

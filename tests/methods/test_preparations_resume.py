@@ -1,0 +1,43 @@
+"""Preparations of every method that has a long one: stopped after any part that it keeps, it ends with the same bits."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from methods import registry
+from models.randomness import keyed
+from tests.methods import cases
+
+NAMES = [name for name in registry.names() if registry.get(name).preparation(cases.hyper_of(registry.get(name)), cases.setting())]
+SETTINGS = {"skd": {"mode": "paper", "paper_epochs": 3}, "iep": {"phase_epochs": 3}}  # the quick ones have one part
+
+
+def build(name, images):
+    method = registry.get(name)
+    hyper = dataclasses.replace(cases.hyper_of(method), **SETTINGS.get(name, {}))
+    with keyed(0, "preparation"):
+        return method.preparation(hyper, cases.setting()).build(cases.frozen_teacher(), images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_stopped_after_any_save_ends_with_the_same_bits(name):
+    images = cases.Images()
+    whole = build(name, images)
+    for stop in range(1, len(images.saved)):
+        halted = cases.Images()
+        halted.stop_after = stop
+        with pytest.raises(cases.Halted):
+            build(name, halted)
+        found = build(name, halted)
+        assert found.tensors.keys() == whole.tensors.keys()
+        assert all(torch.equal(found.tensors[k], whole.tensors[k]) for k in whole.tensors)
+
+
+def test_a_long_stage_is_among_them():
+    saved = {}
+    for name in NAMES:
+        images = cases.Images()
+        build(name, images)
+        saved[name] = len(images.saved)
+    assert saved["skd"] == 3 and saved["iep"] == 3
