@@ -1,6 +1,8 @@
 """One writer per run: a lease file that outlives neither its process nor its host's reboot.
 
-On the same host the holder's process decides; across hosts a counter that stands still does. Clocks are never compared.
+Where holder and judge see the same processes, the holder's process decides; elsewhere (other hosts, containers with process numbers of
+their own) a counter that stands still does. A thread moves the counters of all leases that a process holds, whatever else it is busy with.
+Clocks are never compared.
 """
 
 import contextlib
@@ -8,15 +10,22 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import filelock
 
+from bench.errors import StoreError
+
 NAME = "lease.json"
+BEAT_SECONDS = 15.0
 STILL_SECONDS = 90.0
-"""How long another host's counter must stand still before its lease is taken (owners beat at least every 20 s)."""
+"""How long a counter must stand still before its lease is taken."""
+VIEW = ("host", "boot", "processes")
+"""Where these agree, process numbers mean the same."""
 
 
 class LeaseLost(RuntimeError):
@@ -27,6 +36,16 @@ def _boot_id() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return "unknown"
+
+
+def _namespace() -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return "unknown"
+
+
+def _view() -> dict[str, str]:
+    return {"host": socket.gethostname(), "boot": _boot_id(), "processes": _namespace()}
 
 
 def _started(pid: int) -> str | None:
@@ -46,21 +65,70 @@ def _started(pid: int) -> str | None:
 
 
 class Lease:
-    """Holds `folder`/lease.json. Use `acquire`; call `beat` while working, `check` before publishing, `release` at the end."""
+    """Holds `folder`/lease.json. Use `acquire`; call `check` before publishing, `release` at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self.token = secrets.token_hex(8)
         self._counter = 0
-        self._beaten = time.monotonic()
-
-    def _content(self) -> bytes:
-        pid = os.getpid()
-        holder = {"host": socket.gethostname(), "boot": _boot_id(), "pid": pid, "started": _started(pid), "token": self.token}
-        return json.dumps({**holder, "counter": self._counter}).encode()
 
     def acquire(self, still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> bool:
-        """Take the lease; False where a live writer holds it. May wait `still_seconds` for another host's counter to move."""
+        """Take the lease; False where a live writer holds it. May wait `still_seconds` for a counter to move. Raises StoreError."""
+        return acquire_all([self], still_seconds, check)[0]
+
+    def held(self) -> bool:
+        """Whether somebody holds it, as far as can be told at once: a holder whose process cannot be seen is taken at its word."""
+        seen = self._read()
+        return bool(seen) and _alive(seen) is not False
+
+    def beat(self) -> None:
+        """Move the counter. Raises LeaseLost."""
+        with contextlib.suppress(filelock.Timeout), self._lock(0):  # locked: somebody judges it just now
+            self.check()
+            self._counter += 1
+            self._place()
+
+    def check(self) -> None:
+        """Raises LeaseLost where the lease is not ours any more."""
+        seen = self._read()
+        if seen is None or seen.get("token") != self.token:
+            raise LeaseLost(f"{self.path}: the lease was taken by another writer")
+
+    def release(self) -> None:
+        """Give the lease back, if it is still ours."""
+        _HEART.forget(self)
+        seen = self._read()
+        if seen is not None and seen.get("token") == self.token:
+            self.path.unlink(missing_ok=True)
+
+    def _lock(self, timeout: float = -1) -> filelock.FileLock:
+        """Keeps apart those who judge the same stale lease; the kernel drops it with its holder."""
+        return filelock.FileLock(self.path.with_name(f".{NAME}.lock"), timeout=timeout)
+
+    def _draft(self) -> Path:
+        pid = os.getpid()
+        holder = {**_view(), "pid": pid, "started": _started(pid), "token": self.token, "counter": self._counter}
+        draft = self.path.with_name(f".{NAME}.{self.token}")
+        draft.write_text(json.dumps(holder))
+        return draft
+
+    def _place(self) -> None:
+        os.replace(self._draft(), self.path)
+
+    def _read(self) -> dict | None:
+        """The lease that stands there; None: none; empty: one that cannot be read, which nobody holds. Raises StoreError."""
+        if self.path.exists() and not self.path.is_file():
+            raise StoreError(f"{self.path} is not a file; remove it")
+        try:
+            content = json.loads(self.path.read_bytes()[:4096])
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _attempt(self) -> dict | bool:
+        """True: taken. False: a live process holds it. A lease: whether its holder lives cannot be seen from here."""
         draft = self._draft()
         try:
             for _ in range(3):
@@ -71,73 +139,98 @@ class Lease:
                     seen = self._read()
                 if seen is None:
                     continue
-                if self._alive(seen, still_seconds, check):
+                alive = _alive(seen) if seen else False
+                if alive is None:
+                    return seen
+                if alive:
                     return False
-                # The lock keeps two who judged the same stale lease apart; the kernel drops it with its holder.
-                with filelock.FileLock(self.path.with_name(f".{NAME}.lock")):
-                    if self._read() == seen:
-                        os.replace(draft, self.path)
-                        return True
+                if self._take(seen):
+                    return True
             return False
         finally:
             draft.unlink(missing_ok=True)
 
-    def _draft(self) -> Path:
-        draft = self.path.with_name(f".{NAME}.{self.token}")
-        draft.write_bytes(self._content())
-        return draft
-
-    def _read(self) -> dict | None:
-        """The lease that stands there; None: none; empty: one that cannot be read, which nobody holds."""
-        try:
-            content = json.loads(self.path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def _alive(self, seen: dict, still_seconds: float, check: Callable[[], None]) -> bool:
-        if not seen:
-            return False
-        if seen.get("host") == socket.gethostname():
-            if seen.get("boot") != _boot_id() or not isinstance(seen.get("pid"), int):
+    def _take(self, seen: dict) -> bool:
+        """Take a dead holder's lease, if it is still that one."""
+        with self._lock():
+            if self._read() != seen:
                 return False
-            started = _started(seen["pid"])
-            return started is not None and started == seen.get("started")
+            self._place()
+        return True
+
+
+def _alive(seen: dict) -> bool | None:
+    """Whether the holder's process lives; None: it cannot be seen from here."""
+    ours = _view()
+    if any(seen.get(name, ours[name]) != ours[name] for name in VIEW):
+        return None
+    started = _started(seen["pid"]) if isinstance(seen.get("pid"), int) else None
+    return started is not None and started == seen.get("started")
+
+
+def acquire_all(leases: Sequence[Lease], still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> list[bool]:
+    """Take those that no live writer holds: which ones. Counters of holders that cannot be seen are watched together, once.
+
+    `check` is called while waiting and may raise to stop. Raises StoreError; nothing is held then.
+    """
+    won: dict[Lease, bool] = {}
+    try:
+        found = {lease: lease._attempt() for lease in leases}
+        won = {lease: answer is True for lease, answer in found.items()}
+        watched = {lease: seen for lease, seen in found.items() if isinstance(seen, dict)}
         until = time.monotonic() + still_seconds
-        while time.monotonic() < until:
+        while watched and time.monotonic() < until:
             check()
             time.sleep(min(1.0, max(0.01, until - time.monotonic())))
-            now = self._read()
-            if now is None:
-                return False
-            if (now.get("token"), now.get("counter")) != (seen.get("token"), seen.get("counter")):
-                return True
-        return False
+            for lease, seen in list(watched.items()):
+                if lease._read() != seen:
+                    won[lease] = lease._attempt() is True  # moved: alive; released: ours
+                    del watched[lease]
+        for lease, seen in watched.items():
+            won[lease] = lease._take(seen)
+    except BaseException:
+        for lease in leases:
+            with contextlib.suppress(StoreError):
+                lease.release()
+        raise
+    for lease, ours in won.items():
+        if ours:
+            _HEART.keep(lease)
+    return [won[lease] for lease in leases]
 
-    def held(self) -> bool:
-        """Whether somebody holds it, as far as can be told at once: another host's holder is taken at its word."""
-        seen = self._read()
-        return bool(seen) and (seen.get("host") != socket.gethostname() or self._alive(seen, 0.0, lambda: None))
 
-    def beat(self, every_seconds: float = 20.0) -> None:
-        """Move the counter, at most once in `every_seconds`. Raises LeaseLost."""
-        if time.monotonic() - self._beaten < every_seconds:
-            return
-        self.check()
-        self._counter += 1
-        os.replace(self._draft(), self.path)
-        self._beaten = time.monotonic()
+class _Heart:
+    """The thread that beats every lease this process holds. A lease that was lost, or whose disk is full, is left to its `check`."""
 
-    def check(self) -> None:
-        """Raises LeaseLost where the lease is not ours any more."""
-        seen = self._read()
-        if seen is None or seen.get("token") != self.token:
-            raise LeaseLost(f"{self.path}: the lease was taken by another writer")
+    def __init__(self) -> None:
+        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._pid: int | None = None  # a forked child has no thread and holds nothing
+        self._guard = threading.Lock()
 
-    def release(self) -> None:
-        """Give the lease back, if it is still ours."""
-        seen = self._read()
-        if seen is not None and seen.get("token") == self.token:
-            self.path.unlink(missing_ok=True)
+    def keep(self, lease: Lease) -> None:
+        with self._guard:
+            if self._pid != os.getpid():
+                self._pid = os.getpid()
+                self._leases = weakref.WeakSet()
+                threading.Thread(target=self._run, name="lease", daemon=True).start()
+            self._leases.add(lease)
+
+    def forget(self, lease: Lease) -> None:
+        with self._guard:
+            self._leases.discard(lease)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            with self._guard:
+                leases = list(self._leases)
+            for lease in leases:
+                try:
+                    lease.beat()
+                except LeaseLost:
+                    self.forget(lease)
+                except (OSError, StoreError):
+                    continue
+
+
+_HEART = _Heart()

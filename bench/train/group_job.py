@@ -5,6 +5,7 @@ import threading
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
 from bench.plan.members import Member
+from bench.store.lease import acquire_all
 from bench.train import checkpoint, environment
 from bench.train.checkpoint import START, Position
 from bench.train.context import Context
@@ -51,33 +52,29 @@ def done(job: GroupJob, member: Member) -> bool:
 
 
 def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
-    """The folders of the runs that are to be trained, under our lease, and how many a live writer holds."""
+    """The folders of the runs that are to be trained, under our lease, and how many are not ours to train."""
+    wanted = [RunFolder(job.results, member, job.group.title) for member in job.members if not done(job, member)]
     held: list[RunFolder] = []
     elsewhere = 0
     try:
-        for member in job.members:
-            folder = RunFolder(job.results, member, job.group.title)
-            if done(job, member):
-                continue
+        for folder in wanted:
             folder.path.mkdir(parents=True, exist_ok=True)
-            if not folder.lease.acquire(check=job.stop.check):
+        sound = [folder for folder in wanted if _is_sound(folder)]
+        elsewhere = len(wanted) - len(sound)
+        for folder, ours in zip(sound, acquire_all([folder.lease for folder in sound], check=job.stop.check), strict=True):
+            if ours:
+                held.append(folder)
+            else:
                 print(f"{folder.id} is already running elsewhere; left to it", flush=True)
                 elsewhere += 1
-                continue
-            held.append(folder)
-            if job.execution.redo:
-                folder.clear()
-            elif folder.settled():  # finished by another writer between the look and the lease
+        for folder in list(held):
+            reason = _opened(folder, job.execution.redo)
+            if reason is not None:
                 folder.lease.release()
                 held.remove(folder)
-                continue
-            try:
-                folder.open()
-            except StoreError as error:
-                print(f"{error}; this run is left alone, --redo starts it over", flush=True)
-                folder.lease.release()
-                held.remove(folder)
-                elsewhere += 1
+                if reason:
+                    print(f"{reason}; this run is left alone, --redo starts it over", flush=True)
+                    elsewhere += 1
     except OSError as error:
         for folder in held:
             folder.lease.release()
@@ -87,6 +84,29 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
             folder.lease.release()
         raise
     return held, elsewhere
+
+
+def _is_sound(folder: RunFolder) -> bool:
+    """Whether its lease can be read at all; one that cannot stops its own run only."""
+    try:
+        folder.lease.held()
+    except StoreError as error:
+        print(f"{error}; {folder.id} is left alone", flush=True)
+        return False
+    return True
+
+
+def _opened(folder: RunFolder, redo: bool) -> str | None:
+    """Open a folder whose lease is ours: None; or why it is left: "" where it was done meanwhile."""
+    if redo:
+        folder.clear()
+    elif folder.settled():  # finished by another writer between the look and the lease
+        return ""
+    try:
+        folder.open()
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def _train_parts(job: GroupJob, held: list[RunFolder]) -> int:

@@ -197,18 +197,10 @@ class Training:
         print(f"{place.folder.id} done: test top-1 {place.tested['top1']:.2f}", flush=True)
 
     def _tick(self, epoch: int, step: int, steps: int) -> None:
-        """After each step: beat the leases, write the statuses, save where it is time."""
+        """After each step: write the statuses, save where it is time."""
         self._steps_timed += 1
         now = time.monotonic()
         for place in list(self.places):
-            try:
-                place.folder.lease.beat()
-            except LeaseLost as error:
-                self._lost(place, error)
-                continue
-            except OSError as error:
-                self._drop(place.learner, error)
-                continue
             facts = {"epoch": epoch, "epochs": self.protocol.epochs, "step": step, "steps": steps, "eta_seconds": self._eta(epoch, step)}
             place.folder.status("running", force=False, **facts)
         if now - self._saved_at >= self.job.execution.checkpoint_seconds:

@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from bench.store.lease import NAME, Lease, LeaseLost
+from bench.errors import StoreError
+from bench.store import lease as lease_module
+from bench.store.lease import NAME, Lease, LeaseLost, acquire_all
 
 FORK = multiprocessing.get_context("fork")
 
@@ -40,8 +42,8 @@ def test_a_dead_holder_is_replaced(tmp_path):
     assert Lease(tmp_path).acquire()
 
 
-@pytest.mark.parametrize("changes", [{"boot": "another boot"}, {"started": "1"}, {"pid": 2**22 + 1}], ids=["reboot", "re-used pid", "no such pid"])
-def test_a_lease_does_not_outlive_its_process_or_boot(tmp_path, changes):
+@pytest.mark.parametrize("changes", [{"started": "1"}, {"pid": 2**22 + 1}, {"pid": "x"}], ids=["re-used pid", "no such pid", "no pid"])
+def test_a_lease_does_not_outlive_its_process(tmp_path, changes):
     old = Lease(tmp_path)
     assert old.acquire()
     rewrite(old, **changes)
@@ -51,10 +53,13 @@ def test_a_lease_does_not_outlive_its_process_or_boot(tmp_path, changes):
         old.check()
 
 
-def test_another_host_is_judged_by_its_counter_alone(tmp_path):
+@pytest.mark.parametrize("place", [{"host": "elsewhere"}, {"boot": "another boot"}, {"processes": "pid:[1]"}], ids=lambda p: next(iter(p)))
+def test_a_holder_that_cannot_be_seen_is_judged_by_its_counter_alone(tmp_path, place):
+    """Other hosts, other machines or boots under the same host name, containers with process numbers of their own."""
     far = Lease(tmp_path)
     assert far.acquire()
-    rewrite(far, host="elsewhere", counter=5)
+    rewrite(far, **place, counter=5)
+    assert Lease(tmp_path).held()
     # A moving counter: alive.
     polls = []
 
@@ -71,7 +76,7 @@ def test_another_host_is_judged_by_its_counter_alone(tmp_path):
     assert new.acquire(still_seconds=0.3)
     assert time.monotonic() - started >= 0.3
     with pytest.raises(LeaseLost):
-        far.beat(every_seconds=0)
+        far.beat()
 
 
 def test_a_garbled_lease_is_replaced(tmp_path):
@@ -87,10 +92,44 @@ def test_beating_moves_the_counter(tmp_path):
     lease = Lease(tmp_path)
     assert lease.acquire()
     for expected in (1, 2):
-        lease.beat(every_seconds=0)
+        lease.beat()
         assert json.loads(lease.path.read_text())["counter"] == expected
-    lease.beat(every_seconds=60)
-    assert json.loads(lease.path.read_text())["counter"] == 2
+
+
+def test_leases_are_beaten_while_the_holder_does_something_long(tmp_path, monkeypatch):
+    """An evaluation or a preparation that takes minutes: another host sees the counters move."""
+    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease_module, "_HEART", lease_module._Heart())
+    leases = [Lease(tmp_path / name) for name in "ab"]
+    for lease in leases:
+        lease.path.parent.mkdir()
+    assert acquire_all(leases) == [True, True]
+    until = time.monotonic() + 20
+    while time.monotonic() < until and not all(json.loads(lease.path.read_text())["counter"] >= 2 for lease in leases):
+        sum(range(100_000))
+    assert all(json.loads(lease.path.read_text())["counter"] >= 2 for lease in leases)
+    leases[0].release()
+    taken = Lease(tmp_path / "b")
+    rewrite(leases[1], token="another")
+    time.sleep(0.2)
+    assert json.loads(taken.path.read_text())["token"] == "another"  # what was lost is not beaten
+
+
+def test_members_of_a_crashed_node_are_taken_over_together(tmp_path):
+    leases = [Lease(tmp_path / str(i)) for i in range(9)]
+    for lease in leases:
+        lease.path.parent.mkdir()
+        assert lease.acquire()
+        rewrite(lease, host="elsewhere")
+    began = time.monotonic()
+    assert acquire_all([Lease(lease.path.parent) for lease in leases], still_seconds=1.0) == [True] * 9
+    assert time.monotonic() - began < 5  # one wait, not nine
+
+
+def test_a_lease_that_is_no_file_is_named(tmp_path):
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(StoreError, match="is not a file; remove it"):
+        Lease(tmp_path).acquire()
 
 
 def _compete(folder, barrier, wins):
@@ -108,7 +147,7 @@ def test_of_eight_at_once_one_wins(tmp_path, stale):
     if stale:
         dead = Lease(tmp_path)
         assert dead.acquire()
-        rewrite(dead, boot="another boot")
+        rewrite(dead, started="1")
     for _ in range(5):
         barrier, wins = FORK.Barrier(8), FORK.Value("i", 0)
         children = [FORK.Process(target=_compete, args=(tmp_path, barrier, wins)) for _ in range(8)]
