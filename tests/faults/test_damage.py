@@ -5,11 +5,12 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bench import data
+from bench.data.augment import Augmenter
 from bench.errors import DONE, TROUBLE, USAGE, StoreError, UsageError
 from bench.launch import jobs
 from bench.report import cost_sheets, table
@@ -198,11 +199,12 @@ def test_trained_teacher_is_published_from_whole_weights_only(trained, tmp_path,
 @damaged
 @pytest.mark.parametrize("name", ["prepared.pt", "prepared.json"])
 def test_preparation_is_refused_with_its_cure(tmp_path, name, damage):
+    dataset = data.load(lives.TINY)
     made = Preparation("faults", 1, {"a": 1}, lambda teacher, images: Prepared({"w": torch.arange(50.0)}, {"n": 1}))
 
     def obtain():
-        images = SimpleNamespace(device=torch.device("cpu"))
-        return preparations.obtain(tmp_path, made, lambda: None, "t", "d", lambda *_: images, lambda: None, lambda message: None)
+        images = preparations.TrainingImages(dataset, Augmenter(dataset, torch.device("cpu")))
+        return preparations.obtain(tmp_path, made, preparations.Origin(lambda: None, "t", "d", "fp32", images), lambda message: None)
 
     built = obtain()
     path = tmp_path / "preparations" / built.key / name
