@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         name, rest = split(arguments)
         options = parse(name, rest)
+        if hasattr(options, "check"):
+            options.check()  # what can be refused without loading torch
         function = COMMANDS[name].function
         return _named(function)(options) if function else options.main()
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bench.errors import unknown
 from bench.options import (
     Appended,
     DataOption,
@@ -17,6 +18,10 @@ from bench.options import (
     ThreadsOption,
     TimeBudgetOption,
 )
+from bench.plan import names, protocols
+from bench.plan.identity import PRECISIONS
+from bench.plan.profiles import get_profile
+from bench.plan.selection import parse_seeds, parse_set, words
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,14 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
     """Slurm CPUs of a job."""
     setup: Appended = ()
     """A shell line to run before a Slurm job, as in "module load cuda"; may be given several times."""
+
+    def check(self) -> None:
+        """Raises UsageError for a name that nothing declares."""
+        get_profile(self.profile)
+        if self.protocol is not None:
+            protocols.get(self.protocol)
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, list(PRECISIONS))
+        parse_seeds(self.seeds)
+        names.check_methods([*words(self.methods), *(parse_set(text)[0] for text in self.overrides)])
+        names.check_pairs(words(self.pairs))

@@ -9,7 +9,7 @@ import tyro
 
 from bench.errors import UsageError
 from bench.options import Appended, DataOption, DeviceOption, ResultsOption, ThreadsOption
-from bench.plan import protocols
+from bench.plan import names, protocols
 from bench.plan.selection import parse_set
 from bench.train.execution import Execution
 
@@ -30,6 +30,11 @@ class Prepare(ThreadsOption, DeviceOption, DataOption, ResultsOption):
     """Change a hyper-parameter: method.field=value; may be given several times."""
     precision: str = "tf32"
     """tf32, fp32 or bf16."""
+
+    def check(self) -> None:
+        """Raises UsageError for a name that nothing declares."""
+        names.check_methods([self.method])
+        names.check_networks([self.teacher])
 
     def main(self) -> int:
         for line in figures(run(self)):

@@ -17,7 +17,7 @@ from bench.options import (
     ThreadsOption,
     TimeBudgetOption,
 )
-from bench.plan import protocols
+from bench.plan import names, protocols
 from bench.plan.expand import TEACHER_SEED
 from bench.text import table
 
@@ -46,6 +46,11 @@ class TeachersImport(DeviceOption, DownloadOption, DataOption, ResultsOption):
     protocol: str = "crd"
     """The protocol whose data it is for."""
 
+    def check(self) -> None:
+        """Raises UsageError for a name that nothing declares."""
+        names.check_networks([self.architecture])
+        protocols.get(self.protocol)
+
     def main(self) -> int:
         return import_teacher(self)
 
@@ -64,6 +69,11 @@ class TeachersTrain(TimeBudgetOption, DeterministicOption, EngineOption, Threads
     """tf32, fp32 or bf16."""
     redo: bool = False
     """Train it again though it is there."""
+
+    def check(self) -> None:
+        """Raises UsageError for a name that nothing declares."""
+        names.check_networks([self.architecture])
+        protocols.get(self.protocol)
 
     def main(self) -> int:
         return train_teacher(self)

@@ -1,0 +1,78 @@
+"""The names of methods and networks as their files declare them, read without running them: so a wrong name is refused before torch is loaded."""
+
+import ast
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from bench.errors import unknown
+from bench.plan.selection import parse_pair
+
+ENTRY_POINTS = "kd_bench.methods"
+
+
+def _trees(package: str) -> Iterator[ast.Module]:
+    """The syntax trees of a package's files; one that cannot be parsed is left to the registry, which names it."""
+    (folder,) = importlib.util.find_spec(package).submodule_search_locations
+    for path in sorted(Path(folder).rglob("*.py")):
+        try:
+            yield ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+
+
+def _decorated(tree: ast.Module) -> Iterator[str]:
+    """The names under which a file registers classes."""
+    for node in tree.body:
+        for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register" and isinstance(call.args[0], ast.Constant):
+                yield call.args[0].value
+
+
+def _declared(tree: ast.Module) -> Iterator[str]:
+    """The keys of a file's NETWORKS."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(getattr(target, "id", "") == "NETWORKS" for target in targets):
+            value = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
+            yield from (key.value for key in value.keys if isinstance(key, ast.Constant))
+
+
+@cache
+def methods() -> frozenset[str]:
+    """Methods that the files of this package register, and the names of the files, which stand for broken ones."""
+    (folder,) = importlib.util.find_spec("methods").submodule_search_locations
+    files = {path.stem for path in Path(folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+    registered = {name for tree in _trees("methods") for name in _decorated(tree)}
+    return frozenset(registered | (files - {"base", "registry", "__init__"}))
+
+
+@cache
+def networks() -> tuple[str, ...]:
+    """Networks in the order of their declaration."""
+    return tuple(dict.fromkeys(name for tree in _trees("models") for name in _declared(tree)))
+
+
+def check_methods(names: Iterable[str]) -> None:
+    """Raises UsageError for a name that no file registers. Where other packages register methods, the registry decides later."""
+    if importlib.metadata.entry_points(group=ENTRY_POINTS):
+        return
+    for name in names:
+        for part in name.removeprefix("+").split("+"):
+            if part not in methods():
+                raise unknown("method", part, sorted(methods()))
+
+
+def check_networks(names: Iterable[str]) -> None:
+    """Raises UsageError for a name that no file declares."""
+    for name in names:
+        if name not in networks():
+            raise unknown("network", name, list(networks()))
+
+
+def check_pairs(texts: Iterable[str]) -> None:
+    """Raises UsageError for a pair that cannot be read."""
+    for text in texts:
+        parse_pair(text, networks())
