@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from models.outputs import KINDS
+from models.outputs import STAGE_KINDS as KINDS
 from models.randomness import generator, keyed
 
 NAMES = ("resnet8", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg11")
@@ -190,7 +190,7 @@ def test_one_image_and_repeated_kinds():
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
 def test_unknown_kind(name):
-    with pytest.raises(models.NetworkError, match="unknown kind of stage maps 'post'; known: stage, preact, relu"):
+    with pytest.raises(models.NetworkError, match="unknown kind of maps 'post'; known: stage, preact, relu, last, cam"):
         build(name)(images(1), ("stage", "post"))
 
 
