@@ -39,6 +39,15 @@ def pooled(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).mean((1, 2))
 
 
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """Channel shuffle (Zhang et al., ShuffleNet, CVPR 2018, section 3.1): (B, C, H, W) in `groups` runs of channels, dealt out in turn.
+
+    Channel i * groups + g of the result is channel g * C / groups + i of x. Channels last in the copy as in memory.
+    """
+    dealt = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3)
+    return dealt.permute(0, 3, 1, 2)
+
+
 def first_maps(kinds: Sequence[str], stem: Tensor) -> Maps:
     """The maps asked for, those of the stages each beginning with the stem's (B, C, H, W). Raises NetworkError for an unknown kind."""
     for kind in kinds:
@@ -52,6 +61,17 @@ def add_maps(maps: Maps, **stage: Tensor | None) -> None:
     for kind in maps:
         if kind in stage:
             maps[kind] += (stage[kind],)
+
+
+def through_stage(stage: nn.Sequential, x: Tensor, maps: Maps) -> Tensor:
+    """The output of a stage whose blocks end in a ReLU that `block(x, relu=False)` leaves out; adds its maps."""
+    *blocks, last = stage
+    for block in blocks:
+        x = block(x)
+    preact = last(x, relu=False) if "preact" in maps else None
+    x = last(x) if preact is None else F.relu(preact)
+    add_maps(maps, stage=x, preact=preact, relu=x)
+    return x
 
 
 def classified(classifier: nn.Linear, last: Tensor, maps: Maps) -> Outputs:

@@ -15,12 +15,12 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from models import resnet, vgg, wrn
+from models import bottleneck, mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn
 from models.layers import NetworkError
 from models.network import Network
 from models.outputs import KINDS, Shapes
 
-FILES = (resnet, wrn, vgg)
+FILES = (resnet, wrn, vgg, bottleneck, mobilenet, shufflenet_v1, shufflenet_v2)
 
 
 def _merged() -> Mapping[str, partial[Network]]:

@@ -7,10 +7,9 @@ Contrastive Representation Distillation (Tian et al., ICLR 2020).
 from collections.abc import Sequence
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import add_maps, classified, conv3x3, first_maps, initialise_convolutions
+from models.layers import classified, conv3x3, first_maps, initialise_convolutions, through_stage
 from models.native import normalised
 from models.network import Network
 from models.outputs import Outputs
@@ -70,12 +69,7 @@ class ResNet(Network):
         x = normalised(self.bn1, self.conv1(x))
         maps = first_maps(kinds, x)
         for stage in (self.layer1, self.layer2, self.layer3):
-            *blocks, last = stage
-            for block in blocks:
-                x = block(x)
-            preact = last(x, relu=False) if "preact" in kinds else None
-            x = last(x) if preact is None else F.relu(preact)
-            add_maps(maps, stage=x, preact=preact, relu=x)
+            x = through_stage(stage, x, maps)
         return classified(self.fc, x, maps)
 
     def stage_norms(self) -> tuple[nn.Module, ...]:

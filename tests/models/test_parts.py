@@ -16,7 +16,7 @@ from models.outputs import KINDS, STAGE_KINDS
 from models.randomness import generator, keyed
 
 NAMES = models.names()
-WITHOUT_NORMS: dict[str, str] = {}
+WITHOUT_NORMS = {"shufflev2": "half of the channels pass"}
 """Networks without a normalisation behind each stage, and what is said of them."""
 
 

@@ -28,6 +28,10 @@ COUNTS = {
     "vgg13": (9_462_180, 5_888, 10, 10, 72, 284_936_192),
     "vgg16": (14_774_436, None, 13, 13, 93, None),
     "vgg19": (20_086_692, None, 16, 16, 114, None),
+    "resnet50": (23_705_252, 53_120, 53, 53, 320, 1_298_014_208),
+    "mobilenetv2": (812_836, 18_368, 53, 53, 320, 6_523_648),
+    "shufflev1": (949_258, 23_736, 49, 49, 296, 38_691_456),
+    "shufflev2": (1_355_528, 16_180, 56, 56, 338, 44_504_448),
 }
 MILLION_MACS = {"resnet8": 12.507, "resnet14": 26.663, "resnet44": 97.442, "vgg11": 209.439, "vgg16": 398.182, "vgg19": 511.429}
 
@@ -131,7 +135,7 @@ def test_unknown_name_lists_close_ones(wrong, close):
 
 
 def test_unknown_name_without_close_ones_lists_all():
-    with pytest.raises(models.NetworkError, match="known: resnet8, .*vgg19$"):
+    with pytest.raises(models.NetworkError, match="known: resnet8, .*vgg19, .*shufflev2$"):
         models.build("transformer")
 
 
