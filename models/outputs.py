@@ -10,7 +10,8 @@ STAGE_KINDS = ("stage", "preact", "relu")
 
 `stage`: RepDistiller's feature list (ResNet, VGG, ShuffleNet: after ReLU; WRN: the raw, signed residual sum; MobileNetV2: the signed
 output of the linear bottleneck).
-`preact`: before the ReLU (ResNet, ShuffleNetV1: residual sum; VGG: BN output; WRN: the sum after the next BN; ShuffleNetV2: unshuffled).
+`preact`: before the ReLU (ResNet, ShuffleNetV1: residual sum; VGG: BN output; WRN: the sum after the next BN; ShuffleNetV2: a copy,
+unshuffled, so that the logits have no gradient with respect to it).
 `relu`: after it (ResNet, VGG, ShuffleNet: the same tensors as `stage`; WRN: after the next BN and ReLU). No ReLU follows MobileNetV2's
 stages: its three kinds are the same tensors.
 """
