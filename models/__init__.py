@@ -2,6 +2,7 @@
 
 from models.folding import folded
 from models.layers import NetworkError
-from models.registry import build, macs, names, options, shapes
+from models.network import classifier, preact_norms, trunk
+from models.registry import build, macs, names, options, shapes, small_rate
 
-__all__ = ["NetworkError", "build", "folded", "macs", "names", "options", "shapes"]
+__all__ = ["NetworkError", "build", "classifier", "folded", "macs", "names", "options", "preact_norms", "shapes", "small_rate", "trunk"]

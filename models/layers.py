@@ -1,10 +1,11 @@
-"""What the networks share: the 3x3 convolution, pooling, the initialisation of convolutions, and the collection of stage maps."""
+"""What the networks share: the 3x3 convolution, pooling, the initialisation of convolutions, and the collection of maps."""
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.outputs import KINDS
+from models.outputs import KINDS, STAGE_KINDS, Outputs
 
 Maps = dict[str, tuple[Tensor, ...]]
 
@@ -38,15 +39,46 @@ def pooled(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).mean((1, 2))
 
 
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """Channel shuffle (Zhang et al., ShuffleNet, CVPR 2018, section 3.1): (B, C, H, W) in `groups` runs of channels, dealt out in turn.
+
+    Channel i * groups + g of the result is channel g * C / groups + i of x. Channels last in the copy as in memory.
+    """
+    dealt = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3)
+    return dealt.permute(0, 3, 1, 2)
+
+
 def first_maps(kinds: Sequence[str], stem: Tensor) -> Maps:
-    """The maps asked for, each beginning with the stem's (B, C, H, W). Raises NetworkError for an unknown kind."""
+    """The maps asked for, those of the stages each beginning with the stem's (B, C, H, W). Raises NetworkError for an unknown kind."""
     for kind in kinds:
         if kind not in KINDS:
-            raise NetworkError(f"unknown kind of stage maps {kind!r}; known: {', '.join(KINDS)}")
-    return {kind: (stem,) for kind in kinds}
+            raise NetworkError(f"unknown kind of maps {kind!r}; known: {', '.join(KINDS)}")
+    return {kind: (stem,) if kind in STAGE_KINDS else () for kind in kinds}
 
 
 def add_maps(maps: Maps, **stage: Tensor | None) -> None:
-    """Append one stage's map to each kind asked for; `stage` holds every kind, None where it was not asked for."""
+    """Append one stage's map to each kind asked for; `stage` holds every kind of stage maps, None where it was not asked for."""
     for kind in maps:
-        maps[kind] += (stage[kind],)
+        if kind in stage:
+            maps[kind] += (stage[kind],)
+
+
+def through_stage(stage: nn.Sequential, x: Tensor, maps: Maps) -> Tensor:
+    """The output of a stage whose blocks end in a ReLU that `block(x, relu=False)` leaves out; adds its maps."""
+    *blocks, last = stage
+    for block in blocks:
+        x = block(x)
+    preact = last(x, relu=False) if "preact" in maps else None
+    x = last(x) if preact is None else F.relu(preact)
+    add_maps(maps, stage=x, preact=preact, relu=x)
+    return x
+
+
+def classified(classifier: nn.Linear, last: Tensor, maps: Maps) -> Outputs:
+    """The outputs of a network whose last map (B, D, H, W) is pooled and classified; adds the maps of kinds `last` and `cam`."""
+    if "last" in maps:
+        maps["last"] = (last,)
+    if "cam" in maps:
+        maps["cam"] = (F.conv2d(last, classifier.weight[:, :, None, None], classifier.bias),)
+    embedding = pooled(last)
+    return Outputs(classifier(embedding), embedding, maps)

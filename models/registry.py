@@ -1,6 +1,6 @@
 """The networks by name: one declared entry each, a factory called as factory(num_classes=..., **options).
 
-A new network is a file beside this one and an entry here. Its `forward(x, kinds)` returns models.outputs.Outputs; what its class
+A new network is a file beside this one that declares `NETWORKS`, and its import here. Its class is a models.network.Network; what that
 takes as keyword-only arguments are its options.
 """
 
@@ -8,43 +8,31 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
+from models import bottleneck, mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn
 from models.layers import NetworkError
+from models.network import Network
 from models.outputs import KINDS, Shapes
-from models.resnet import WIDE, ResNet
-from models.vgg import VGG
-from models.wrn import WRN
 
-NETWORKS: MappingProxyType[str, Callable[..., nn.Module]] = MappingProxyType(
-    {
-        "resnet8": partial(ResNet, 8),
-        "resnet14": partial(ResNet, 14),
-        "resnet20": partial(ResNet, 20),
-        "resnet32": partial(ResNet, 32),
-        "resnet44": partial(ResNet, 44),
-        "resnet56": partial(ResNet, 56),
-        "resnet110": partial(ResNet, 110),
-        "resnet8x4": partial(ResNet, 8, WIDE),
-        "resnet32x4": partial(ResNet, 32, WIDE),
-        "wrn_16_1": partial(WRN, 16, 1),
-        "wrn_16_2": partial(WRN, 16, 2),
-        "wrn_16_4": partial(WRN, 16, 4),
-        "wrn_40_1": partial(WRN, 40, 1),
-        "wrn_40_2": partial(WRN, 40, 2),
-        "wrn_40_4": partial(WRN, 40, 4),
-        "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
-        "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
-        "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
-        "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
-        "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
-    }
-)
+FILES = (resnet, wrn, vgg, bottleneck, mobilenet, shufflenet_v1, shufflenet_v2)
+
+
+def _merged() -> Mapping[str, partial[Network]]:
+    merged: dict[str, partial[Network]] = {}
+    for file in FILES:
+        if taken := sorted(merged.keys() & file.NETWORKS):
+            raise NetworkError(f"{file.__name__} declares {', '.join(taken)}, which another file has declared")
+        merged |= file.NETWORKS
+    return MappingProxyType(merged)
+
+
+NETWORKS = _merged()
 
 
 def names() -> list[str]:
@@ -58,7 +46,12 @@ def options(name: str) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
-def build(name: str, num_classes: int = 100, **chosen: object) -> nn.Module:
+def small_rate(name: str) -> bool:
+    """Whether a network is trained at a protocol's small learning rate. Raises NetworkError for an unknown name."""
+    return _factory(name).func.small_rate
+
+
+def build(name: str, num_classes: int = 100, **chosen: object) -> Network:
     """A new network in train mode, initialised from torch's ambient generator.
 
     Raises NetworkError for an unknown name, an option that the network lacks, or a value it cannot take.
@@ -101,7 +94,7 @@ def macs(name: str, num_classes: int = 100, image_size: int = 32) -> int:
     return total
 
 
-def _factory(name: str) -> Callable[..., nn.Module]:
+def _factory(name: str) -> partial[Network]:
     if name in NETWORKS:
         return NETWORKS[name]
     close = difflib.get_close_matches(name.lower().replace("-", "_"), NETWORKS, n=3, cutoff=0.5)

@@ -5,12 +5,13 @@ Contrastive Representation Distillation (Tian et al., ICLR 2020).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import add_maps, conv3x3, first_maps, initialise_convolutions, pooled
+from models.layers import classified, conv3x3, first_maps, initialise_convolutions, through_stage
 from models.native import normalised
+from models.network import Network
 from models.outputs import Outputs
 
 THIN = (16, 16, 32, 64)
@@ -42,13 +43,15 @@ class Block(nn.Module):
         return normalised(self.bn2, self.conv2(out), shortcut, relu)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """ResNet of depth 6n + 2: a stem and three stages of n basic blocks with strides 1, 2, 2.
 
     `widths`: channels of the stem and of the stages. The classifier keeps torch's default initialisation.
     """
 
     folds = (("conv1", "bn1"),)
+    head = "fc"
+    body = ("conv1", "bn1", "layer1", "layer2", "layer3")
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int] = THIN, num_classes: int = 100) -> None:
         super().__init__()
@@ -66,16 +69,26 @@ class ResNet(nn.Module):
         x = normalised(self.bn1, self.conv1(x))
         maps = first_maps(kinds, x)
         for stage in (self.layer1, self.layer2, self.layer3):
-            *blocks, last = stage
-            for block in blocks:
-                x = block(x)
-            preact = last(x, relu=False) if "preact" in kinds else None
-            x = last(x) if preact is None else F.relu(preact)
-            add_maps(maps, stage=x, preact=preact, relu=x)
-        embedding = pooled(x)
-        return Outputs(self.fc(embedding), embedding, maps)
+            x = through_stage(stage, x, maps)
+        return classified(self.fc, x, maps)
+
+    def stage_norms(self) -> tuple[nn.Module, ...]:
+        return tuple(stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3))
 
 
 def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
     first = Block(inputs, outputs, stride)
     return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+NETWORKS = {
+    "resnet8": partial(ResNet, 8),
+    "resnet14": partial(ResNet, 14),
+    "resnet20": partial(ResNet, 20),
+    "resnet32": partial(ResNet, 32),
+    "resnet44": partial(ResNet, 44),
+    "resnet56": partial(ResNet, 56),
+    "resnet110": partial(ResNet, 110),
+    "resnet8x4": partial(ResNet, 8, WIDE),
+    "resnet32x4": partial(ResNet, 32, WIDE),
+}

@@ -4,22 +4,27 @@ One linear classifier on 512 pooled channels, as in Contrastive Representation D
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import add_maps, conv3x3, first_maps, initialise_convolutions, pooled
+from models.layers import add_maps, classified, conv3x3, first_maps, initialise_convolutions
 from models.native import normalised
+from models.network import Network
 from models.outputs import Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Five blocks of 3x3 convolutions with bias, each with BN and ReLU, and a linear classifier.
 
     `units`: convolutions in each block. Classifier: weight N(0, 0.01), bias 0.
     """
+
+    head = "classifier"
+    body = ("block0", "block1", "block2", "block3", "block4")
 
     def __init__(self, units: tuple[int, int, int, int, int], num_classes: int = 100) -> None:
         super().__init__()
@@ -42,8 +47,10 @@ class VGG(nn.Module):
             preact = _through(block, x, relu=False) if "preact" in kinds else None
             x = _through(block, x) if preact is None else F.relu(preact)
             add_maps(maps, stage=x, preact=preact, relu=x)
-        embedding = pooled(x)
-        return Outputs(self.classifier(embedding), embedding, maps)
+        return classified(self.classifier, x, maps)
+
+    def stage_norms(self) -> tuple[nn.Module, ...]:
+        return tuple(block[-1] for block in (self.block1, self.block2, self.block3, self.block4))
 
 
 def _block(units: int, inputs: int, width: int) -> nn.Sequential:
@@ -61,3 +68,12 @@ def _through(block: nn.Sequential, x: Tensor, relu: bool = True) -> Tensor:
     for convolution, norm in zip(layers[::2], layers[1::2], strict=True):
         x = normalised(norm, convolution(x), relu=relu or norm is not layers[-1])
     return x
+
+
+NETWORKS = {
+    "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
+    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
+    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
+}

@@ -1,12 +1,14 @@
 """Wide residual networks: Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import NetworkError, add_maps, conv3x3, first_maps, initialise_convolutions, pooled
+from models.layers import NetworkError, add_maps, classified, conv3x3, first_maps, initialise_convolutions
 from models.native import normalised
+from models.network import Network
 from models.outputs import Outputs
 
 
@@ -56,12 +58,15 @@ class Stage(nn.Module):
         return x
 
 
-class WRN(nn.Module):
+class WRN(Network):
     """WRN of depth 6n + 4 and a width factor: a bare convolution to 16 channels, three stages of n blocks with strides 1, 2, 2, BN, ReLU.
 
     `dropout`: probability between the convolutions of a block. The classifier's weight keeps torch's default, its bias is 0.
     Raises NetworkError for a dropout outside [0, 1).
     """
+
+    head = "fc"
+    body = ("conv1", "block1", "block2", "block3")
 
     def __init__(self, depth: int, width: int, num_classes: int = 100, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -87,5 +92,17 @@ class WRN(nn.Module):
             preact = normalised(next_bn, x, relu=False) if "preact" in kinds else None
             active = normalised(next_bn, x) if preact is None else F.relu(preact)
             add_maps(maps, stage=x, preact=preact, relu=active)
-        embedding = pooled(active)
-        return Outputs(self.fc(embedding), embedding, maps)
+        return classified(self.fc, active, maps)
+
+    def stage_norms(self) -> tuple[nn.Module, ...]:
+        return self.block2.bn, self.block3.bn, self.bn1
+
+
+NETWORKS = {
+    "wrn_16_1": partial(WRN, 16, 1),
+    "wrn_16_2": partial(WRN, 16, 2),
+    "wrn_16_4": partial(WRN, 16, 4),
+    "wrn_40_1": partial(WRN, 40, 1),
+    "wrn_40_2": partial(WRN, 40, 2),
+    "wrn_40_4": partial(WRN, 40, 4),
+}

@@ -12,9 +12,6 @@ from types import MappingProxyType
 
 from bench.errors import UsageError, unknown
 
-SMALL_RATE_STUDENTS = ("mobilenet", "shufflenet", "shuffle")
-"""Students trained at `small_lr`: the exception of the CRD protocol."""
-
 
 @dataclass(frozen=True)
 class Protocol:
@@ -57,13 +54,13 @@ class Protocol:
         reason = f"{rate:.0%} of the training set"
         return dataclasses.replace(self, sample_rate=rate, trial="; ".join(filter(None, (self.trial, reason))))
 
-    def base_rate(self, student: str) -> float:
-        """The initial learning rate for a student architecture."""
-        return self.small_lr if student.startswith(SMALL_RATE_STUDENTS) else self.lr
+    def base_rate(self, *, small: bool) -> float:
+        """The initial learning rate; `small`: of a student that declares the small one (models.small_rate), the CRD protocol's exception."""
+        return self.small_lr if small else self.lr
 
-    def rate(self, epoch: int, student: str) -> float:
-        """The learning rate in `epoch` (from 1): multiplied by `decay` in every epoch after each milestone."""
-        return self.base_rate(student) * self.decay ** sum(epoch > m for m in self.milestones)
+    def rate(self, epoch: int, *, small: bool) -> float:
+        """The learning rate in `epoch` (from 1): multiplied by `decay` in every epoch after each milestone. `small` as in `base_rate`."""
+        return self.base_rate(small=small) * self.decay ** sum(epoch > m for m in self.milestones)
 
 
 _IEP = Protocol("iep", epochs=100, milestones=(30, 60, 80), lr=0.1, small_lr=0.1, decay=0.2, batch=128, nesterov=True, dropout=0.3)

@@ -42,11 +42,13 @@ class Learner:
         self.teacher_needs: Needs = method.teacher_needs(hyper)
         self.parameters: list[nn.Parameter] = [p for m in (self.student, self.method) for p in m.parameters() if p.requires_grad]
         p = run.protocol
+        self.small_rate = models.small_rate(run.student)
+        base_rate = p.base_rate(small=self.small_rate)
         self.optimizer = torch.optim.SGD(
-            self.parameters, lr=p.base_rate(run.student), momentum=p.momentum, weight_decay=p.weight_decay, nesterov=p.nesterov, fused=True
+            self.parameters, lr=base_rate, momentum=p.momentum, weight_decay=p.weight_decay, nesterov=p.nesterov, fused=True
         )
         # A tensor, so that a captured step follows the schedule; CUDA's fused update reads float32.
-        self.rate = torch.tensor(p.base_rate(run.student), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        self.rate = torch.tensor(base_rate, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
         self.optimizer.param_groups[0]["lr"] = self.rate
         if p.momentum:  # zeros give the first step the same bits, and a captured one has them in place
             for parameter in self.parameters:
@@ -62,7 +64,7 @@ class Learner:
     def begin_epoch(self, epoch: int) -> None:
         """Learning rate and the method's own host work for an epoch (from 1)."""
         self.epoch = epoch
-        self.rate.fill_(self.run.protocol.rate(epoch, self.run.student))
+        self.rate.fill_(self.run.protocol.rate(epoch, small=self.small_rate))
         self.method.begin_epoch(epoch, generator(self.run.seed, f"method/{self.run.method}", epoch))
 
     def clear_sums(self) -> None:

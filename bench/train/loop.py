@@ -161,7 +161,7 @@ class Training:
         top1 = place.tested["top1"]
         if top1 > place.best_top1:
             place.best_top1, place.best_epoch = top1, epoch
-        rate = self.protocol.rate(epoch, place.learner.run.student)
+        rate = self.protocol.rate(epoch, small=place.learner.small_rate)
         loss = math.fsum(losses.values())
         row = {"epoch": epoch, "lr": rate, "loss": loss, "losses": losses, "train_top1": train_top1}
         place.folder.row({**row, "test_top1": top1, "test_top5": place.tested["top5"], "test_loss": place.tested["loss"], "seconds": place.seconds})

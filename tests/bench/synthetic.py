@@ -49,7 +49,7 @@ def add_run(results: Path, run: identity.Run, top1: float, status: str = "done",
     last = 0.0
     for epoch in range(1, count + 1):
         last = curve(epoch) if curve else round(top1 - 40 * (1 - epoch / epochs) ** 2, 2)
-        row = {"run": run.id, "attempt": 1, "epoch": epoch, "lr": run.protocol.rate(epoch, run.student), "loss": 4.6 - 3 * epoch / epochs}
+        row = {"run": run.id, "attempt": 1, "epoch": epoch, "lr": run.protocol.rate(epoch, small=False), "loss": 4.6 - 3 * epoch / epochs}
         row |= {"losses": {"ce": 1.0}, "train_top1": last, "test_top1": last, "test_top5": 90.0, "test_loss": 1.2, "seconds": 1.5}
         append_row(folder / "epochs.jsonl", row)
     if status == "done":

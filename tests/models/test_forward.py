@@ -8,10 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from models.outputs import KINDS
+from models.outputs import KINDS as ALL
+from models.outputs import STAGE_KINDS as KINDS
 from models.randomness import generator, keyed
+from tests.models.reference import Reference, dealt
 
-NAMES = ("resnet8", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg11")
+UNLIKE = ("resnet50", "mobilenetv2", "shufflev1", "shufflev2")
+NAMES = ("resnet8", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg11", *UNLIKE)
+SOME = ("resnet8", "wrn_16_2", "vgg8", *UNLIKE)
+ASKED = [k for n in range(4) for k in itertools.combinations(KINDS, n)]
 
 
 def images(count: int = 3, size: int = 16) -> Tensor:
@@ -31,79 +36,13 @@ def build(name: str, **options) -> nn.Module:
     return network
 
 
-class Reference:
-    """The networks in evaluation mode as functions of a state dict; returns logits, embedding and every map by kind."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self.state = state
-
-    def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
-        weight = self.state[f"{name}.weight"]
-        return F.conv2d(x, weight, self.state.get(f"{name}.bias"), stride=stride, padding=weight.shape[-1] // 2)
-
-    def bn(self, name: str, x: Tensor) -> Tensor:
-        mean, var, weight, bias = (self.state[f"{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias"))
-        return (x - mean) / (var + 1e-5).sqrt() * weight + bias
-
-    def head(self, name: str, x: Tensor, maps: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]:
-        embedding = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        return embedding @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"], embedding, maps
-
-    def count(self, prefix: str) -> int:
-        return sum(f"{prefix}.{i}.conv1.weight" in self.state for i in range(20))
-
-    def resnet(self, x: Tensor):
-        x = self.bn("bn1", self.conv("conv1", x)).relu()
-        maps = {kind: [x] for kind in KINDS}
-        for stage in (1, 2, 3):
-            for i in range(self.count(f"layer{stage}")):
-                at, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
-                y = self.bn(f"{at}.bn1", self.conv(f"{at}.conv1", x, stride)).relu()
-                y = self.bn(f"{at}.bn2", self.conv(f"{at}.conv2", y))
-                if f"{at}.downsample.0.weight" in self.state:
-                    x = self.bn(f"{at}.downsample.1", self.conv(f"{at}.downsample.0", x, stride))
-                total = x + y
-                x = total.relu()
-            for kind, value in (("stage", x), ("preact", total), ("relu", x)):
-                maps[kind].append(value)
-        return self.head("fc", x, maps)
-
-    def wrn(self, x: Tensor):
-        x = self.conv("conv1", x)
-        maps = {kind: [x] for kind in KINDS}
-        for stage, following in ((1, "block2.layer.0.bn1"), (2, "block3.layer.0.bn1"), (3, "bn1")):
-            for i in range(self.count(f"block{stage}.layer")):
-                at, stride = f"block{stage}.layer.{i}", 2 if stage > 1 and i == 0 else 1
-                shared = self.bn(f"{at}.bn1", x).relu()
-                y = self.bn(f"{at}.bn2", self.conv(f"{at}.conv1", shared, stride)).relu()
-                y = self.conv(f"{at}.conv2", y)
-                x = y + (self.conv(f"{at}.convShortcut", shared, stride) if f"{at}.convShortcut.weight" in self.state else x)
-            preact = self.bn(following, x)
-            for kind, value in (("stage", x), ("preact", preact), ("relu", preact.relu())):
-                maps[kind].append(value)
-        return self.head("fc", preact.relu(), maps)
-
-    def vgg(self, x: Tensor):
-        maps: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-        for block in range(5):
-            units = [i for i in range(0, 12, 3) if f"block{block}.{i}.weight" in self.state]
-            for i in units:
-                preact = self.bn(f"block{block}.{i + 1}", self.conv(f"block{block}.{i}", x))
-                x = preact.relu()
-            for kind, value in (("stage", x), ("preact", preact if block else x), ("relu", x)):
-                maps[kind].append(value)
-            if block < 3:
-                x = F.max_pool2d(x, 2)
-        return self.head("classifier", x, maps)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_reference(name):
     network = build(name).eval().double()
     x = images().double()
     with torch.no_grad():
         outputs = network(x, KINDS)
-        logits, embedding, maps = getattr(Reference(network.state_dict()), name.rstrip("x1234567890_"))(x)
+        logits, embedding, maps = Reference(network.state_dict()).of(name, x)
     torch.testing.assert_close(outputs.logits, logits)
     torch.testing.assert_close(outputs.embedding, embedding)
     assert set(outputs.maps) == set(KINDS)
@@ -115,23 +54,31 @@ def test_equals_the_reference(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_relations_and_signs_of_the_maps(name):
-    network = build(name).train()
-    outputs = network(images(), KINDS)
-    signed_stage = name.startswith("wrn")
+    outputs = build(name).train()(images(), KINDS)
     stage, preact, relu = (outputs.maps[kind] for kind in KINDS)
-    assert all(torch.equal(a, b) for a, b in zip(stage, preact[:1] + relu[1:], strict=True)) != signed_stage
     assert torch.equal(stage[0], preact[0]) and torch.equal(stage[0], relu[0])
+    assert (stage[0].min() < 0) == name.startswith("wrn")
     for s, p, r in zip(stage[1:], preact[1:], relu[1:], strict=True):
-        assert torch.equal(r, p.clamp(min=0))
-        assert p.min() < 0 <= r.min()
-        assert (s.min() < 0) == signed_stage
-        assert signed_stage or torch.equal(s, r)
-    assert (stage[0].min() < 0) == signed_stage
-    torch.testing.assert_close(outputs.embedding, F.adaptive_avg_pool2d(relu[-1], 1).flatten(1))
+        assert p.min() < 0
+        if name == "mobilenetv2":  # no ReLU follows
+            assert torch.equal(s, p) and torch.equal(p, r)
+            continue
+        assert torch.equal(r, dealt(p.clamp(min=0), 2) if name == "shufflev2" else p.clamp(min=0))
+        assert torch.equal(s, r) != name.startswith("wrn") and (s.min() < 0) == name.startswith("wrn")
 
 
-@pytest.mark.parametrize("kinds", [k for n in range(4) for k in itertools.combinations(KINDS, n)], ids="+".join)
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8", "resnet50", "shufflev1"])
+def test_the_last_map_after_relu_is_the_pooled_one(name):
+    """Not so where a convolution stands behind the last stage."""
+    maps = build(name).eval()(images(), ("relu", "last")).maps
+    assert torch.equal(maps["relu"][-1], maps["last"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [*itertools.product(("resnet8", "wrn_16_2", "vgg8"), (*ASKED, ALL)), *itertools.product(UNLIKE, (("preact",), ("relu", "cam"), ALL))],
+    ids=str,
+)
 def test_what_is_asked_for_changes_nothing_else(name, kinds):
     """Each BN runs once whatever is asked, the numbers and gradients are the same, and nothing that was not asked for is returned."""
     results = []
@@ -145,24 +92,25 @@ def test_what_is_asked_for_changes_nothing_else(name, kinds):
     (plain, plain_tensors), (asked_for, tensors) = results
     assert torch.equal(plain.logits, asked_for.logits) and torch.equal(plain.embedding, asked_for.embedding)
     assert all(torch.equal(a, b) for a, b in zip(plain_tensors, tensors, strict=True))
-    everything = build(name).train()(images(), KINDS)
+    everything = build(name).train()(images(), ALL)
     for kind in kinds:
         assert all(torch.equal(a, b) for a, b in zip(asked_for.maps[kind], everything.maps[kind], strict=True)), kind
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+@pytest.mark.parametrize("name", SOME)
 def test_gradients_flow_through_every_map(name):
     network = build(name).train()
-    outputs = network(images(), KINDS)
+    outputs = network(images(), (*KINDS, "last"))
     for kind, maps in outputs.maps.items():
-        gradients = torch.autograd.grad(outputs.logits.sum(), maps[1:], retain_graph=True, allow_unused=True)
-        assert all(g is not None for g in gradients), kind
+        gradients = torch.autograd.grad(outputs.logits.sum(), maps[1:] or maps, retain_graph=True, allow_unused=True)
+        a_copy = name == "shufflev2" and kind == "preact"
+        assert all((g is None) == a_copy for g in gradients), kind
     total = sum(m.square().mean() for maps in outputs.maps.values() for m in maps)
     total.backward()
-    assert all(p.grad is not None for key, p in network.named_parameters() if not key.startswith(("fc", "classifier")))
+    assert all(p.grad is not None for key, p in network.named_parameters() if not key.startswith(("fc", "classifier", "linear")))
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+@pytest.mark.parametrize("name", SOME)
 def test_channels_last_is_kept_and_gives_the_same(name):
     network = build(name).eval()
     with torch.no_grad():
@@ -174,13 +122,15 @@ def test_channels_last_is_kept_and_gives_the_same(name):
         assert all(m.is_contiguous(memory_format=torch.channels_last) for m in last.maps[kind])
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
-def test_same_numbers_as_fixed_pooling_at_32(name):
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("resnet8", 8), ("wrn_16_1", 8), ("vgg8", 4), ("resnet50", 4), ("mobilenetv2", 2), ("shufflev1", 4), ("shufflev2", 4)],
+)
+def test_same_numbers_as_fixed_pooling_at_32(name, side):
     network = build(name).eval()
     with torch.no_grad():
-        outputs = network(images(size=32), ("relu",))
-    last = outputs.maps["relu"][-1]
-    torch.testing.assert_close(outputs.embedding, F.avg_pool2d(last, 4 if name == "vgg8" else 8).flatten(1))
+        outputs = network(images(size=32), ("last",))
+    torch.testing.assert_close(outputs.embedding, F.avg_pool2d(outputs.maps["last"][0], side).flatten(1))
 
 
 def test_one_image_and_repeated_kinds():
@@ -190,7 +140,7 @@ def test_one_image_and_repeated_kinds():
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
 def test_unknown_kind(name):
-    with pytest.raises(models.NetworkError, match="unknown kind of stage maps 'post'; known: stage, preact, relu"):
+    with pytest.raises(models.NetworkError, match="unknown kind of maps 'post'; known: stage, preact, relu, last, cam"):
         build(name)(images(1), ("stage", "post"))
 
 
@@ -217,7 +167,7 @@ def test_dropout_acts_in_training_only_between_the_convolutions():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+@pytest.mark.parametrize("name", SOME)
 def test_a_step_can_be_captured(name):
     """Forward and backward inside a CUDA graph: a host read or a changing shape would raise, a lost dependency would change the numbers."""
     network = build(name).cuda().to(memory_format=torch.channels_last).train()
@@ -252,7 +202,7 @@ def test_a_step_can_be_captured(name):
     assert all(bn.num_batches_tracked == 1 for bn in network.modules() if isinstance(bn, nn.BatchNorm2d))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg8", "wrn_16_2"])
+@pytest.mark.parametrize("name", ["resnet20", "vgg8", "wrn_16_2", *UNLIKE])
 def test_gradients_keep_the_memory_order_of_the_maps(name):
     """A gradient in another order would be copied at every layer below."""
     network = models.build(name).to(memory_format=torch.channels_last).train()

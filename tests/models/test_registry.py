@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import models
+from models.outputs import STAGE_KINDS
 
 # name: parameters, BN affine parameters, convolutions, BNs, state entries, MACs at 32x32. Published code's networks, counted
 # outside this project; None where no such count is at hand.
@@ -27,6 +28,10 @@ COUNTS = {
     "vgg13": (9_462_180, 5_888, 10, 10, 72, 284_936_192),
     "vgg16": (14_774_436, None, 13, 13, 93, None),
     "vgg19": (20_086_692, None, 16, 16, 114, None),
+    "resnet50": (23_705_252, 53_120, 53, 53, 320, 1_298_014_208),
+    "mobilenetv2": (812_836, 18_368, 53, 53, 320, 6_523_648),
+    "shufflev1": (949_258, 23_736, 49, 49, 296, 38_691_456),
+    "shufflev2": (1_355_528, 16_180, 56, 56, 338, 44_504_448),
 }
 MILLION_MACS = {"resnet8": 12.507, "resnet14": 26.663, "resnet44": 97.442, "vgg11": 209.439, "vgg16": 398.182, "vgg19": 511.429}
 
@@ -97,7 +102,7 @@ def test_every_network_is_covered_here():
 def test_shapes(name, embedding, maps):
     shapes = models.shapes(name)
     assert (shapes.name, shapes.classes, shapes.embedding) == (name, 100, embedding)
-    assert shapes.maps == {"stage": maps, "preact": maps, "relu": maps}
+    assert all(shapes.maps[kind] == maps for kind in STAGE_KINDS)
     assert models.shapes(name) is shapes
 
 
@@ -130,7 +135,7 @@ def test_unknown_name_lists_close_ones(wrong, close):
 
 
 def test_unknown_name_without_close_ones_lists_all():
-    with pytest.raises(models.NetworkError, match="known: resnet8, .*vgg19$"):
+    with pytest.raises(models.NetworkError, match="known: resnet8, .*vgg19, .*shufflev2$"):
         models.build("transformer")
 
 
