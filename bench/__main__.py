@@ -1,6 +1,7 @@
 """`python -m bench COMMAND`: reads the command line, runs the command, turns bad input into one line and exit code 2."""
 
 import contextlib
+import importlib.metadata
 import io
 import itertools
 import os
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(overview())
+            return 0
+        if arguments[0] == "--version":
+            print(f"kd-bench {importlib.metadata.version('kd-bench')}")
             return 0
         name, rest = split(arguments)
         options = parse(name, rest)

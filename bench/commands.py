@@ -24,11 +24,13 @@ COMMANDS = MappingProxyType(
         "doctor": Command("bench.doctor:Doctor", "what is wrong with data, devices, disk, records, and the command that mends it"),
         "speed": Command("bench.measure.speed:Speed", "step times for each engine, precision and pair here, and the hours for the whole table"),
         "equivalence": Command("bench.measure.equivalence:Equivalence", "whether a faster precision may stand in for a slower one"),
+        "report": Command("bench.report.command:Report", "print and write the tables, figures and page of a results folder"),
         "nightly": Command("bench.nightly.command:Nightly", "a fixed small plan against its history; exits 1 on a regression"),
         "tensorboard": Command("bench.report.tensorboard:Tensorboard", "write the epochs of runs as TensorBoard event files"),
         "methods": Command("bench.plan.listing:Methods", "list the methods"),
         "pairs": Command("bench.plan.listing:Pairs", "list the declared pairs and the networks"),
         "profiles": Command("bench.plan.listing:Profiles", "list the profiles and protocols"),
+        "completion": Command("bench.completion:Completion", "print a script with which a shell completes commands and options"),
     }
 )
 
@@ -41,8 +43,8 @@ def overview() -> str:
         [
             "A benchmark suite for knowledge distillation on CIFAR-100.",
             "",
-            "usage: python -m bench COMMAND [OPTIONS]      (python -m bench COMMAND --help lists the options)",
-            "       python -m bench.report RESULTS         writes the tables, figures and page",
+            "usage: python -m bench COMMAND [OPTIONS], or kd-bench COMMAND [OPTIONS]; COMMAND --help lists the options",
+            "       python -m bench.report RESULTS is python -m bench report RESULTS",
             "",
             *lines,
             "",

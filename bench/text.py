@@ -27,6 +27,11 @@ def duration(seconds: float) -> str:
     return f"{hours // 24:,} days {hours % 24} h"
 
 
+def count(number: int, noun: str) -> str:
+    """Number and noun that agree: "1 epoch", "2 epochs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def clean(text: object, limit: int = 400) -> str:
     """Text on one line without control, format or unassigned characters (shown as ?), cut at `limit`."""
     shown = "".join("?" if unicodedata.category(c)[0] == "C" else " " if unicodedata.category(c) in ("Zl", "Zp") else c for c in str(text))

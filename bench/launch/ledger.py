@@ -18,6 +18,7 @@ class Ledger:
 
     def __init__(self, results: Path, the_plan: Plan, dataset: Dataset | None) -> None:
         self.results, self.plan, self.dataset = results, the_plan, dataset
+        self._ids: dict[tuple[Group, str | None], dict[str, str | None]] = {}
 
     def teacher(self, architecture: str) -> teachers.TeacherFile | None:
         return teachers.find(self.results, self.plan.protocol.dataset, architecture)
@@ -44,8 +45,11 @@ class Ledger:
         if self.dataset is None:
             return dict.fromkeys(group.methods)
         found = self.teacher(group.teacher) if group.teacher else None
-        members = runs_of(group, self.dataset, found.hash if found else None)
-        return {m.run.method: None if m.skipped or (m.run.teacher and not found) else m.run.id for m in members}
+        key = group, found.hash if found else None
+        if key not in self._ids:  # they are asked for again and again while a launch waits
+            members = runs_of(group, self.dataset, key[1])
+            self._ids[key] = {m.run.method: None if m.skipped or (m.run.teacher and not found) else m.run.id for m in members}
+        return self._ids[key]
 
     def runs(self) -> dict[Cell, str | None]:
         """Run ids by cell."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bench.errors import unknown
+from bench.errors import UsageError, unknown
 from bench.options import (
     Appended,
     DataOption,
@@ -20,7 +20,7 @@ from bench.options import (
 )
 from bench.plan import names, protocols
 from bench.plan.identity import PRECISIONS
-from bench.plan.profiles import get_profile
+from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import parse_seeds, parse_set, words
 
 
@@ -28,8 +28,8 @@ from bench.plan.selection import parse_seeds, parse_set, words
 class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, DeviceOption, DownloadOption, DataOption, ResultsOption):
     """Train what is missing of a profile (teachers first), measure costs, write the report. Done runs are never run again."""
 
-    profile: str = "paper"
-    """A declared plan: see `profiles`."""
+    profile: str | None = None
+    """A declared plan: see `profiles`; default: paper."""
     methods: Texts = ()
     """Rows instead of the profile's; a name with + before it joins them, as in +iep_bb."""
     pairs: Texts = ()
@@ -57,7 +57,7 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
     dry_run: bool = False
     """Print the plan and what it will cost, and do nothing."""
     yes: bool = False
-    """Submit to Slurm without asking."""
+    """Submit to Slurm, or start what takes days, without asking."""
     cluster: Literal["auto", "local", "slurm"] = "auto"
     """Where jobs run; auto: Slurm where a controller answers, else this machine."""
     partition: str | None = None
@@ -77,7 +77,10 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
 
     def check(self) -> None:
         """Raises UsageError for a name that nothing declares."""
-        get_profile(self.profile)
+        get_profile(self.profile or DEFAULT_PROFILE)
+        for name in ("methods", "pairs", "seeds"):
+            if getattr(self, name) and not words(getattr(self, name)):
+                raise UsageError(f"--{name} names nothing; leave it out for the profile's own")
         if self.protocol is not None:
             protocols.get(self.protocol)
         if self.precision is not None and self.precision not in PRECISIONS:

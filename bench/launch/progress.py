@@ -1,5 +1,5 @@
 """The live table of a launch, read from the runs' status.json only. No torch here."""
-import shutil
+
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -8,11 +8,14 @@ from typing import Any, TextIO
 
 from bench.errors import StoreError
 from bench.store.runs import read_status
-from bench.text import duration, table
+from bench.text import clean, duration
 
 LINE_SECONDS = 30.0
 """Without a terminal: at most one line in this time, and only where something changed."""
 TABLE_SECONDS = 1.0
+ENOUGH = 0.02
+"""The share of the work that must have been done here before the time left is told."""
+HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
 
 
 def statuses(results: Path, since: float = 0.0) -> list[dict[str, Any]]:
@@ -31,15 +34,12 @@ def _text(value: Any, form: str, unit: str = "") -> str:
     return form.format(value) + unit if isinstance(value, int | float) and not isinstance(value, bool) else "-"
 
 
-HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
-
-
 def line(status: dict[str, Any]) -> tuple[str, ...]:
     """One run's row: run, epoch, step, loss, test top-1, time left."""
     epoch, epochs, step, steps = (status.get(key) for key in ("epoch", "epochs", "step", "steps"))
     eta = status.get("eta_seconds")
     return (
-        str(status.get("run", "?")),
+        clean(str(status.get("run", "?"))),
         f"{_text(epoch, '{}')}/{_text(epochs, '{}')}",
         f"{_text(step, '{}')}/{_text(steps, '{}')}" if step is not None else "-",
         _text(status.get("loss"), "{:.3f}"),
@@ -48,69 +48,100 @@ def line(status: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _part(status: dict[str, Any]) -> float:
+    """How much of a running run is done, 0 to 1."""
+    epoch, epochs, step, steps = (status.get(key) for key in ("epoch", "epochs", "step", "steps"))
+    if not (isinstance(epoch, int) and isinstance(epochs, int) and 0 < epoch <= epochs):
+        return 0.0
+    within = step / steps if isinstance(step, int) and isinstance(steps, int) and 0 <= step <= steps and steps else 0.0
+    return (epoch - 1 + within) / epochs
+
+
 class Progress:
-    """Shows a launch. `counts` gives (done, planned) runs; `update` is called often and draws when it is time."""
+    """Shows a launch. `counts` gives (done, planned) runs; `update` is called often and looks when it is time; `close` ends the display."""
 
     def __init__(self, results: Path, counts: Callable[[], tuple[int, int]], out: TextIO | None = None) -> None:
         self.results, self.counts = results, counts
         self.out = out or sys.stdout
-        self.live = self.out.isatty()
+        self.terminal = self.out.isatty()
         self._since = time.time() - 5.0  # file times, coarser than the clock on some file systems
         self._started = time.monotonic()
-        self._drawn = float("-inf")
-        self._height = 0
+        self._looked = float("-inf")
+        self._display: Any = None  # rich's, on a terminal
         self._last = ""
+        self._first: tuple[float, float] | None = None  # when work was first seen to move, and how much was done then
 
     def update(self, tasks: Sequence[str] = (), force: bool = False) -> None:
-        """Redraw the table (terminal) or write a line (elsewhere), unless the last one is too recent or says the same."""
+        """Redraw the table (terminal) or write a line (elsewhere), unless the last look is too recent or says the same."""
         now = time.monotonic()
-        if not force and now - self._drawn < (TABLE_SECONDS if self.live else LINE_SECONDS):
+        if not force and now - self._looked < (TABLE_SECONDS if self.terminal else LINE_SECONDS):
             return
+        self._looked = now
         seen = statuses(self.results, self._since)
         running = [s for s in seen if s["status"] == "running"]
-        summary = self._summary(seen, running, tasks)
-        if self.live:
+        summary = self._summary(seen, running, tasks, now)
+        if self.terminal:
             self._draw(running, summary)
         elif summary != self._last:
             self.out.write(f"[{duration(now - self._started)}] {summary}\n")
             self.out.flush()
-        else:
-            return
-        self._drawn, self._last = now, summary
+        self._last = summary
 
     def say(self, message: str) -> None:
         """A line that stays."""
-        if self.live and self._height:
-            self.out.write(f"\x1b[{self._height}A\x1b[J")
-            self._height = 0
-        self.out.write(message + "\n")
-        self.out.flush()
+        if self._display:
+            self._display.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.out.write(message + "\n")
+            self.out.flush()
 
-    def _summary(self, seen: Sequence[dict[str, Any]], running: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
+    def close(self) -> None:
+        """Leave the last state standing and give the terminal back."""
+        if self._display:
+            self._display.stop()
+            self._display = None
+
+    def _summary(self, seen: Sequence[dict[str, Any]], running: Sequence[dict[str, Any]], tasks: Sequence[str], now: float) -> str:
         done, planned = self.counts()
         parts = [f"{done} of {planned} runs done"]
         parts += [f"{n} {status}" for status in ("failed", "diverged") if (n := sum(s["status"] == status for s in seen))]
         if running:
             epochs = sorted({s["epoch"] for s in running if isinstance(s.get("epoch"), int)})
             top1 = sorted(s["test_top1"] for s in running if isinstance(s.get("test_top1"), int | float))
-            left = [s["eta_seconds"] for s in running if isinstance(s.get("eta_seconds"), int | float)]
             text = f"{len(running)} running"
             text += f", epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "") if epochs else ""
             text += f", top-1 {top1[0]:.1f}-{top1[-1]:.1f} %" if top1 else ""
-            text += f", {duration(max(left))} left" if left else ""
             parts.append(text)
+        if (left := self._left(done + sum(_part(s) for s in running), planned, now)) is not None:
+            parts.append(f"about {duration(left)} left in all")
         if tasks:
             parts.append("jobs: " + ", ".join(tasks[:4]) + (f" and {len(tasks) - 4} more" if len(tasks) > 4 else ""))
         return "; ".join(parts)
 
+    def _left(self, done: float, planned: int, now: float) -> float | None:
+        """Seconds until everything is trained, at the pace since work was first seen to move; None: too early to tell."""
+        if self._first is None or done <= self._first[1]:
+            self._first = now, done
+            return None
+        since, before = self._first
+        if not planned or done - before < ENOUGH * planned or done >= planned:
+            return None
+        return (now - since) * (planned - done) / (done - before)
+
     def _draw(self, running: Sequence[dict[str, Any]], summary: str) -> None:
-        width, height = shutil.get_terminal_size()
-        room = max(3, height - 4)
-        lines = table([line(s) for s in running[:room]], HEADER) if running else []
-        if len(running) > room:
-            lines.append(f"... and {len(running) - room} more")
-        lines = [text[: width - 1] for text in (*lines, summary)]
-        up = f"\x1b[{self._height}A" if self._height else ""
-        self.out.write(up + "\x1b[J" + "".join(text + "\n" for text in lines))
-        self.out.flush()
-        self._height = len(lines)
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        if self._display is None:
+            self._display = Live(console=Console(file=self.out, force_terminal=True), auto_refresh=False)
+            self._display.start()
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for name in HEADER:
+            table.add_column(name, no_wrap=True, justify="left" if name == "run" else "right")
+        room = max(3, self._display.console.height - 4)
+        for status in running[:room]:
+            table.add_row(*map(Text, line(status)))
+        more = [Text(f"... and {len(running) - room} more")] if len(running) > room else []
+        self._display.update(Group(*([table] if running else []), *more, Text(summary, no_wrap=True, overflow="ellipsis")), refresh=True)

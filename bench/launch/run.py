@@ -1,12 +1,11 @@
 """`run`: from the command line's options to a plan, what is left of it, the jobs that do it, and the report."""
 
-import contextlib
 import dataclasses
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import data
@@ -23,16 +22,18 @@ from bench.measure import probes
 from bench.plan import protocols, registries
 from bench.plan.expand import TEACHER_SEED, Plan, expand, narrowed
 from bench.plan.groups import Group
-from bench.plan.profiles import get_profile
+from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
-from bench.text import duration, table
+from bench.text import count, duration, table
 from bench.train import engine, environment
 from bench.train.execution import Execution
+
+DAY = 24 * 3600.0
 
 
 def make_plan(options: Run) -> Plan:
     """The plan that the options ask for. Raises UsageError, MethodError or NetworkError."""
-    profile = get_profile(options.profile)
+    profile = get_profile(options.profile or DEFAULT_PROFILE)
     selection = Selection(
         words(options.methods),
         words(options.pairs),
@@ -73,11 +74,14 @@ def run(options: Run) -> int:
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
     book = Ledger(results, the_plan, dataset)
     book.check_teachers()
-    print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine"))
+    left = forecast(the_plan, book, slots, device)
+    print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
     for warning in ledger.changed_sources(results):
         print(f"warning: {warning}")
     if options.dry_run:
         return DONE
+    if not slurm:
+        _refuse_days(options, left)
 
     folder = fresh_folder(results)
     if options.redo:
@@ -127,33 +131,52 @@ def visible_gpus() -> list[str]:
     return (named or [str(i) for i in range(count)])[:count]
 
 
-def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str) -> str:
-    """The plan as text: teachers to train, groups with their methods, what is done or skipped, what the rest will cost."""
+@dataclass(frozen=True)
+class Forecast:
+    """What is left of a plan here: teachers and groups with their seconds, and the time on all slots."""
+
+    teachers: list[str]
+    groups: list[Group]
+    by_group: tuple[float, ...]
+    seconds: float  # of one slot
+    elapsed: float  # on all slots
+    source: str
+
+
+def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None) -> Forecast:
+    """What is left and how long it will take, from measured costs where there are any."""
     todo, missing = book.groups_left(), book.teachers_missing()
-    p = the_plan.protocol
-    trial = f" (a trial: {p.trial})" if p.trial else ""
-    lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {p.epochs} epochs{trial}, precision {the_plan.precision}"]
-    done, planned = book.counts()
-    lines.append(f"{planned} runs, {done} done; {len(todo)} groups and {len(missing)} teachers to train")
-    lines += [f"  teacher {name}: {the_plan.teacher_protocol.epochs} epochs of {the_plan.teacher_protocol.name}" for name in missing]
     kind, threads = (device["type"] if device else "cuda"), slots[0].threads
     known = estimate.load_costs(book.results, device["name"]) if device else {}
-    macs = registries.read(p).macs
-    groups = [(g, the_plan.needs_teacher(g)) for g in todo]
-    cost = estimate.training(groups, known, macs, kind, threads)
+    macs = registries.read(the_plan.protocol).macs
+    cost = estimate.training([(g, the_plan.needs_teacher(g)) for g in todo], known, macs, kind, threads)
+    own = estimate.training([(g, False) for g in book.teacher_groups(missing)], known, macs, kind, threads)
+    elapsed = estimate.spread(own.by_group, len(slots)) + estimate.spread(cost.by_group, len(slots))
+    return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source)
+
+
+def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str, left: Forecast) -> str:
+    """The plan as text: what differs from the protocol, teachers to train, groups with their methods, what is done or skipped, the cost."""
+    p = the_plan.protocol
+    trial = f" (a trial: {p.trial})" if p.trial else ""
+    lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {count(p.epochs, 'epoch')}{trial}, precision {the_plan.precision}"]
+    changed = dict.fromkeys((c.method, *change) for c in the_plan.cells for change in c.changed)
+    lines += [f"  set: {method}.{field} = {here} instead of {own}" for method, field, own, here in changed]
+    done, planned = book.counts()
+    lines.append(f"{count(planned, 'run')}, {done} done; {count(len(left.groups), 'group')} and {count(len(left.teachers), 'teacher')} to train")
+    epochs = the_plan.teacher_protocol.epochs
+    lines += [f"  teacher {name}: {count(epochs, 'epoch')} of {the_plan.teacher_protocol.name}" for name in left.teachers]
     lines += [
-        f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(todo, cost.by_group, strict=True)
+        f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(left.groups, left.by_group, strict=True)
     ]
     skipped = dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in the_plan.cells if c.skipped)
     lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
-    own = estimate.training([(g, False) for g in book.teacher_groups(missing)], known, macs, kind, threads)
-    total = own.seconds + cost.seconds
-    one = (device["name"] if device else "GPU") + (f" slot of {threads} core{'s'[: threads - 1]}" if kind == "cpu" else "")
-    text = f"total: {duration(total)} of one {one}"
-    if len(slots) > 1:
-        text += f", {duration(estimate.spread(own.by_group, len(slots)) + estimate.spread(cost.by_group, len(slots)))} on {len(slots)} slots"
-    lines.append(f"{text} ({place})" if total else f"total: nothing left to train ({place})")
-    return "\n".join(lines + ([f"  estimated: {cost.source or own.source}"] if total else []))
+    if not left.seconds:
+        return "\n".join([*lines, f"total: nothing left to train ({place})"])
+    on_cpu = device is not None and device["type"] == "cpu"
+    one = (device["name"] if device else "GPU") + (f" slot of {count(slots[0].threads, 'core')}" if on_cpu else "")
+    several = f", {duration(left.elapsed)} on {len(slots)} slots" if len(slots) > 1 else ""
+    return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
 
 
 def task_name(group: Group) -> str:
@@ -244,12 +267,14 @@ def _run_here(
     pool = Pool(slots, folder, locks, show.update)
     outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
     show.update(force=True)
+    show.close()
     troubles = book.troubles() | {name: text for name, text in outcome.unfinished.items() if text != "not started"}
     if not outcome.code and options.costs:
         alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
         pool = Pool(alone, folder / "costs", locks, show.update)
         device = environment.device_facts(environment.select(options.device))
         probed = pool.run(probe_tasks(the_plan, book, execution, device), until, ended)
+        show.close()
         outcome.code = probed.code
         troubles |= {name: text for name, text in probed.unfinished.items() if text != "not started"}
     book.write_plan()
@@ -275,32 +300,36 @@ def _submit(options: Run, the_plan: Plan, book: Ledger, execution: Execution, fo
     final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, last)
     if not everything and not probes:
         return write_report(execution)
-    with _asked(options, f"{len(last) + 1} jobs"):
-        slurm = Slurm(
-            options.partition,
-            options.account,
-            options.qos,
-            options.constraint,
-            options.time,
-            options.setup,
-            gpus=0 if execution.device == "cpu" else 1,
-            cpus=options.threads or options.cpus,
-        )
-        execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
-        tasks = [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
-        ids = submit_slurm(tasks, slurm, folder)
-        for name, job in ids.items():
-            print(f"  {job}  {name}")
-        print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
+    if not options.yes:
+        _ask(f"Submit {len(last) + 1} jobs to Slurm?", "add --yes")
+    slurm = Slurm(
+        options.partition,
+        options.account,
+        options.qos,
+        options.constraint,
+        options.time,
+        options.setup,
+        gpus=0 if execution.device == "cpu" else 1,
+        cpus=options.threads or options.cpus,
+    )
+    execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
+    tasks = [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
+    for name, job in submit_slurm(tasks, slurm, folder).items():
+        print(f"  {job}  {name}")
+    print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
     return DONE
 
 
-@contextlib.contextmanager
-def _asked(options: Run, what: str) -> Iterator[None]:
-    """Ask before anything is submitted."""
-    if not options.yes:
-        if not sys.stdin.isatty():
-            raise UsageError(f"about to submit {what} to Slurm and nobody to ask; add --yes")
-        if input(f"submit {what} to Slurm? [y/N] ").strip().lower() not in ("y", "yes"):
-            raise UsageError("nothing was submitted")
-    yield
+def _refuse_days(options: Run, left: Forecast) -> None:
+    """A run that nobody named and that takes days is asked for first. Raises UsageError."""
+    if options.profile is None and left.elapsed > DAY and not (options.yes or options.time_budget):
+        question = f"the paper profile takes about {duration(left.elapsed)} here. Start it?"
+        _ask(question, "start it with --profile paper; --profile smoke takes minutes")
+
+
+def _ask(question: str, otherwise: str) -> None:
+    """Raises UsageError where the answer is no, or nobody is there to ask."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question.rstrip('?')}? Nobody is there to ask; {otherwise}")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was started")

@@ -36,8 +36,8 @@ def _declared(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(getattr(target, "id", "") == "NETWORKS" for target in targets):
-            value = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
-            yield from (key.value for key in value.keys if isinstance(key, ast.Constant))
+            if isinstance(node.value, ast.Dict):
+                yield from (key.value for key in node.value.keys if isinstance(key, ast.Constant))
 
 
 @cache

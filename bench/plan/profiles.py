@@ -34,6 +34,9 @@ PAIRS = (
 """The six pairs of one style that the papers share, in the order of their tables."""
 
 
+DEFAULT_PROFILE = "paper"
+
+
 @dataclass(frozen=True)
 class Profile:
     """A named plan of runs."""

@@ -42,7 +42,7 @@ class Protocol:
         if epochs == self.epochs:
             return self
         milestones = tuple(int(m * epochs / self.epochs + 0.5) for m in self.milestones)
-        reason = f"{epochs} of {self.epochs} epochs"
+        reason = f"{epochs} of {self.epochs} epochs" if epochs < self.epochs else f"{epochs} epochs, more than the protocol's {self.epochs}"
         return dataclasses.replace(self, epochs=epochs, milestones=milestones, trial="; ".join(filter(None, (self.trial, reason))))
 
     def sampled(self, rate: float) -> "Protocol":

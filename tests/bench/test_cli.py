@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from bench.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +28,8 @@ LOCAL = ("--cluster", "local", "--device", "cpu")
     [
         (("rum",), "unknown command 'rum'; did you mean run"),
         (("run", "--foo"), "--foo"),
+        (("run", "--methods", ""), "--methods names nothing"),
+        (("report", "--format", "pdf"), "--format"),
         (("run", "--epochs", "x"), "--epochs"),
         (("run", "--profile", "papr"), "unknown profile 'papr'; did you mean paper"),
         (("run", "--profile", "smoke", *LOCAL, "--methods", "kdd"), "unknown method 'kdd'; did you mean kd"),
@@ -61,12 +64,14 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, monkeypatch,
     [
         (("run", "--profile", "papr"), "did you mean paper"),
         (("run", "--foo"), "--foo"),
+        (("run", "--methods", ""), "--methods names nothing"),
+        (("report", "--format", "pdf"), "--format"),
         (("run", "--methods", "kdd"), "did you mean kd"),
         (("run", "--profile", "smoke", "--cluster", "local", "--device", "cuda"), "device 'cuda' was asked for"),
         (("run", "--profile", "smoke", "--cluster", "local", "--device", "cpu", "--engine", "grahp"), "did you mean graph"),
         (("run", "--profile", "smoke", "--cluster", "local", "--device", "cpu", "--engine", "graph"), "needs a CUDA device"),
     ],
-    ids=["profile", "option", "method", "device", "unknown engine", "engine"],
+    ids=["profile", "option", "no method", "format", "method", "device", "unknown engine", "engine"],
 )
 def test_bad_input_in_a_process(tmp_path, arguments, said):
     got = bench(*arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
@@ -93,6 +98,46 @@ def test_every_command_has_help(capsys):
         assert not end.value.code and f"usage: python -m bench {name}" in capsys.readouterr().out
 
 
+def test_version(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("kd-bench ")
+
+
+def test_a_shell_completes_commands_options_and_names():
+    script = subprocess.run([sys.executable, "-m", "bench", "completion", "bash"], cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+
+    def completed(*words: str) -> list[str]:
+        typed = " ".join(f"'{word}'" for word in ("kd-bench", *words))
+        code = f'{script}COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _kd_bench; echo "${{COMPREPLY[@]}}"'
+        return subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout.split()
+
+    assert completed("nigh") == ["nightly"] and completed("run", "--dry") == ["--dry-run"]
+    assert completed("teachers", "imp") == ["import"] and "--architecture" in completed("teachers", "import", "--a")
+    assert completed("run", "--profile", "smo") == ["smoke"] and "--set" in completed("run", "--s")
+
+
+def test_what_takes_days_is_asked_for(monkeypatch, capsys):
+    from bench.launch import run as launch
+    from bench.launch.options import Run
+
+    days = launch.Forecast([], [], (), 3e6, 3e6, "")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    with pytest.raises(UsageError, match="about 34 days .* start it with --profile paper"):
+        launch._refuse_days(Run(), days)
+    for asked in (Run(profile="paper"), Run(yes=True), Run(time_budget=60)):
+        launch._refuse_days(asked, days)
+    launch._refuse_days(Run(), launch.Forecast([], [], (), 60, 60, ""))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    with pytest.raises(UsageError, match="nothing was started"):
+        launch._refuse_days(Run(), days)
+
+
+def test_the_plan_shows_every_changed_setting(tmp_path):
+    changes = ("--methods", "student,kd", "--set", "kd.temperature=2", "--epochs", "30")
+    got = bench("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run", cwd=tmp_path)
+    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "30 epochs, more than the protocol's 15" in got.stdout, got.stderr
+
+
 def test_overview_imports_no_torch():
     code = "import sys, bench.__main__ as m; m.main([]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
@@ -101,7 +146,7 @@ def test_overview_imports_no_torch():
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     got = bench("run", "--profile", "smoke", *LOCAL, "--methods", "student,kd", "--seeds", "1-2", "--dry-run", cwd=tmp_path)
     assert got.returncode == 0, got.stderr
-    for part in ("4 runs, 0 done; 2 groups and 1 teachers", "group resnet20-resnet8-s2: student, kd", "total: ", "estimated: "):
+    for part in ("4 runs, 0 done; 2 groups and 1 teacher to train", "group resnet20-resnet8-s2: student, kd", "total: ", "estimated: "):
         assert part in got.stdout
     assert not list(tmp_path.iterdir())
 

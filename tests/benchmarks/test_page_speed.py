@@ -24,8 +24,8 @@ MEASURE = """
 import re, sys, time
 start = time.perf_counter()
 from pathlib import Path
-from bench.report.__main__ import main
-code = main([sys.argv[1]])
+from bench.__main__ import main
+code = main(["report", sys.argv[1]])
 peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
 print(f"measured {code} {time.perf_counter() - start} {int(peak) / 1024}", file=sys.stderr)
 """

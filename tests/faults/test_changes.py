@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
+from bench.__main__ import main
 from bench.errors import TROUBLE, UsageError
 from bench.launch import jobs
 from bench.report import published, table
-from bench.report.__main__ import main as report
 from bench.store.files import read_json, write_json
 from bench.store.rows import append_row, read_rows
 from tests.bench import synthetic
@@ -32,7 +32,7 @@ def test_code_that_changed_between_the_seeds_of_a_cell_is_warned_of(tmp_path, ca
         synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet56", "resnet20", seed), 70.0 + seed, commit=commit)
     warnings = table.build_set(table.OWN, tmp_path, published.load(None)).tables[0].warnings
     assert len(warnings) == 1 and "aaaaaaa (1 run)" in warnings[0] and "bbbbbbb (1 run)" in warnings[0]
-    assert report([str(tmp_path), "--no-write"]) == 0 and report([str(tmp_path), "--no-write", "--strict"]) == 1
+    assert main(["report", str(tmp_path), "--no-write"]) == 0 and main(["report", str(tmp_path), "--no-write", "--strict"]) == 1
     assert "different commits" in capsys.readouterr().out
 
 

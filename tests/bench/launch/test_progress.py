@@ -3,6 +3,7 @@
 import io
 import os
 
+from bench.launch import progress
 from bench.launch.progress import Progress, statuses
 from bench.store.runs import write_status
 from bench.text import table
@@ -26,7 +27,7 @@ def test_plain_lines_are_written_on_change_only(tmp_path):
     status(tmp_path, "b-kd", "failed", reason="x")
     show.update(["a", "b"])
     first = out.getvalue()
-    for part in ("1 of 4 runs done", "1 failed", "1 running, epoch 3, top-1 12.5-12.5 %, 10 min left", "jobs: a, b"):
+    for part in ("1 of 4 runs done", "1 failed", "1 running, epoch 3, top-1 12.5-12.5 %", "jobs: a, b"):
         assert part in first
     show.update(["a", "b"])  # too soon
     show.update(["a", "b"], force=True)  # nothing changed
@@ -36,16 +37,40 @@ def test_plain_lines_are_written_on_change_only(tmp_path):
     assert out.getvalue().count("\n") == 2 and "\x1b" not in out.getvalue()
 
 
+def test_runs_are_counted_once_in_a_while_though_nothing_changes(tmp_path):
+    looks = []
+    show = Progress(tmp_path, lambda: (looks.append(1) or 0, 4), io.StringIO())
+    for _ in range(50):
+        show.update(["a"])
+    assert len(looks) == 1
+
+
+def test_the_time_left_follows_from_the_pace_here(tmp_path, monkeypatch):
+    clock = iter([0.0, 0.0, 100.0, 200.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    out, done = io.StringIO(), iter([2, 2, 3])  # two were done before this launch
+    show = Progress(tmp_path, lambda: (next(done), 10), out)
+    show.update()
+    status(tmp_path, "a-kd", "running", epoch=5, epochs=8)
+    show.update()  # half a run in 100 s: 7.5 runs to go
+    status(tmp_path, "a-kd", "done")
+    show.update()  # one run in 200 s: 7 to go
+    assert "25 min left in all" in out.getvalue() and "23 min left in all" in out.getvalue()
+
+
 def test_a_terminal_gets_a_table_that_is_drawn_over(tmp_path):
     out = Terminal()
     show = Progress(tmp_path, lambda: (0, 1), out)
     status(tmp_path, "a-kd", "running", epoch=3, epochs=16, step=2, steps=9, loss=1.5, test_top1=12.5, eta_seconds=600)
     show.update()
-    assert "3/16" in out.getvalue() and "2/9" in out.getvalue() and "12.50 %" in out.getvalue()
+    for part in ("3/16", "2/9", "12.50 %", "10 min"):
+        assert part in out.getvalue()
+    drawn = len(out.getvalue())
     show.update(force=True)
-    assert "\x1b[3A\x1b[J" in out.getvalue()  # header, row and summary
-    show.say("a line")
-    assert out.getvalue().endswith("\x1b[3A\x1b[Ja line\n")
+    assert "\x1b[1A" in out.getvalue()[drawn:]  # over the last one
+    show.say("a line [that] stays")
+    show.close()
+    assert "a line [that] stays" in out.getvalue()
 
 
 def test_old_and_broken_statuses_are_left_out(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.report import __main__ as command
+from bench.__main__ import main
 from bench.report import blocks, compare, render, table
 from bench.report.blocks import Block, Line
 from bench.report.explain import explain
@@ -228,7 +228,8 @@ def test_strict_fails_on_what_is_left_out(small):
 
 
 def test_no_torch_and_no_plotting(small):
-    code = "import sys; from bench.report.__main__ import main; main([sys.argv[1]]); sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
+    code = "import sys; from bench.__main__ import main; main(['report', sys.argv[1]])"
+    code += "; sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code, small], cwd=ROOT, capture_output=True).returncode == 0
 
 
@@ -245,17 +246,17 @@ def test_a_reader_that_leaves_is_no_error(small):
 
 
 def test_an_interrupted_report_leaves_the_last_one(small, monkeypatch):
-    assert command.main([str(small)]) == 0
+    assert main(["report", str(small)]) == 0
     before = {p.name: p.read_bytes() for p in (small / "report").iterdir()}
     add_run(small, run_of("kd", *R20, 3), 70.0)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        command.main([str(small)])
+        main(["report", str(small)])
     assert {p.name: p.read_bytes() for p in (small / "report").iterdir()} == before
 
 
 def test_figures(small):
-    assert command.main([str(small), "--figures"]) == 0
+    assert main(["report", str(small), "--figures"]) == 0
     names = {p.name for p in (small / "report" / "figures").iterdir()}
     assert names == {f"own-runs-table1-{kind}.{end}" for kind in ("accuracy-cost", "differences", "curves", "seeds") for end in ("png", "pdf")}
     assert all((small / "report" / "figures" / n).read_bytes()[:4] in (b"\x89PNG", b"%PDF") for n in names)

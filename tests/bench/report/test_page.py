@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import main
 from bench.plan.protocols import PROTOCOLS
-from bench.report import __main__ as command
 from bench.report import compare, epochs, page, sentences, table
 from bench.store.files import read_json, write_json
 from bench.store.rows import append_row, read_rows
@@ -228,16 +228,15 @@ def test_an_assumed_deviation_is_stated(tmp_path, capsys):
     kd, sp = (row.cells[0].verdict for row in sets[0].tables[0].rows)
     assert kd == before and sp.word == "agrees" and "assuming a published standard deviation of 0.25" in sp.why
     assert "assuming a published standard deviation of 0.25" in Reader(page.html(sets)).text
-    assert command.main([str(tmp_path), "--assume-sd", "0.25"]) == 0
+    assert main(["report", str(tmp_path), "--assume-sd", "0.25"]) == 0
     assert "Judged assuming a published standard deviation of 0.25" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        command.main([str(tmp_path), "--assume-sd", "-1"])
+    assert main(["report", str(tmp_path), "--assume-sd", "-1"]) == 2
 
 
 def test_all_epochs_as_one_tidy_file(tmp_path, capsys):
     fill(tmp_path, [R20], ("student", "kd"), (1, 2))
     add_run(tmp_path, run_of("kd", *R20, 3), 20.0, status="diverged", rows=2)
-    assert command.main([str(tmp_path), "--epochs"]) == 0 and "epochs.csv" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--epochs"]) == 0 and "epochs.csv" in capsys.readouterr().err
     lines = (tmp_path / "report" / "epochs.csv").read_text().splitlines()
     assert len(lines) == 1 + 4 * 3 + 2 and lines[0].startswith("set,run,protocol,trial,precision,teacher,student,method")
     assert [p.name for p in (tmp_path / "report").iterdir() if p.name.startswith(".")] == []

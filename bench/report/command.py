@@ -1,0 +1,108 @@
+"""The `report` command: print Table 1 and write it as text, Markdown, LaTeX, CSV and one HTML page.
+
+No torch; matplotlib for --figures only.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bench.errors import UsageError
+from bench.report import compare, epochs, page, render, table
+from bench.report.explain import explain
+from bench.store.files import write_bytes
+
+PARTS = ("runs", "costs", "evidence", "nightly", "plan.json")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Table 1, costs and published numbers from a results folder."""
+
+    results: tyro.conf.Positional[Path] = Path("results")
+    """The results folder."""
+    format: Literal["csv", "latex", "markdown", "text"] = "text"
+    """What is printed; all formats are written."""
+    out: Path | None = None
+    """Where the files go; default: RESULTS/report."""
+    write: bool = True
+    """Write the files; else print only."""
+    figures: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Draw the figures too (PNG and PDF)."""
+    epochs: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write all epochs of all runs too, as one tidy epochs.csv."""
+    assume_sd: float | None = None
+    """Judge against published numbers that print no deviation as if it were so many points."""
+    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Exit with 1 where anything is left out or warned of."""
+    baseline: str = "student"
+    """The row that differences are taken to."""
+    explain: tuple[str, str] | None = None
+    """METHOD PAIR: how one cell came about, e.g. --explain kd resnet56/resnet20."""
+
+    def check(self) -> None:
+        """Raises UsageError for a value out of range."""
+        if self.assume_sd is not None and not 0 < self.assume_sd < 100:
+            raise UsageError(f"--assume-sd {self.assume_sd:g} is no deviation in points: above 0 and below 100")
+
+    def main(self) -> int:
+        try:
+            return report(self)
+        except BrokenPipeError:  # the reader (head, less) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            raise UsageError(render.clean(error, 1000)) from None
+
+
+def report(options: Report) -> int:
+    """Print, then write. Raises UsageError, StoreError, OSError."""
+    results: Path = options.results
+    if not results.is_dir():
+        raise UsageError(f"{results}: no such folder; give the results folder")
+    if not any((results / part).exists() for part in PARTS):
+        raise UsageError(f"{results}: none of {', '.join(PARTS)} in it; give a results folder")
+    sets = table.build(results, options.baseline)
+    compare.warn_of_contradictions(sets)
+    if options.assume_sd:
+        compare.assume_sd(sets, options.assume_sd)
+    if options.explain:
+        show(explain(sets, *options.explain))
+        return 0
+    width = max(60, shutil.get_terminal_size((160, 24)).columns)
+    show(render.text(sets, width) if options.format == "text" else render.FORMATS[options.format][1](sets))
+    if options.write:
+        out = options.out or results / "report"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for file, make in render.FORMATS.values():
+                write_bytes(out / file, make(sets).encode())
+            write_bytes(out / "index.html", page.html(sets).encode())
+            if options.epochs:
+                epochs.save_csv(sets, out / "epochs.csv")
+            if options.figures:
+                from bench.report import figures
+
+                figures.write(sets, out / "figures")
+        except OSError as error:
+            raise UsageError(f"{out}: cannot write the report ({error.strerror or error}); give --out DIR, or --no-write") from error
+        more = (", epochs.csv" if options.epochs else "") + (", figures/" if options.figures else "")
+        print(f"written: {out}/index.html, report.txt, .md, .tex, .csv{more}", file=sys.stderr)
+    faults = sum(s.faults for s in sets)
+    if options.strict and faults:
+        print(f"strict: {faults} warning{'s' * (faults != 1)} or exclusion{'s' * (faults != 1)}, see the end of each set", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show(text: str) -> None:
+    """Print to a terminal of any encoding."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    sys.stdout.write(text)
+    sys.stdout.flush()
