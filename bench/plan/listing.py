@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bench.plan import protocols
-from bench.plan.profiles import PAIRS, PROFILES
+from bench.plan.profiles import ALL_PAIRS, PROFILES
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def show_pairs() -> int:
     """Print the declared pairs and the networks."""
     import models
 
-    for pair in PAIRS:
+    for pair in ALL_PAIRS:
         print(pair.name)
     print(f"\nany two of these networks make a pair, as teacher-student: {', '.join(models.names())}")
     return 0

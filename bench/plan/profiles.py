@@ -33,6 +33,21 @@ PAIRS = (
 )
 """The six pairs of one style that the papers share, in the order of their tables."""
 
+CRD_PAIRS = (PAIRS[0], Pair("wrn_40_2", "wrn_40_1"), *PAIRS[1:])
+"""The seven pairs of one style of CRD's Table 1, in its order."""
+
+UNLIKE_PAIRS = (
+    Pair("vgg13", "mobilenetv2"),
+    Pair("resnet50", "mobilenetv2"),
+    Pair("resnet50", "vgg8"),
+    Pair("resnet32x4", "shufflev1"),
+    Pair("resnet32x4", "shufflev2"),
+    Pair("wrn_40_2", "shufflev1"),
+)
+"""The six pairs of unlike networks of CRD's Table 2, in its order."""
+
+ALL_PAIRS = (*CRD_PAIRS, *UNLIKE_PAIRS)
+
 
 DEFAULT_PROFILE = "paper"
 

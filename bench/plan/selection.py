@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.errors import UsageError, unknown
-from bench.plan.profiles import PAIRS, Pair
+from bench.plan.profiles import ALL_PAIRS, Pair
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def parse_pair(text: str, networks: Sequence[str]) -> Pair:
         teacher, found, student = text.partition(separator)
         if found and teacher.strip() in networks and student.strip() in networks:
             return Pair(teacher.strip(), student.strip())
-    known = [p.name for p in PAIRS]
+    known = [p.name for p in ALL_PAIRS]
     for separator in ("/", "->", "-"):
         teacher, found, student = (part.strip() for part in text.partition(separator))
         if found and (teacher in networks or student in networks):

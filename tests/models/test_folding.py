@@ -35,7 +35,10 @@ def test_same_outputs(name):
             torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize(("name", "left"), [("resnet20", 0), ("resnet8x4", 0), ("vgg8", 0), ("wrn_16_2", 7)])
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("wrn_16_2", 7), *((name, 0) for name in ("resnet20", "resnet8x4", "vgg8", "resnet50", "mobilenetv2", "shufflev1", "shufflev2"))],
+)
 def test_which_normalisations_are_left(name, left):
     """A wide residual network normalises sums, which no convolution can take over: one a block, and the last."""
     kept = [module for module in models.folded(models.build(name).eval()).modules() if isinstance(module, nn.BatchNorm2d)]

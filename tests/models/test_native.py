@@ -155,7 +155,7 @@ def loss_and_gradients(network: nn.Module, x: Tensor, kinds: tuple[str, ...]) ->
 
 @needs_native
 @pytest.mark.parametrize("kinds", [(), ("stage", "preact", "relu")], ids=["logits", "maps"])
-@pytest.mark.parametrize("name", ["resnet14", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg13"])
+@pytest.mark.parametrize("name", ["resnet14", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg13", "mobilenetv2", "shufflev1", "shufflev2"])
 def test_networks(name, kinds):
     torch.manual_seed(1)
     network = models.build(name, num_classes=10).to(memory_format=torch.channels_last)

@@ -97,6 +97,10 @@ def test_every_network_is_covered_here():
         ("wrn_40_2", 128, ((16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8))),
         ("wrn_16_1", 64, ((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))),
         ("vgg13", 512, ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4))),
+        ("resnet50", 2048, ((64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4))),
+        ("mobilenetv2", 1280, ((16, 16, 16), (12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2))),
+        ("shufflev1", 960, ((24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4))),
+        ("shufflev2", 1024, ((24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4))),
     ],
 )
 def test_shapes(name, embedding, maps):
@@ -107,13 +111,15 @@ def test_shapes(name, embedding, maps):
 
 
 @pytest.mark.parametrize("size", [16, 24])
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8"])
-def test_smaller_images(name, size):
+@pytest.mark.parametrize(
+    ("name", "halved"), [("resnet8", 2), ("wrn_16_1", 2), ("vgg8", 3), ("resnet50", 3), ("mobilenetv2", 4), ("shufflev1", 3), ("shufflev2", 3)]
+)
+def test_smaller_images(name, halved, size):
     shapes = models.shapes(name, 10, size)
     assert shapes.classes == 10
     assert shapes.embedding == models.shapes(name).embedding
     assert [c for c, _, _ in shapes.maps["stage"]] == [c for c, _, _ in models.shapes(name).maps["stage"]]
-    assert shapes.maps["stage"][-1][1:] == ((size // 8,) * 2 if name == "vgg8" else (size // 4,) * 2)
+    assert shapes.maps["stage"][-1][1:] == (-(-size // 2**halved),) * 2
 
 
 def test_vgg_pools_once_more_for_64_pixels():

@@ -18,7 +18,7 @@ def build(name: str, seed: int = 1) -> nn.Module:
         return models.build(name)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet8x4", "wrn_16_2", "vgg8"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet8x4", "wrn_16_2", "vgg8", "resnet50", "mobilenetv2"])
 def test_convolutions_are_kaiming_normal_by_fan_out(name):
     for layer, conv in build(name).named_modules():
         if not isinstance(conv, nn.Conv2d):
@@ -34,16 +34,27 @@ def test_convolutions_are_kaiming_normal_by_fan_out(name):
         assert conv.bias is None or not conv.bias.any(), layer
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
+@pytest.mark.parametrize("name", ["shufflev1", "shufflev2"])
+def test_convolutions_of_the_shuffle_networks_are_torchs_default(name):
+    """Uniform up to 1 / sqrt(fan-in), a group's own."""
+    for layer, conv in build(name).named_modules():
+        if isinstance(conv, nn.Conv2d):
+            weight = conv.weight.detach()
+            bound = 1 / math.sqrt(weight[0].numel())
+            assert weight.abs().max() <= bound and conv.bias is None, layer
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=4 / math.sqrt(weight.numel())), layer
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8", "resnet50", "mobilenetv2", "shufflev1", "shufflev2"])
 def test_batch_norms_start_at_one_and_zero(name):
     for bn in build(name).modules():
         if isinstance(bn, nn.BatchNorm2d):
             assert (bn.weight == 1).all() and (bn.bias == 0).all()
 
 
-@pytest.mark.parametrize(("name", "bias"), [("resnet20", True), ("wrn_16_1", False)])
+@pytest.mark.parametrize(("name", "bias"), [("resnet20", True), ("wrn_16_1", False), ("resnet50", True), ("shufflev1", True), ("shufflev2", True)])
 def test_fc_weight_is_torch_default(name, bias):
-    fc = build(name).fc
+    fc = models.classifier(build(name))
     bound = 1 / math.sqrt(fc.in_features)
     for tensor in (fc.weight, fc.bias) if bias else (fc.weight,):
         assert 0.95 * bound < tensor.abs().max() <= bound
@@ -52,8 +63,9 @@ def test_fc_weight_is_torch_default(name, bias):
         assert (fc.bias == 0).all()
 
 
-def test_vgg_classifier():
-    classifier = build("vgg8").classifier
+@pytest.mark.parametrize("name", ["vgg8", "mobilenetv2"])
+def test_narrow_normal_classifiers(name):
+    classifier = models.classifier(build(name))
     assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert classifier.weight.abs().max() > 0.03  # a uniform one would end at 0.0173
     assert (classifier.bias == 0).all()
@@ -101,6 +113,43 @@ def test_vgg_keys(name, units):
             bns += [f"block{block}.{3 * i + 1}"]
     with torch.device("meta"):
         assert set(models.build(name).state_dict()) == keys_of(plain=plain, bns=bns)
+
+
+def test_resnet50_keys():
+    plain, bns = ["conv1.weight", "linear.weight", "linear.bias"], ["bn1"]
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for i in range(blocks):
+            plain += [f"layer{stage}.{i}.conv{n}.weight" for n in (1, 2, 3)]
+            bns += [f"layer{stage}.{i}.bn{n}" for n in (1, 2, 3)]
+        plain.append(f"layer{stage}.0.shortcut.0.weight")
+        bns.append(f"layer{stage}.0.shortcut.1")
+    assert keys("resnet50") == keys_of(plain=plain, bns=bns)
+
+
+def test_mobilenet_keys():
+    plain, bns = ["conv1.0.weight", "conv2.0.weight", "classifier.0.weight", "classifier.0.bias"], ["conv1.1", "conv2.1"]
+    for group, blocks in enumerate((1, 2, 3, 4, 3, 3, 1)):
+        for i in range(blocks):
+            plain += [f"blocks.{group}.{i}.conv.{n}.weight" for n in (0, 3, 6)]
+            bns += [f"blocks.{group}.{i}.conv.{n}" for n in (1, 4, 7)]
+    assert keys("mobilenetv2") == keys_of(plain=plain, bns=bns)
+
+
+@pytest.mark.parametrize(("name", "top", "opening", "units"), [("shufflev1", 1, 3, (4, 8, 4)), ("shufflev2", 2, 5, (4, 8, 4))])
+def test_shuffle_keys(name, top, opening, units):
+    plain, bns = ["linear.weight", "linear.bias"], [f"bn{n}" for n in range(1, top + 1)]
+    plain += [f"conv{n}.weight" for n in range(1, top + 1)]
+    for stage, count in enumerate(units, start=1):
+        for i in range(count):
+            convolutions = range(1, (3 if i else opening) + 1)
+            plain += [f"layer{stage}.{i}.conv{n}.weight" for n in convolutions]
+            bns += [f"layer{stage}.{i}.bn{n}" for n in convolutions]
+    assert keys(name) == keys_of(plain=plain, bns=bns)
+
+
+def keys(name: str) -> set[str]:
+    with torch.device("meta"):
+        return set(models.build(name).state_dict())
 
 
 @pytest.mark.real

@@ -9,7 +9,7 @@ from bench.launch import estimate
 from bench.plan import protocols
 from bench.plan.expand import MethodFacts, Plan, Registries, as_json, expand, group_macs, images
 from bench.plan.groups import Group
-from bench.plan.profiles import PROFILES, Pair, Profile
+from bench.plan.profiles import ALL_PAIRS, CRD_PAIRS, PAIRS, PROFILES, UNLIKE_PAIRS, Pair, Profile
 from bench.plan.selection import Selection, parse_pair, parse_seeds, parse_set, words
 from bench.text import duration
 
@@ -166,6 +166,30 @@ def test_declared_profiles_name_what_exists():
         changed = {(c.method, name, here) for c in shown.cells for name, _, here in c.changed}
         assert changed == set(profile.variant), profile.name  # every ablation differs from the method's own settings
     assert len(PROFILES["paper"].pairs) * len(PROFILES["paper"].seeds) * len(PROFILES["paper"].methods) == 162
+
+
+def test_declared_pairs():
+    torch = pytest.importorskip("torch")
+    import models
+
+    assert PROFILES["paper"].pairs == PAIRS and len(PAIRS) == 6
+    assert set(CRD_PAIRS) - set(PAIRS) == {Pair("wrn_40_2", "wrn_40_1")} and [p for p in CRD_PAIRS if p in PAIRS] == list(PAIRS)
+    assert len(set(ALL_PAIRS)) == len(ALL_PAIRS) == 13
+    for pair in ALL_PAIRS:
+        assert parse_pair(pair.name, models.names()) == pair
+        of_teacher, of_student = ([c for c, _, _ in models.shapes(name).maps["stage"][1:]] for name in (pair.teacher, pair.student))
+        assert len(of_teacher) == len(of_student)  # as many stages on both sides
+        with torch.device("meta"):
+            kinds = {type(models.build(name)) for name in (pair.teacher, pair.student)}
+        assert (pair in UNLIKE_PAIRS) == (len(kinds) == 2)
+
+
+@pytest.mark.parametrize(("name", "rates"), [("crd", (0.05, 0.01)), ("skd", (0.1, 0.01)), ("iep", (0.1, 0.1))])
+def test_the_small_rate(name, rates):
+    protocol = protocols.get(name)
+    assert tuple(protocol.base_rate(small=small) for small in (False, True)) == rates
+    last, after = (protocol.rate(epoch, small=True) for epoch in (protocol.milestones[0], protocol.milestones[0] + 1))
+    assert last == rates[1] and after == pytest.approx(rates[1] * protocol.decay)
 
 
 def test_profiles_of_ieps_experiments():
