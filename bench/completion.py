@@ -9,12 +9,12 @@ import tyro
 
 from bench.commands import COMMANDS
 from bench.plan import names
-from bench.plan.profiles import PAIRS, PROFILES
+from bench.plan.profiles import ALL_PAIRS, PROFILES
 
 VALUES = {
     "--profile": sorted(PROFILES),
     "--methods": sorted(names.methods()),
-    "--pairs": [pair.name for pair in PAIRS],
+    "--pairs": [pair.name for pair in ALL_PAIRS],
     "--architecture": list(names.networks()),
 }
 

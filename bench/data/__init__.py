@@ -6,15 +6,15 @@ place of the other.
 
 import hashlib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bench.errors import UsageError, unknown
+from bench.data import subset
+from bench.plan import datasets
 from bench.plan.protocols import Protocol
-
-NAMES = ("cifar100", "shapes100")
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,8 @@ def load(protocol: Protocol, data_root: Path | None = None, download: bool = Fal
     Files are read from `data_root` (and fetched to it with `download`) where the data set has any. Raises UsageError for an unknown
     data set, missing or damaged files and sizes the data set cannot have.
     """
-    from bench.data import cifar100, shapes100, subset
-
-    if protocol.dataset == "cifar100":
-        if protocol.train_images or protocol.test_images or protocol.image_size != 32:
-            raise UsageError(
-                f"protocol {protocol.name!r}: cifar100 has 50000 + 10000 images of 32x32; leave train_images, test_images, image_size unset"
-            )
-        fields = cifar100.read(data_root, download)
-    elif protocol.dataset == "shapes100":
-        fields = shapes100.read(protocol.train_images, protocol.test_images, protocol.image_size)
-    else:
-        raise unknown("data set", protocol.dataset, list(NAMES))
+    datasets.get(protocol.dataset).check(protocol.dataset, protocol.train_images, protocol.test_images, protocol.image_size)
+    fields = import_module(f"bench.data.{protocol.dataset}").read(protocol, data_root, download)
     if protocol.sample_rate < 1:
         kept = torch.from_numpy(subset.balanced(fields["train_labels"].numpy(), protocol.sample_rate))
         fields |= {name: fields[name][kept] for name in fields if name.startswith("train_") and fields[name] is not None}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bench.errors import UsageError
+from bench.plan.protocols import Protocol
 
 FOLDER = "cifar-100-python"
 FILES = {
@@ -23,7 +24,7 @@ STD = (0.2675, 0.2565, 0.2761)
 """The rounded constants of the CRD protocol, on the 0..1 scale."""
 
 
-def read(data_root: Path | None, download: bool = False) -> dict[str, Any]:
+def read(protocol: Protocol, data_root: Path | None, download: bool = False) -> dict[str, Any]:
     """Fields of a Dataset: all 50000 + 10000 images.
 
     Raises UsageError where a file is absent, truncated or not the official one. With `download`, torchvision fetches

@@ -18,12 +18,15 @@ and numpy version. Image i of a split depends on (split, i, size) alone: a large
 """
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from bench.errors import UsageError
+from bench.plan.datasets import DATASETS
+from bench.plan.protocols import Protocol
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "diamond", "bar", "hourglass", "arch", "tee")
 TEXTURES = ("solid", "rows", "columns", "checked", "dotted")
@@ -37,7 +40,7 @@ SPLITS = ("train", "test")
 MEAN = (0.4567, 0.4579, 0.4365)
 STD = (0.2254, 0.2126, 0.2283)
 """Rounded moments of the first 10000 training images (32 x 32), on the 0..1 scale."""
-SIZES = (16, 64)
+SIZES = DATASETS["shapes100"].image_sizes
 
 VERSION = 1  # of the drawing: a change of any number below is another data set
 RGB = ((215, 55, 45), (230, 140, 45), (220, 205, 65), (65, 180, 75), (60, 190, 195), (65, 95, 215))
@@ -61,10 +64,11 @@ class Drawing(NamedTuple):
     concepts: np.ndarray  # uint8 (N, 3, S, S): planes shape, texture, colour
 
 
-def read(train_images: int | None, test_images: int | None, image_size: int) -> dict[str, Any]:
-    """Fields of a Dataset. Counts default to 10000 and 2000. Raises UsageError for sizes it cannot draw."""
-    train = draw("train", 10000 if train_images is None else train_images, image_size)
-    test = draw("test", 2000 if test_images is None else test_images, image_size)
+def read(protocol: Protocol, data_root: Path | None = None, download: bool = False) -> dict[str, Any]:
+    """Fields of a Dataset, as many images as the protocol says. Raises UsageError for sizes it cannot draw."""
+    usual = DATASETS["shapes100"]
+    train = draw("train", usual.train_images if protocol.train_images is None else protocol.train_images, protocol.image_size)
+    test = draw("test", usual.test_images if protocol.test_images is None else protocol.test_images, protocol.image_size)
     fields = {f"{split}_{name}": torch.from_numpy(part) for split, d in zip(SPLITS, (train, test), strict=True) for name, part in d._asdict().items()}
     return {**fields, "classes": CLASSES, "coarse": COARSE, "mean": MEAN, "std": STD, "concept_names": CONCEPTS}
 

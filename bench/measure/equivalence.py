@@ -17,11 +17,11 @@ from typing import Any
 
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, USAGE, UsageError, unknown
 from bench.options import DataOption, DeviceOption, EngineOption, ResultsOption, ThreadsOption, TimeBudgetOption
-from bench.plan import protocols
+from bench.plan import names, protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS, canonical
 from bench.plan.profiles import Pair
-from bench.plan.selection import parse_seeds
+from bench.plan.selection import parse_pair, parse_seeds
 from bench.store.files import write_json
 from bench.store.runs import RunView, scan
 from bench.text import duration
@@ -148,14 +148,12 @@ def _checked(options: Equivalence) -> tuple[protocols.Protocol, Pair, tuple[int,
         raise UsageError("candidate and reference are the same precision: name two")
     if not options.margin > 0 or not options.sigma > 0:
         raise UsageError("--margin and --sigma: above 0")
-    teacher, dash, student = options.pair.partition("-")
-    if not dash:
-        raise UsageError(f"pair {options.pair!r} is not written teacher-student, as in resnet56-resnet20")
+    pair = parse_pair(options.pair, names.networks())
     seeds = parse_seeds(options.seeds)
     if len(seeds) * len(options.methods) < 2:
         raise UsageError("an equivalence study needs two paired runs at least: more --seeds or --methods")
     protocol = protocols.get(options.protocol)
-    return (protocol.scaled(options.epochs) if options.epochs else protocol), Pair(teacher, student), seeds
+    return (protocol.scaled(options.epochs) if options.epochs else protocol), pair, seeds
 
 
 def _train(options: Equivalence, protocol: protocols.Protocol, pair: Pair, seeds: Sequence[int]) -> int:

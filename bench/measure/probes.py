@@ -27,7 +27,8 @@ from bench import data
 from bench.data import augment
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.measure import meters
-from bench.plan import members
+from bench.plan import datasets, members
+from bench.plan.expand import images as planned_images
 from bench.plan.groups import Group
 from bench.plan.members import Member
 from bench.plan.protocols import Protocol
@@ -104,7 +105,9 @@ def run_probe(
     Returns an exit code. Raises UsageError for bad input, before anything is written.
     """
     device = environment.select(execution.device)
-    member = members.resolve(Group(teacher, student, SEED, protocol, precision, (method,), hyper), "", 100, protocol.image_size, 50_000, None)[0]
+    classes = datasets.get(protocol.dataset).classes
+    group = Group(teacher, student, SEED, protocol, precision, (method,), hyper)
+    member = members.resolve(group, "", classes, protocol.image_size, planned_images(protocol), None)[0]
     _reject_unsupported(member)
     path = record_path(Path(execution.results), device, member.run.teacher, student, method, precision)
     if not execution.redo and _measured(path, protocol, member.run.teacher):

@@ -27,6 +27,7 @@ from bench.plan import protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import PAIRS, PROFILES, Pair
+from bench.plan.selection import parse_pair
 from bench.store.files import write_json
 from bench.train import engine, environment
 from bench.train.context import Context
@@ -64,7 +65,7 @@ def speed(options: Speed) -> int:
     """Measure, print a table and write costs/<device>/speed.json. Returns 0. Raises UsageError for bad input."""
     device = environment.select(options.device)
     options = filled(options, device)
-    pairs = [pair_of(name) for name in options.pairs]
+    pairs = [parse_pair(name, models.names()) for name in options.pairs]
     engines = [engine.choose(name, device) for name in options.engines]
     rows: list[dict[str, Any]] = []
     with exclusive(device):
@@ -117,16 +118,6 @@ def filled(options: Speed, device: torch.device) -> Speed:
         engines=options.engines or tuple(dict.fromkeys(("eager", engine.choose("auto", device).name))),
         steps=options.steps or ((100 if on_gpu else 3) if not options.quick else (20 if on_gpu else 2)),
     )
-
-
-def pair_of(name: str) -> Pair:
-    """The pair written teacher-student. Raises UsageError or models.NetworkError."""
-    teacher, dash, student = name.partition("-")
-    if not dash:
-        raise UsageError(f"pair {name!r} is not written teacher-student, as in resnet56-resnet20")
-    for network in (teacher, student):
-        models.shapes(network)
-    return Pair(teacher, student)
 
 
 def random_images(count: int, test: int) -> data.Dataset:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import UsageError, unknown
-from bench.plan import protocols
+from bench.plan import datasets, protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import Pair, Profile
@@ -19,7 +19,6 @@ from bench.plan.selection import Selection, parse_pair
 FORMAT = 1
 TEACHER_SEED = 0
 """One teacher serves all seeds of its pairs; its own seed is none of theirs."""
-CIFAR_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def group_macs(group: Group, with_teacher: bool, macs: Callable[[str], int]) -> 
 
 def images(protocol: Protocol) -> int:
     """Training images an epoch."""
-    return round((protocol.train_images or CIFAR_IMAGES) * protocol.sample_rate)
+    return round((protocol.train_images or datasets.get(protocol.dataset).train_images) * protocol.sample_rate)
 
 
 def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:

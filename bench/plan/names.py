@@ -32,12 +32,10 @@ def _decorated(tree: ast.Module) -> Iterator[str]:
 
 
 def _declared(tree: ast.Module) -> Iterator[str]:
-    """The keys of a file's NETWORKS."""
+    """The keys of a file's NETWORKS, where that is a literal."""
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(getattr(target, "id", "") == "NETWORKS" for target in targets):
-            if isinstance(node.value, ast.Dict):
-                yield from (key.value for key in node.value.keys if isinstance(key, ast.Constant))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and getattr(node.targets[0], "id", "") == "NETWORKS":
+            yield from (key.value for key in node.value.keys if isinstance(key, ast.Constant))
 
 
 @cache
@@ -51,7 +49,7 @@ def methods() -> frozenset[str]:
 
 @cache
 def networks() -> tuple[str, ...]:
-    """Networks in the order of their declaration."""
+    """Networks, file by file."""
     return tuple(dict.fromkeys(name for tree in _trees("models") for name in _declared(tree)))
 
 

@@ -89,5 +89,5 @@ def test_bad_input(tmp_path, changes):
 
 def test_preparations_are_made_quickly_for_methods_that_need_one():
     options = speed.filled(Speed(methods=("skd", "kd"), steps=1, quick=True), CPU)
-    rows = speed._measure(speed.pair_of("resnet14-resnet8"), "tf32", [speed.engine.Eager], options, CPU)
+    rows = speed._measure(speed.Pair("resnet14", "resnet8"), "tf32", [speed.engine.Eager], options, CPU)
     assert rows[0]["methods"] == ["skd", "kd"]
