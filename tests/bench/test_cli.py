@@ -184,5 +184,5 @@ def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
     run = written["cells"][0]["run"]
     assert (tmp_path / "results" / "runs" / run / "record.json").exists() and "1 of 15 epochs" in written["protocol"]["trial"]
     again = bench(*command, cwd=tmp_path)
-    assert again.returncode == 0 and "1 runs, 1 done; 0 groups and 0 teachers" in again.stdout
+    assert again.returncode == 0 and "1 run, 1 done; 0 groups and 0 teachers" in again.stdout
     assert bench("status", cwd=tmp_path).stdout.startswith("1 done\n")
