@@ -14,6 +14,12 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
     return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
+def left(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns of words, each to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def duration(seconds: float) -> str:
     """For people: "40 s", "12 min", "3 h 20 min", "12 days 4 h"."""
     minutes = round(seconds / 60)

@@ -1,17 +1,9 @@
-"""The commands that list what is declared: methods, pairs, profiles."""
+"""The commands that list what is declared: pairs, profiles."""
 
 from dataclasses import dataclass
 
-from bench.plan import protocols
+from bench.plan import names, protocols
 from bench.plan.profiles import ALL_PAIRS, PROFILES
-
-
-@dataclass(frozen=True)
-class Methods:
-    """The registered methods, and files that could not be loaded."""
-
-    def main(self) -> int:
-        return show_methods()
 
 
 @dataclass(frozen=True)
@@ -30,33 +22,11 @@ class Profiles:
         return show_profiles()
 
 
-def show_methods() -> int:
-    """Print the registered methods and the broken files."""
-    from methods import registry
-
-    rows = []
-    for name in registry.names():
-        method = registry.get(name)
-        rows.append((name, f"v{method.version}", method.title, method.paper))
-    for text in ([line.rstrip() for line in _left(rows)]) or ["no method is registered"]:
-        print(text)
-    for name, error in registry.broken().items():
-        print(f"{name}: BROKEN, {error}")
-    return 0
-
-
-def _left(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
 def show_pairs() -> int:
     """Print the declared pairs and the networks."""
-    import models
-
     for pair in ALL_PAIRS:
         print(pair.name)
-    print(f"\nany two of these networks make a pair, as teacher-student: {', '.join(models.names())}")
+    print(f"\nany two of these networks make a pair, as teacher-student: {', '.join(names.networks())}")
     return 0
 
 
