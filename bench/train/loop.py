@@ -73,6 +73,7 @@ class Training:
         self._last = 0 if position < START else self.protocol.epochs
         self._saved_at = self._counted_at = time.monotonic()
         self._steps_timed, self._seconds_timed = 0, 0.0
+        self._row_unsaved = False  # a row was written since the last save
         self._saved_as: tuple[Position, tuple[str, ...]] | None = None
 
     def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
@@ -101,7 +102,8 @@ class Training:
     def run(self) -> int:
         """Train to the end, or until it is time to stop. Returns an exit code.
 
-        Where the members turn out to need more memory together than the device has, `too_large` is set instead, before a row is written.
+        Where the members turn out to need more memory together than the device has, `too_large` is set instead: their newest checkpoints
+        are then sound and not older than their newest rows.
         """
         job = self.job
         self._saved_at = self._counted_at = time.monotonic()  # preparations took their time before
@@ -109,8 +111,6 @@ class Training:
         self.engine = job.engine(job.images, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
         try:
             for epoch in range(self.position.epoch, self._last + 1):
-                # An epoch has every kind of step: what fits in the first one fits.
-                self.engine.divisible = epoch == self.position.epoch and len(self.places) > 1
                 if not self.places:
                     break
                 if not self._epoch(epoch, self.position.step if epoch == self.position.epoch else 0):
@@ -154,6 +154,7 @@ class Training:
         return self._test(epoch, steps, count) if epoch > 0 else self._pretrained(epoch, count)
 
     def _step(self, start: int, stop: int) -> Failures:
+        self.engine.divisible = len(self.places) > 1 and not self._row_unsaved
         try:
             failed = self.engine.step(start, stop)
         except torch.OutOfMemoryError as error:  # of what the learners share, or of a recording
@@ -203,7 +204,9 @@ class Training:
             except (OSError, StoreError) as error:
                 self._drop(place.learner, error)
         if epoch < self.protocol.epochs:
-            self._save_if_due(Position(epoch + 1, 0))
+            # Steps of every batch size come within a whole epoch: until then the members can be divided.
+            resumed_inside = epoch == self.position.epoch and self.position.step > 0 and len(self.places) > 1
+            (self._save if resumed_inside else self._save_if_due)(Position(epoch + 1, 0))
         return True
 
     def _row(self, place: ActiveRun, epoch: int, count: int) -> None:
@@ -213,6 +216,7 @@ class Training:
             place.best_top1, place.best_epoch = top1, epoch
         rate = self.protocol.rate(epoch, small=place.learner.small_rate)
         loss = math.fsum(losses.values())
+        self._row_unsaved = True
         row = {"epoch": epoch, "lr": rate, "loss": loss, "losses": losses, "train_top1": train_top1}
         place.folder.row({**row, "test_top1": top1, "test_top5": place.tested["top5"], "test_loss": place.tested["loss"], "seconds": place.seconds})
         text = f"epoch {epoch}/{self.protocol.epochs} lr {rate:g} loss {loss:.4f} train top-1 {train_top1:.2f} test top-1 {top1:.2f}"
@@ -276,7 +280,7 @@ class Training:
             states = {place.folder.id: place.state for place in self.places}
             try:
                 self.saved.save(position, states)
-                self._saved_as = (position, ids)
+                self._saved_as, self._row_unsaved = (position, ids), False
             except OSError as error:  # none of them is safe any more; what stands from before is
                 for place in list(self.places):
                     self._drop(place.learner, error)

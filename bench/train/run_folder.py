@@ -29,7 +29,7 @@ class RunFolder:
         self.title = title or member.method.title
         self.path = results / "runs" / self.id
         self.lease = Lease(self.path)
-        self.attempt, self.epochs = 1, 0  # of epochs with a row, see `open`
+        self.attempt, self.epochs = 1, 0  # epochs: how many have a row
         self._status: dict[str, Any] = {}
         self._written = 0.0
 
@@ -94,6 +94,7 @@ class RunFolder:
         """Append one epoch's row. Raises LeaseLost."""
         self.lease.check()
         append_row(self.path / "epochs.jsonl", {"run": self.id, "attempt": self.attempt, **row})
+        self.epochs = max(self.epochs, row["epoch"])
 
     def finish(self, student: dict[str, Tensor], method: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """The last acts of a run: the weights of the student and, beside them, of the method where it has any, then the final record, then

@@ -90,7 +90,8 @@ class Everything(Method):
 
     def pretraining_losses(self, student, teacher, batch):
         drawn = self.drawn.double().mean() / len(self.bank)
-        return {"connect": self.scale * (self.connect(student.maps["stage"][-3]) - drawn).pow(2).mean(), "wide": student.maps["stage"][-1].pow(2).mean()}
+        first, last = student.maps["stage"][1], student.maps["stage"][-1]
+        return {"connect": self.scale * (self.connect(first) - drawn).pow(2).mean(), "wide": last.pow(2).mean()}
 
     def predict(self, student):
         return self.project(student.embedding)
