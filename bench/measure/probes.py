@@ -226,10 +226,10 @@ def measure(request: Request) -> dict[str, Any]:
     needs = member.method.teacher_needs(member.hyper)
     teacher = context.teacher() if needs else None
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
-    learner.begin_epoch(1)
     positions = _Positions(count, group.protocol.batch)
     recorded = issubclass(chosen, engine.Static)  # its pools do not show a step's peak
     plain = (engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision)
+    learner.begin_epoch(1)
 
     def step(runner) -> None:
         for _, error in runner.step(*positions.next(runner)):

@@ -9,7 +9,7 @@ from bench.errors import UsageError, unknown
 from bench.plan.groups import Group
 from bench.plan.identity import Run
 from methods import registry
-from methods.base import Method, Setting, named_hyper
+from methods.base import Method, Pretraining, Setting, named_hyper
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Member:
     hyper: Any
     setting: Setting
     skipped: str | None = None
+
+    def pretraining(self) -> Pretraining | None:
+        """The stage before the main one that the run has, its epochs scaled with the schedule (Protocol.share); None: it has none."""
+        stage = self.method.pretraining(self.hyper, self.setting)
+        return stage and dataclasses.replace(stage, epochs=self.run.protocol.share(stage.epochs))
 
 
 def hyper_of(method: type[Method], teacher: str | None, student: str, overrides: dict[str, object]) -> Any:

@@ -45,6 +45,11 @@ class Protocol:
         reason = f"{epochs} of {self.epochs} epochs" if epochs < self.epochs else f"{epochs} epochs, more than the protocol's {self.epochs}"
         return dataclasses.replace(self, epochs=epochs, milestones=milestones, trial="; ".join(filter(None, (self.trial, reason))))
 
+    def share(self, epochs: int) -> int:
+        """The length here of a stage before the main one that has `epochs` beside the declared schedule: scaled as milestones are, at least 1."""
+        declared = PROTOCOLS[self.name].epochs if self.name in PROTOCOLS else self.epochs
+        return max(1, int(epochs * self.epochs / declared + 0.5))
+
     def sampled(self, rate: float) -> "Protocol":
         """A class-balanced fraction of the training set. Raises UsageError."""
         if not 0 < rate <= 1:

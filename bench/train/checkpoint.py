@@ -28,7 +28,7 @@ CURRENT, PREVIOUS = "manifest.json", "manifest.previous.json"
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where training stands: `step` steps of `epoch` (from 1) are done; (1, 0) is the start."""
+    """Where training stands: `step` steps of `epoch` (from 1) are done; (1, 0) is the start. Epochs of a stage before it end with 0."""
 
     epoch: int = 1
     step: int = 0
@@ -88,12 +88,16 @@ class GroupCheckpoint:
             for run_id in states:
                 (runs_folder(self.results) / run_id / name).unlink(missing_ok=True)
             raise
-        for run_id in states:
-            write_json(runs_folder(self.results) / run_id / "group.json", {"format": FORMAT, "group": self.key})
         if current:
             write_json(self.folder / PREVIOUS, current)
         manifest = {"format": FORMAT, "serial": serial, "epoch": position.epoch, "step": position.step, "members": members}
         write_json(self.folder / CURRENT, manifest)
+        # Members that come from another group leave it now: until here its manifest is the one that names a sound state of theirs.
+        left = {_last_group(runs_folder(self.results) / run_id) for run_id in states} - {None, self.key}
+        for run_id in states:
+            write_json(runs_folder(self.results) / run_id / "group.json", {"format": FORMAT, "group": self.key})
+        for key in left:
+            _remove_if_left(self.results, key)
         kept = {name for m in (current, manifest) if m for name in (e["file"] for e in m["members"].values())}
         self._prune(states, kept)
         return sum(member["bytes"] for member in members.values())
@@ -138,6 +142,25 @@ def _group_of(folder: Path) -> str | None:
     if not isinstance(key, str) or os.sep in key or key.startswith("."):
         raise StoreError(f"{folder / 'group.json'}: names no group")
     return key
+
+
+def _last_group(folder: Path) -> str | None:
+    """As `_group_of`; None for a damaged group.json too."""
+    with contextlib.suppress(StoreError):
+        return _group_of(folder)
+    return None
+
+
+def _remove_if_left(results: Path, key: str) -> None:
+    """Remove the manifests of a group that no member was last saved in."""
+    group = results / "groups" / key
+    members = {r for name in (CURRENT, PREVIOUS) for r in ((read_manifest(group / name) or {}).get("members") or {})}
+    if any(_last_group(runs_folder(results) / r) == key for r in members):
+        return
+    for name in (CURRENT, PREVIOUS):
+        (group / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        group.rmdir()
 
 
 def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | None, Restored]:
@@ -188,17 +211,9 @@ def _load(path: Path, sha256: str, run_id: str) -> tuple[dict[str, Any] | None, 
 def discard(results: Path, run_id: str) -> None:
     """Remove a finished run's checkpoints; its group's manifests go with the last member."""
     folder = runs_folder(results) / run_id
-    key = None
-    with contextlib.suppress(StoreError):
-        key = _group_of(folder)
+    key = _last_group(folder)
     for path in folder.glob("checkpoint-*.pt"):
         path.unlink(missing_ok=True)
     (folder / "group.json").unlink(missing_ok=True)
     if key:
-        group = results / "groups" / key
-        members = {r for name in (CURRENT, PREVIOUS) for r in ((read_manifest(group / name) or {}).get("members") or {})}
-        if not any((runs_folder(results) / r / "group.json").exists() for r in members):
-            for name in (CURRENT, PREVIOUS):
-                (group / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                group.rmdir()
+        _remove_if_left(results, key)

@@ -121,10 +121,11 @@ class Context:
         wanted = member.method.preparation(member.hyper, member.setting)
         return preparations.obtain(self.results, wanted, self.origin, log) if wanted else None
 
-    def learner(self, member: Member, log: Callable[[str], None]) -> tuple[Learner, preparations.Built | None]:
-        """A fresh learner and what was prepared for it. Raises MethodError or UsageError."""
+    def learner(self, member: Member, log: Callable[[str], None], pretraining: bool = False) -> tuple[Learner, preparations.Built | None]:
+        """A fresh learner, of the main stage or of the one before it, and what was prepared for it. Raises MethodError or UsageError."""
         built = self.prepare(member, log)
-        return Learner(member.run, member.method, member.hyper, member.setting, built.prepared if built else None, self.device), built
+        prepared, stage = built.prepared if built else None, member.pretraining() if pretraining else None
+        return Learner(member.run, member.method, member.hyper, member.setting, prepared, self.device, stage), built
 
     def timed_preparation(self, member: Member) -> tuple[Any, Prepared | None, preparations.Built | None]:
         """Hyper-parameters, preparation and, where it was stored, its facts, for steps that are timed and no more: what is not stored is

@@ -1,6 +1,11 @@
 """Running a group: its data, teacher and preparations; leases; which members resume where; then the training itself."""
 
+import contextlib
+import gc
 import threading
+from dataclasses import replace
+
+import torch
 
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
@@ -109,42 +114,88 @@ def _opened(folder: RunFolder, redo: bool) -> str | None:
     return None
 
 
+Standing = tuple[RunFolder, checkpoint.Restored]
+
+
 def _train_parts(job: GroupJob, held: list[RunFolder]) -> int:
-    """Members that stand at the same position of the same group train together, the others as groups of their own."""
-    parts: dict[tuple[str, Position], list[tuple[RunFolder, checkpoint.Restored]]] = {}
-    fresh = checkpoint.group_key([f.id for f in held])
+    """Members that stand at the same position of the same group train together, the others as groups of their own.
+
+    Those that have a stage before the main one are trained through it first; all that stand at START then train as one group.
+    """
+    parts: dict[tuple[str, Position], list[Standing]] = {}
+    starting: list[Standing] = []
     for folder in held:
-        key, restored = checkpoint.restore(job.results, folder.id, folder.epochs)
-        for note in restored.notes:
-            folder.log(note)
-            print(f"{folder.id}: {note}", flush=True)
-        parts.setdefault((key or fresh, restored.position), []).append((folder, restored))
+        key, restored = _standing(job, folder)
+        if restored.position == START:
+            starting.append((folder, restored))
+        else:
+            parts.setdefault((key or "", restored.position), []).append((folder, restored))
     code = DONE
     # The one that is furthest first: what is nearly done is safe soonest.
-    for (key, position), members in sorted(parts.items(), key=lambda p: (p[0][1], p[0][0]), reverse=True):
-        if job.stop.code is not None:
-            for folder, _ in members:
-                folder.status("interrupted", job.stop.reason)
-            return job.stop.code
-        code = max(code, _train_part(job, key if position != START else checkpoint.group_key([f.id for f, _ in members]), position, members))
+    for (_, position), members in sorted(parts.items(), key=lambda p: (p[0][1], p[0][0]), reverse=True):
+        part, left = _train_part(job, position, members)
+        code = max(code, part)
+        starting += [(folder, _standing(job, folder)[1]) for folder in left]
+    if starting:
+        starting.sort(key=lambda one: held.index(one[0]))
+        code = max(code, _train_part(job, START, starting)[0])
     return code
 
 
-def _train_part(job: GroupJob, key: str, position: Position, members: list[tuple[RunFolder, checkpoint.Restored]]) -> int:
-    training = Training(job, checkpoint.GroupCheckpoint(job.results, key), position)
-    failed = False
+def _standing(job: GroupJob, folder: RunFolder) -> tuple[str | None, checkpoint.Restored]:
+    """The group a run was last saved in and where it stands: its newest sound checkpoint, or its beginning."""
+    key, restored = checkpoint.restore(job.results, folder.id, folder.epochs)
+    for note in restored.notes:
+        folder.log(note)
+        print(f"{folder.id}: {note}", flush=True)
+    stage = None
+    if restored.state is None:
+        with contextlib.suppress(Exception):  # a stranger's method: it is asked again, and fails, where its learner is made
+            stage = folder.member.pretraining()
+    return key, replace(restored, position=Position(1 - stage.epochs, 0)) if stage else restored
+
+
+def _train_part(job: GroupJob, position: Position, members: list[Standing]) -> tuple[int, list[RunFolder]]:
+    """Train members that stand together; gives the exit code and, from a stage before the main one, those that came through it."""
+    if job.stop.code is not None:
+        return _interrupted(job, members), []
+    training = Training(job, checkpoint.GroupCheckpoint(job.results, checkpoint.group_key([f.id for f, _ in members])), position)
     for folder, restored in members:
         try:
-            folder.status("running", "preparing", epoch=position.epoch, epochs=job.group.protocol.epochs)
+            folder.status("running", "preparing", epoch=max(position.epoch, 0), epochs=job.group.protocol.epochs)
             with keyed(job.group.seed, f"ambient/{folder.member.run.method}"):  # whatever still draws from the global generator is at least pinned
-                learner, built = job.learner(folder.member, folder.log)
-            training.add(folder, learner, built, restored)
+                learner, built = job.learner(folder.member, folder.log, pretraining=position < START)
+                training.add(folder, learner, built, restored)
         except Stopped:
-            for other, _ in members:
-                other.status("interrupted", job.stop.reason)
-            return job.stop.code
+            return _interrupted(job, members), []
         except Exception as error:  # a stranger's method may raise anything
-            failed = True
+            training.too_large = isinstance(error, torch.OutOfMemoryError) and len(members) > 1
+            if training.too_large:
+                break
             training.fail(folder, error)
-    code = training.run()
-    return code if code not in (DONE,) else (TROUBLE if failed else DONE)
+    code = training.run() if not training.too_large else DONE
+    if not training.too_large:
+        return code, training.through
+    code = TROUBLE if training.trouble else DONE
+    remaining = [folder for folder, _ in members if folder.id not in training.gone]
+    learner = built = training = None  # the device's memory
+    return max(code, _train_halves(job, remaining)), []
+
+
+def _train_halves(job: GroupJob, folders: list[RunFolder]) -> int:
+    """Train what does not fit the device's memory together, half by half, each from its newest checkpoint: the numbers are the same."""
+    gc.collect()
+    if job.device.type == "cuda":
+        torch.cuda.empty_cache()
+    said = f"{len(folders)} runs together need more memory than the device has; they are trained in halves, one after the other"
+    print(f"{job.group.student}, seed {job.group.seed}: {said}", flush=True)
+    for folder in folders:
+        folder.log(said)
+    middle = (len(folders) + 1) // 2
+    return max(_train_parts(job, half) for half in (folders[:middle], folders[middle:]) if half)
+
+
+def _interrupted(job: GroupJob, members: list[Standing]) -> int:
+    for folder, _ in members:
+        folder.status("interrupted", job.stop.reason)
+    return job.stop.code

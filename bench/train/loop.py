@@ -1,6 +1,7 @@
 """The training loop of a group: steps, evaluations, rows, checkpoints by time, divergence, final records."""
 
 import contextlib
+import dataclasses
 import math
 import time
 import traceback
@@ -11,13 +12,14 @@ import torch
 from bench.data.augment import draws
 from bench.errors import DONE, TROUBLE, StoreError
 from bench.store.lease import LeaseLost
-from bench.train import environment
+from bench.train import environment, reasons
 from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
-from bench.train.engine import DeviceLost, is_lost
+from bench.train.engine import DeviceLost, Failures, is_lost
 from bench.train.learner import Learner, evaluate
 from bench.train.preparations import Built
 from bench.train.run_folder import RunFolder
 from bench.train.stop import Stopped
+from methods.base import Inference
 
 if TYPE_CHECKING:
     from bench.train.group_job import GroupJob
@@ -31,12 +33,16 @@ class ActiveRun:
     def __init__(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored, conditions: dict[str, str]) -> None:
         self.folder, self.learner, self.built, self.conditions = folder, learner, built, conditions
         self.changes: list[str] = []
-        self.best_top1, self.best_epoch, self.seconds = -1.0, 0, 0.0
+        member = folder.member
+        self.pretraining = member.pretraining()
+        self.inference = member.method.inference(member.hyper, member.setting)
+        self.best_top1, self.best_epoch, self.seconds, self.pretraining_seconds = -1.0, 0, 0.0, 0.0
         self.tested: dict[str, float] = {}
         if restored.state is not None:
             learner.load(restored.state)
             kept = restored.state["progress"]
             self.best_top1, self.best_epoch, self.seconds, self.tested = kept["best_top1"], kept["best_epoch"], kept["seconds"], kept["tested"]
+            self.pretraining_seconds = kept.get("pretraining_seconds", 0.0)
             self.changes = list(kept.get("changes", ()))
             if new := environment.changes(kept.get("conditions", conditions), conditions):
                 self.changes.append(f"epoch {restored.position.epoch}, step {restored.position.step}: {', '.join(new)}")
@@ -45,23 +51,34 @@ class ActiveRun:
     def state(self) -> dict[str, Any]:
         progress = {"best_top1": self.best_top1, "best_epoch": self.best_epoch, "seconds": self.seconds, "tested": self.tested}
         progress |= {"conditions": self.conditions, "changes": self.changes}
+        if self.pretraining_seconds:
+            progress["pretraining_seconds"] = self.pretraining_seconds
         return {**self.learner.state(), "progress": progress}
+
+    def stage(self, epoch: int) -> str | None:
+        """Where in a stage before the main one an epoch is, in words."""
+        return f"pre-training epoch {epoch + self.pretraining.epochs}/{self.pretraining.epochs}" if epoch < 1 else None
 
 
 class Training:
-    """Members that stand at one position, trained side by side to the end."""
+    """Members that stand at one position, trained side by side to the end; those before START to START, where a save leaves them."""
 
     def __init__(self, job: "GroupJob", saved: GroupCheckpoint, position: Position) -> None:
         self.job, self.saved, self.position = job, saved, position
         self.protocol = job.group.protocol
         self.places: list[ActiveRun] = []
-        self.trouble = False
+        self.trouble = self.too_large = False
+        self.gone: set[str] = set()  # ids of members that failed, diverged or were taken by another writer
+        self.through: list[RunFolder] = []  # members that came through the stage before the main one
+        self._last = 0 if position < START else self.protocol.epochs
         self._saved_at = self._counted_at = time.monotonic()
         self._steps_timed, self._seconds_timed = 0, 0.0
+        self._row_unsaved = False  # a row was written since the last save
         self._saved_as: tuple[Position, tuple[str, ...]] | None = None
 
     def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
         """Take a member in. Raises RuntimeError or KeyError where a checkpoint does not fit it."""
+        learner.start(self.job.images.train_labels)
         conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name)
         self.places.append(ActiveRun(folder, learner, built, restored, conditions))
         if restored.state is not None:
@@ -72,31 +89,38 @@ class Training:
     def fail(self, folder: RunFolder, error: Exception) -> None:
         """Record a member that cannot go on; the others do."""
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        reason = "out of memory" if out_of_memory else _reason(error)
+        reason = "out of memory" if out_of_memory else reasons.reason(error, folder.member.method)
         peak = {"peak_memory_bytes": torch.cuda.max_memory_allocated()} if out_of_memory and torch.cuda.is_available() else {}
         print(f"{folder.id} failed: {reason}", flush=True)
         self.trouble = True
+        self.gone.add(folder.id)
         with contextlib.suppress(LeaseLost):
             folder.lease.check()  # a run that another writer took is not ours to judge
             folder.log("".join(traceback.format_exception(error)).rstrip())
             folder.status("failed", reason, **peak)
 
     def run(self) -> int:
-        """Train to the end, or until it is time to stop. Returns an exit code."""
+        """Train to the end, or until it is time to stop. Returns an exit code.
+
+        Where the members turn out to need more memory together than the device has, `too_large` is set instead: their newest checkpoints
+        are then sound and not older than their newest rows.
+        """
         job = self.job
         self._saved_at = self._counted_at = time.monotonic()  # preparations took their time before
         needs_teacher = any(p.learner.teacher_needs for p in self.places)
         self.engine = job.engine(job.images, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
         try:
-            for epoch in range(self.position.epoch, self.protocol.epochs + 1):
+            for epoch in range(self.position.epoch, self._last + 1):
                 if not self.places:
                     break
                 if not self._epoch(epoch, self.position.step if epoch == self.position.epoch else 0):
                     return job.stop.code
+                if self.too_large:
+                    break
         except Exception as error:
             if not (isinstance(error, DeviceLost) or is_lost(error)):  # a device's error may surface at any later read of it
                 raise
-            self._interrupted(f"device lost: {_reason(error)}")
+            self._interrupted(f"device lost: {reasons.reason(error)}")
             return TROUBLE
         return TROUBLE if self.trouble else DONE
 
@@ -118,20 +142,47 @@ class Training:
         for step in range(first, steps):
             if job.stop.code is not None:
                 return self._stop(Position(epoch, step))
-            for learner, error in self.engine.step(step * size, min(count, (step + 1) * size)):
+            failed = self._step(step * size, min(count, (step + 1) * size))
+            if self.too_large:
+                return True
+            for learner, error in failed:
                 self._drop(learner, error)
             self._tick(epoch, step + 1, steps)
             if not self.places:
                 return True
         self._drop_diverged(epoch)
-        return self._test(epoch, steps, count)
+        return self._test(epoch, steps, count) if epoch > 0 else self._pretrained(epoch, count)
+
+    def _step(self, start: int, stop: int) -> Failures:
+        self.engine.divisible = len(self.places) > 1 and not self._row_unsaved
+        try:
+            failed = self.engine.step(start, stop)
+        except torch.OutOfMemoryError as error:  # of what the learners share, or of a recording
+            failed = [(place.learner, error) for place in self.places]
+        self.too_large = self.engine.divisible and any(isinstance(error, torch.OutOfMemoryError) for _, error in failed)
+        return failed
+
+    def _pretrained(self, epoch: int, count: int) -> bool:
+        """After an epoch before the main stage: no evaluation and no row; the last one leaves each learner at START."""
+        self._count_time()
+        for place in self.places:
+            losses, _ = place.learner.means(count)
+            place.folder.log(f"{place.stage(epoch)} loss {math.fsum(losses.values()):.4f}")
+        if epoch < self._last:
+            self._save_if_due(Position(epoch + 1, 0))
+        else:
+            for place in self.places:
+                place.learner.end_pretraining()
+            self._save(START)
+            self.through = [place.folder for place in self.places]
+        return True
 
     def _test(self, epoch: int, steps: int, count: int) -> bool:
         """Evaluate every learner and write its row; the last epoch's makes the final record."""
         for place in list(self.places):
             if epoch > int(place.tested.get("epoch", 0)):
                 try:
-                    result = evaluate(place.learner.student, self.job.images.test_batches(TEST_BATCH), self.job.group.precision, self.job.stop.check)
+                    result = evaluate(place.learner.evaluated, self.job.images.test_batches(TEST_BATCH), self.job.group.precision, self.job.stop.check)
                 except Stopped:
                     return self._stop(Position(epoch, steps))
                 except Exception as error:  # no memory for the test batch, say
@@ -153,7 +204,9 @@ class Training:
             except (OSError, StoreError) as error:
                 self._drop(place.learner, error)
         if epoch < self.protocol.epochs:
-            self._save_if_due(Position(epoch + 1, 0))
+            # Steps of every batch size come within a whole epoch: until then the members can be divided.
+            resumed_inside = epoch == self.position.epoch and self.position.step > 0 and len(self.places) > 1
+            (self._save if resumed_inside else self._save_if_due)(Position(epoch + 1, 0))
         return True
 
     def _row(self, place: ActiveRun, epoch: int, count: int) -> None:
@@ -163,6 +216,7 @@ class Training:
             place.best_top1, place.best_epoch = top1, epoch
         rate = self.protocol.rate(epoch, small=place.learner.small_rate)
         loss = math.fsum(losses.values())
+        self._row_unsaved = True
         row = {"epoch": epoch, "lr": rate, "loss": loss, "losses": losses, "train_top1": train_top1}
         place.folder.row({**row, "test_top1": top1, "test_top5": place.tested["top5"], "test_loss": place.tested["loss"], "seconds": place.seconds})
         text = f"epoch {epoch}/{self.protocol.epochs} lr {rate:g} loss {loss:.4f} train top-1 {train_top1:.2f} test top-1 {top1:.2f}"
@@ -192,8 +246,10 @@ class Training:
             "weights_sha256": _weights_hash(learner),
             "teacher": job.teacher_file.facts() if uses_teacher else None,
             "preparation": place.built.facts() if place.built else None,
+            "pretraining": {**dataclasses.asdict(place.pretraining), "seconds": place.pretraining_seconds} if place.pretraining else None,
+            "inference": dataclasses.asdict(place.inference) if place.inference != Inference() else None,
         }
-        place.folder.finish(learner.student.state_dict(), facts)
+        place.folder.finish(learner.student.state_dict(), learner.released(), facts)
         print(f"{place.folder.id} done: test top-1 {place.tested['top1']:.2f}", flush=True)
 
     def _tick(self, epoch: int, step: int, steps: int) -> None:
@@ -201,8 +257,8 @@ class Training:
         self._steps_timed += 1
         now = time.monotonic()
         for place in list(self.places):
-            facts = {"epoch": epoch, "epochs": self.protocol.epochs, "step": step, "steps": steps, "eta_seconds": self._eta(epoch, step)}
-            place.folder.status("running", force=False, **facts)
+            facts = {"epoch": max(epoch, 0), "epochs": self.protocol.epochs, "step": step, "steps": steps, "eta_seconds": self._eta(epoch, step)}
+            place.folder.status("running", place.stage(epoch), force=False, **facts)
         if now - self._saved_at >= self.job.execution.checkpoint_seconds:
             self._drop_diverged(epoch)
             self._save(Position(epoch, step))
@@ -224,7 +280,7 @@ class Training:
             states = {place.folder.id: place.state for place in self.places}
             try:
                 self.saved.save(position, states)
-                self._saved_as = (position, ids)
+                self._saved_as, self._row_unsaved = (position, ids), False
             except OSError as error:  # none of them is safe any more; what stands from before is
                 for place in list(self.places):
                     self._drop(place.learner, error)
@@ -266,13 +322,17 @@ class Training:
 
     def _leave(self, place: ActiveRun) -> None:
         self.places.remove(place)
+        self.gone.add(place.folder.id)
         self.engine.drop(place.learner)
 
     def _count_time(self) -> None:
         """Add the monotonic time since the last call to every learner that trained through it."""
         now = time.monotonic()
         for place in self.places:
-            place.seconds += now - self._counted_at
+            if place.learner.pretraining:
+                place.pretraining_seconds += now - self._counted_at
+            else:
+                place.seconds += now - self._counted_at
         self._seconds_timed += now - self._counted_at
         self._counted_at = now
 
@@ -284,13 +344,6 @@ class Training:
         steps = math.ceil(len(self.job.dataset.train_labels) / self.protocol.batch)
         left = (self.protocol.epochs - epoch + 1) * steps - step
         return round(left * elapsed / self._steps_timed, 1)
-
-
-def _reason(error: Exception) -> str:
-    """One line for the status. What the system says (a full disk) stands first."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _weights_hash(learner: Learner) -> str:

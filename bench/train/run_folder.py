@@ -29,7 +29,7 @@ class RunFolder:
         self.title = title or member.method.title
         self.path = results / "runs" / self.id
         self.lease = Lease(self.path)
-        self.attempt, self.epochs = 1, 0  # of epochs with a row, see `open`
+        self.attempt, self.epochs = 1, 0  # epochs: how many have a row
         self._status: dict[str, Any] = {}
         self._written = 0.0
 
@@ -45,7 +45,7 @@ class RunFolder:
     def clear(self) -> None:
         """Forget everything of the run but its folder (--redo)."""
         checkpoint.discard(self.results, self.id)
-        for name in ("record.json", "epochs.jsonl", "status.json", "config.json", "student.pt"):
+        for name in ("record.json", "epochs.jsonl", "status.json", "config.json", "student.pt", "method.pt"):
             (self.path / name).unlink(missing_ok=True)
 
     def open(self) -> None:
@@ -94,13 +94,20 @@ class RunFolder:
         """Append one epoch's row. Raises LeaseLost."""
         self.lease.check()
         append_row(self.path / "epochs.jsonl", {"run": self.id, "attempt": self.attempt, **row})
+        self.epochs = max(self.epochs, row["epoch"])
 
-    def finish(self, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """The last acts of a run: the student's weights, then the final record, then the status; checkpoints go."""
+    def finish(self, student: dict[str, Tensor], method: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """The last acts of a run: the weights of the student and, beside them, of the method where it has any, then the final record, then
+        the status; checkpoints go."""
         self.lease.check()
-        buffer = io.BytesIO()
-        torch.save({name: value.detach().cpu().contiguous() for name, value in state.items()}, buffer)
-        write_bytes(self.path / "student.pt", buffer.getvalue())
+        self._weights("student.pt", student)
+        if method:
+            self._weights("method.pt", method)
         write_record(self.path, {**facts, "method_source": self._source, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
         self.status("done")
         checkpoint.discard(self.results, self.id)
+
+    def _weights(self, name: str, state: dict[str, Tensor]) -> None:
+        buffer = io.BytesIO()
+        torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, buffer)
+        write_bytes(self.path / name, buffer.getvalue())

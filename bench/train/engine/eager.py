@@ -1,6 +1,6 @@
 """The plain engines, and what all engines share: the batch, the teacher's pass, and trouble that stays with the learner that has it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,11 +31,15 @@ class Eager:
     """One operator after another; the learners take turns on the batch they share."""
 
     name = "eager"
+    divisible = False
+    """Whether the trainer would rather train the learners in halves than slowly: running out of memory is then raised wherever it happens."""
 
     def __init__(self, data: Augmenter, teacher: nn.Module | None, learners: Sequence[Learner], precision: str) -> None:
         self.data, self.precision = data, precision
         self.teacher = folded(teacher) if teacher is not None else None
         self.learners = list(learners)
+        for learner in self.learners:  # those that the trainer did not start before it loaded their state
+            learner.start(data.train_labels)
 
     def ran(self, learner: Learner) -> str:
         """The name of the engine that executed this learner's last steps."""
@@ -54,7 +58,18 @@ class Eager:
 
         Raises DeviceLost.
         """
-        return train(self.learners, self.shared(self.draws.order[start:stop]), start)
+        index = self.draws.order[start:stop]
+        failed = self.draw(index, start)
+        return failed + train(self.learners_without(failed), self.shared(index), start)
+
+    def draw(self, index: Tensor, start: int) -> Failures:
+        """The draws of those methods that make some for each step, on the device and outside of what may be recorded. Raises DeviceLost."""
+        return _each((one for one in self.learners if one.draws_in_steps), lambda learner: learner.begin_step(index, start))
+
+    def learners_without(self, failed: Failures) -> list[Learner]:
+        """The learners but those that failed."""
+        failing = {learner for learner, _ in failed}
+        return [one for one in self.learners if one not in failing]
 
     def shared(self, index: Tensor) -> Shared:
         """The augmented batch of dataset positions (B,) int64 on the device, and the teacher's outputs if any learner reads them."""
@@ -80,10 +95,15 @@ class Native(Eager):
 
 def train(learners: Sequence[Learner], shared: Shared, start: int) -> Failures:
     """One step of each learner, one after the other. `start`: where in the epoch the batch begins. Raises DeviceLost."""
+    return _each(learners, lambda one: one.step(shared.images, shared.teacher if one.teacher_needs else None, shared.batch, start))
+
+
+def _each(learners: Iterable[Learner], work: Callable[[Learner], None]) -> Failures:
+    """Do a piece of work for each learner; gives those that failed, with the error. Raises DeviceLost."""
     failed = []
     for learner in learners:
         try:
-            learner.step(shared.images, shared.teacher if learner.teacher_needs else None, shared.batch, start)
+            work(learner)
         except Exception as error:  # a stranger's method may raise anything: the others go on
             if is_lost(error):
                 raise DeviceLost(str(error)) from error

@@ -60,7 +60,7 @@ def difference(before: State, expected: State, found: State, precision: str) -> 
         return f"{' '.join(sorted(missing)[0])} is on one side only"
     if torch.are_deterministic_algorithms_enabled():
         return next((f"{' '.join(n)} differs" for n, t in expected.items() if not torch.equal(t.nan_to_num(), found[n].nan_to_num())), None)
-    changes = {n: _norm(t - before[n] if n in before else t) for n, t in expected.items()}
+    changes = {n: _norm(t - before[n] if n in before else t) for n, t in expected.items() if t.is_floating_point()}
     totals = _totals(changes)
     for name, t in expected.items():
         if not t.is_floating_point():

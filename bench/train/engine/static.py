@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from bench.data.augment import Augmenter, Draws
@@ -66,6 +67,8 @@ class Static(Eager):
         if size not in self._index:
             self._index[size] = self.draws.order[start:stop].clone()
         self._index[size].copy_(self.draws.order[start:stop])
+        if failed := self.draw(self._index[size], start):  # the caller drops them; the others' step is made plainly
+            return failed + train(self.learners_without(failed), self.shared(self._index[size]), start)
         recorded = self._recordings.get(size)
         if recorded is None:
             return self._first(size, start)
@@ -90,8 +93,7 @@ class Static(Eager):
         before = state.take(learners)
         if failed := self._trial(index, learners, start):
             state.put_back(learners, before)
-            failing = {learner for learner, _ in failed}  # the caller drops them; the others' step is made plainly
-            return failed + train([one for one in self.learners if one not in failing], self.shared(index), start)
+            return failed + train(self.learners_without(failed), self.shared(index), start)
         state.put_back(learners, before)
         shared = self.shared(index)
         if failed := train(learners, shared, start):
@@ -107,6 +109,8 @@ class Static(Eager):
         except DeviceLost:
             raise
         except Exception as error:  # whatever capture may raise: the eager step is at hand
+            if isinstance(error, torch.OutOfMemoryError) and self.divisible:
+                raise
             if is_lost(error) and not self._usable():
                 raise DeviceLost(str(error)) from error
             recorded, reason = None, f"recording failed: {' '.join(str(error).split())[:200]}"
