@@ -7,17 +7,22 @@ from bench.data import Dataset
 from bench.errors import StoreError, UsageError
 from bench.plan.expand import TEACHER_SEED, Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
-from bench.store import teachers
+from bench.store import redo, teachers
 from bench.store.files import write_json
 from bench.store.runs import read_status, scan
 from methods import registry
 
 
 class Ledger:
-    """The runs of a plan in a results folder. Without a data set no run has an id, and everything counts as left."""
+    """The runs of a plan in a results folder. Without a data set no run has an id, and everything counts as left.
 
-    def __init__(self, results: Path, the_plan: Plan, dataset: Dataset | None) -> None:
-        self.results, self.plan, self.dataset = results, the_plan, dataset
+    `redo_done`: what is done counts as left too, to be trained again.
+    """
+
+    def __init__(self, results: Path, the_plan: Plan, dataset: Dataset | None, redo_done: bool = False) -> None:
+        self.results, self.plan, self.dataset, self.redo = results, the_plan, dataset, redo_done
+        self._begun = False
+        redo.recover(results)
         self._ids: dict[tuple[Group, str | None], dict[str, str | None]] = {}
 
     def teacher(self, architecture: str) -> teachers.TeacherFile | None:
@@ -57,7 +62,9 @@ class Ledger:
         return {c: by_group[c.teacher, c.student, c.seed][c.method] for c in self.plan.cells}
 
     def done(self, run: str | None) -> bool:
-        """Whether the run's final record is there."""
+        """Whether the run's final record is there, and it is not to be trained again."""
+        if self.redo and run is not None and (redo.pending(self.results, run) or not (self._begun or self.resumes_redo())):
+            return False
         return run is not None and (self.results / "runs" / run / "record.json").exists()
 
     def finished(self, group: Group) -> bool:
@@ -87,7 +94,8 @@ class Ledger:
         found = {}
         for run in {run for run in self.runs().values() if run and not self.done(run)}:
             try:
-                status = read_status(self.results / "runs" / run)
+                where = redo.root(self.results) if redo.pending(self.results, run) else self.results
+                status = read_status(where / "runs" / run)
             except StoreError as error:  # it is not fsynced: after a crash of the machine it may be anything
                 found[run] = str(error)
                 continue
@@ -95,21 +103,25 @@ class Ledger:
                 found[run] = f"{status['status']}: {status.get('reason') or 'no reason given'}"
         return found
 
-    def forget(self) -> None:
-        """Clear the results of the plan's runs (--redo). Raises UsageError where one is being trained."""
-        from bench.train.context import runs_of
-        from bench.train.run_folder import RunFolder
+    def begin_redo(self) -> None:
+        """Mark the plan's runs as to be trained again, unless an earlier --redo of them was stopped: then that one goes on.
 
-        for group in self.plan.full_groups:
-            found = self.teacher(group.teacher) if group.teacher else None
-            for member in runs_of(group, self.dataset, found.hash if found else None):
-                folder = RunFolder(self.results, member)
-                if not folder.path.exists():
-                    continue
-                if not folder.lease.acquire():
-                    raise UsageError(f"{folder.id} is being trained; stop that before --redo")
-                folder.clear()
-                folder.lease.release()
+        Raises UsageError, and marks none, where one is being trained.
+        """
+        if not self.resumes_redo():
+            redo.begin(self.results, [run for run in dict.fromkeys(self.runs().values()) if run])
+        self._begun = True
+
+    def resumes_redo(self) -> bool:
+        """Whether an earlier --redo of some of these runs was stopped before all were done."""
+        return any(run and redo.pending(self.results, run) for run in self.runs().values())
+
+    def end_redo(self) -> list[str]:
+        """After a launch that came to its end: what could not be trained again keeps its old results. Which runs those are."""
+        left = [run for run in dict.fromkeys(self.runs().values()) if run and redo.pending(self.results, run)]
+        for run in left:
+            redo.drop(self.results, run)
+        return left
 
     def write_plan(self) -> None:
         """Leave plan.json for the report. Raises UsageError where nothing can be written."""

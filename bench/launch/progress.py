@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bench.errors import StoreError
+from bench.store import redo
 from bench.store.runs import read_status
 from bench.text import clean, duration
 
@@ -21,7 +22,7 @@ HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
 def statuses(results: Path, since: float = 0.0) -> list[dict[str, Any]]:
     """The status.json of every run changed since `since` (seconds since the epoch, by file time), by run id; unreadable ones are left out."""
     found = []
-    for path in sorted((results / "runs").glob("*/status.json")):
+    for path in sorted([*(results / "runs").glob("*/status.json"), *redo.root(results).glob("runs/*/status.json")]):
         try:
             if path.stat().st_mtime >= since:
                 found.append(read_status(path.parent))

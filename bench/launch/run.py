@@ -72,7 +72,7 @@ def run(options: Run) -> int:
         if not options.dry_run:
             raise
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
-    book = Ledger(results, the_plan, dataset)
+    book = Ledger(results, the_plan, dataset, options.redo)
     book.check_teachers()
     left = forecast(the_plan, book, slots, device)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
@@ -85,7 +85,11 @@ def run(options: Run) -> int:
 
     folder = fresh_folder(results)
     if options.redo:
-        book.forget()
+        if slurm and not options.yes:
+            _ask("Train these runs again on Slurm? The old results stay until the new ones are there.", "add --yes")
+        if book.resumes_redo():
+            print("an earlier --redo of these runs was stopped: this goes on with it")
+        book.begin_redo()
     book.write_plan()
     execution = Execution(
         results=str(results),
@@ -287,6 +291,9 @@ def _run_here(
         return outcome.code
     if outcome.code == STOPPED_IN_TIME:
         print("time budget used up; the same command goes on from here")
+    if options.redo and not outcome.code:
+        for run in book.end_redo():
+            print(f"{run} could not be trained again: its old results stay")
     write_report(execution)
     return outcome.code or (DONE if done == planned else TROUBLE)
 

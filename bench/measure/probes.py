@@ -100,7 +100,7 @@ def run_probe(
     warmup: int | None = None,
     hyper: tuple[tuple[str, str, object], ...] = (),
 ) -> int:
-    """Probe and write the record below results/costs; a cost that was measured the same way is kept unless `where.redo`.
+    """Probe and write the record below results/costs; a cost that was measured the same way is kept unless `execution.redo`.
 
     Returns an exit code. Raises UsageError for bad input, before anything is written.
     """

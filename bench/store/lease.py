@@ -100,10 +100,15 @@ class Lease:
         seen = self._read()
         if seen is not None and seen.get("token") == self.token:
             self.path.unlink(missing_ok=True)
+            self._lock_file.unlink(missing_ok=True)  # it is asked for only where a lease stands
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path.with_name(f".{NAME}.lock")
 
     def _lock(self, timeout: float = -1) -> filelock.FileLock:
         """Keeps apart those who judge the same stale lease; the kernel drops it with its holder."""
-        return filelock.FileLock(self.path.with_name(f".{NAME}.lock"), timeout=timeout)
+        return filelock.FileLock(self._lock_file, timeout=timeout)
 
     def _draft(self) -> Path:
         pid = os.getpid()

@@ -10,6 +10,7 @@ import torch
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
 from bench.plan.members import Member
+from bench.store import redo
 from bench.store.lease import acquire_all
 from bench.train import checkpoint, environment
 from bench.train.checkpoint import START, Position
@@ -53,12 +54,22 @@ def run_group(group: Group, execution: Execution) -> int:
 
 def done(job: GroupJob, member: Member) -> bool:
     """Whether nothing is left to do for a member."""
-    return bool(member.skipped) or (not job.execution.redo and RunFolder(job.results, member).settled())
+    folder = _folder(job, member)
+    if redo.pending(job.results, folder.id) and (folder.path / "record.json").exists():
+        redo.publish(job.results, folder.id)  # it was finished, and cut off before it took its place
+        return True
+    return bool(member.skipped) or folder.settled()
+
+
+def _folder(job: GroupJob, member: Member) -> RunFolder:
+    """Where a member is trained: beside its old results where it is to be trained again."""
+    again = redo.pending(job.results, member.run.id)
+    return RunFolder(redo.root(job.results) if again else job.results, member, job.group.title)
 
 
 def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
     """The folders of the runs that are to be trained, under our lease, and how many are not ours to train."""
-    wanted = [RunFolder(job.results, member, job.group.title) for member in job.members if not done(job, member)]
+    wanted = [_folder(job, member) for member in job.members if not done(job, member)]
     held: list[RunFolder] = []
     elsewhere = 0
     try:
@@ -73,7 +84,7 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
                 print(f"{folder.id} is already running elsewhere; left to it", flush=True)
                 elsewhere += 1
         for folder in list(held):
-            reason = _opened(folder, job.execution.redo)
+            reason = _opened(folder)
             if reason is not None:
                 folder.lease.release()
                 held.remove(folder)
@@ -101,11 +112,9 @@ def _is_sound(folder: RunFolder) -> bool:
     return True
 
 
-def _opened(folder: RunFolder, redo: bool) -> str | None:
+def _opened(folder: RunFolder) -> str | None:
     """Open a folder whose lease is ours: None; or why it is left: "" where it was done meanwhile."""
-    if redo:
-        folder.clear()
-    elif folder.settled():  # finished by another writer between the look and the lease
+    if folder.settled():  # finished by another writer between the look and the lease
         return ""
     try:
         folder.open()
@@ -122,6 +131,9 @@ def _train_parts(job: GroupJob, held: list[RunFolder]) -> int:
 
     Those that have a stage before the main one are trained through it first; all that stand at START then train as one group.
     """
+    roots = dict.fromkeys(folder.results for folder in held)
+    if len(roots) > 1:  # some for the first time, others again
+        return max(_train_parts(job, [folder for folder in held if folder.results == root]) for root in roots)
     parts: dict[tuple[str, Position], list[Standing]] = {}
     starting: list[Standing] = []
     for folder in held:
@@ -144,7 +156,7 @@ def _train_parts(job: GroupJob, held: list[RunFolder]) -> int:
 
 def _standing(job: GroupJob, folder: RunFolder) -> tuple[str | None, checkpoint.Restored]:
     """The group a run was last saved in and where it stands: its newest sound checkpoint, or its beginning."""
-    key, restored = checkpoint.restore(job.results, folder.id, folder.epochs)
+    key, restored = checkpoint.restore(folder.results, folder.id, folder.epochs)
     for note in restored.notes:
         folder.log(note)
         print(f"{folder.id}: {note}", flush=True)
@@ -159,7 +171,8 @@ def _train_part(job: GroupJob, position: Position, members: list[Standing]) -> t
     """Train members that stand together; gives the exit code and, from a stage before the main one, those that came through it."""
     if job.stop.code is not None:
         return _interrupted(job, members), []
-    training = Training(job, checkpoint.GroupCheckpoint(job.results, checkpoint.group_key([f.id for f, _ in members])), position)
+    saved = checkpoint.GroupCheckpoint(members[0][0].results, checkpoint.group_key([f.id for f, _ in members]))
+    training = Training(job, saved, position)
     for folder, restored in members:
         try:
             folder.status("running", "preparing", epoch=max(position.epoch, 0), epochs=job.group.protocol.epochs)

@@ -11,6 +11,7 @@ import torch
 
 from bench.data.augment import draws
 from bench.errors import DONE, TROUBLE, StoreError
+from bench.store import redo
 from bench.store.lease import LeaseLost
 from bench.train import environment, reasons
 from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
@@ -182,7 +183,8 @@ class Training:
         for place in list(self.places):
             if epoch > int(place.tested.get("epoch", 0)):
                 try:
-                    result = evaluate(place.learner.evaluated, self.job.images.test_batches(TEST_BATCH), self.job.group.precision, self.job.stop.check)
+                    batches = self.job.images.test_batches(TEST_BATCH)
+                    result = evaluate(place.learner.evaluated, batches, self.job.group.precision, self.job.stop.check)
                 except Stopped:
                     return self._stop(Position(epoch, steps))
                 except Exception as error:  # no memory for the test batch, say
@@ -250,6 +252,9 @@ class Training:
             "inference": dataclasses.asdict(place.inference) if place.inference != Inference() else None,
         }
         place.folder.finish(learner.student.state_dict(), learner.released(), facts)
+        if place.folder.results != job.results:
+            place.folder.lease.release()
+            redo.publish(job.results, place.folder.id)
         print(f"{place.folder.id} done: test top-1 {place.tested['top1']:.2f}", flush=True)
 
     def _tick(self, epoch: int, step: int, steps: int) -> None:

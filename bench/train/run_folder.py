@@ -42,12 +42,6 @@ class RunFolder:
         except StoreError:
             return False
 
-    def clear(self) -> None:
-        """Forget everything of the run but its folder (--redo)."""
-        checkpoint.discard(self.results, self.id)
-        for name in ("record.json", "epochs.jsonl", "status.json", "config.json", "student.pt", "method.pt"):
-            (self.path / name).unlink(missing_ok=True)
-
     def open(self) -> None:
         """Write or check the configuration, mend a torn row, and count the attempt. Raises UsageError where it is another run's."""
         run = self.member.run

@@ -6,6 +6,7 @@ from bench import data
 from bench.errors import DONE, UsageError
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
+from bench.store import redo
 from bench.store.runs import read_record
 from bench.store.teachers import find
 from bench.store.weights import read_state, state_hash
@@ -22,10 +23,12 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
     if find(results, dataset.name, architecture) and not execution.redo:
         return DONE
     group = Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
+    run = runs_of(group, dataset, None)[0].run
+    if execution.redo and not redo.pending(results, run.id):
+        redo.begin(results, [run.id])
     code = group_job.run_group(group, execution)
     if code != DONE:
         return code
-    run = runs_of(group, dataset, None)[0].run
     place = results / "runs" / run.id
     record = read_record(place)
     state = read_state(place / "student.pt")

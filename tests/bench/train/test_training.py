@@ -199,14 +199,11 @@ def test_divergence_and_failure_stay_with_their_learner(tmp_path, stray_methods,
     assert read_status(views["raises"].folder)["attempt"] == 2
 
 
-def test_done_is_not_run_again_and_redo_does(tmp_path):
+def test_done_is_not_run_again(tmp_path):
     assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
     first = records(tmp_path)["student"]
     assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
     assert records(tmp_path)["student"] == first
-    assert jobs.run_group(group("student", teacher=None), execution(tmp_path, redo=True)) == DONE
-    again = records(tmp_path)["student"]
-    assert numbers(again) == numbers(first)
 
 
 def test_a_missing_teacher_is_named_before_anything_is_written(tmp_path):

@@ -1,0 +1,77 @@
+"""Runs that are trained again (--redo): beside the old ones, which stay until the new record is there.
+
+results/redo/ is laid out as results/ is: a run being trained again has its folder in results/redo/runs, and takes the old one's place in
+results/runs in two renames when it is done. Whatever ends it before leaves the old run as it was.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.errors import UsageError
+from bench.store.lease import Lease, acquire_all
+
+
+def root(results: Path) -> Path:
+    """Where runs are trained again: a results folder inside the results folder."""
+    return results / "redo"
+
+
+def _new(results: Path, run: str) -> Path:
+    return root(results) / "runs" / run
+
+
+def _aside(results: Path, run: str) -> Path:
+    return root(results) / "replaced" / run
+
+
+def pending(results: Path, run: str) -> bool:
+    """Whether a run is to be trained again and has not been yet."""
+    return _new(results, run).exists()
+
+
+def begin(results: Path, runs: Iterable[str]) -> None:
+    """Mark runs as to be trained again. Raises UsageError, and marks none, where one of them is being trained."""
+    runs = list(runs)
+    there = [run for run in runs if (results / "runs" / run).exists()]
+    leases = [Lease(results / "runs" / run) for run in there]
+    won = acquire_all(leases)
+    try:
+        if not all(won):
+            raise UsageError(f"{there[won.index(False)]} is being trained; stop that before --redo")
+        for run in runs:
+            _new(results, run).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write below {root(results)}: {error.strerror}") from None
+    finally:
+        for lease, ours in zip(leases, won, strict=True):
+            if ours:
+                lease.release()
+
+
+def publish(results: Path, run: str) -> None:
+    """Put a finished run in the old one's place."""
+    old, aside = results / "runs" / run, _aside(results, run)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        old.rename(aside)
+    _new(results, run).rename(old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(results: Path) -> None:
+    """Finish what a kill between the two renames left, and take away what it did not."""
+    with contextlib.suppress(FileNotFoundError):
+        for aside in sorted((root(results) / "replaced").iterdir()):
+            old = results / "runs" / aside.name
+            if old.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(old)
+
+
+def drop(results: Path, run: str) -> None:
+    """Forget that a run was to be trained again: the old one stays."""
+    shutil.rmtree(_new(results, run), ignore_errors=True)

@@ -1,0 +1,162 @@
+"""--redo loses nothing: the old results stay where they are until the new record is there, however the new training ends."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import data
+from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
+from bench.launch import jobs
+from bench.launch import run as launch
+from bench.launch.ledger import Ledger
+from bench.launch.options import Run
+from bench.plan.expand import expand
+from bench.plan.profiles import Pair, Profile
+from bench.plan.protocols import Protocol
+from bench.plan.registries import read
+from bench.plan.selection import Selection
+from bench.store import redo
+from bench.store.lease import Lease
+from bench.store.runs import scan
+from bench.train import loop
+from bench.train.execution import Execution
+
+TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
+PROFILE = Profile("tiny", "", "tiny", (Pair("resnet14", "resnet8"),), (1, 2), ("student",))
+
+
+@pytest.fixture(scope="module")
+def plan():
+    patch = pytest.MonkeyPatch()
+    from bench.plan import protocols
+
+    patch.setattr(protocols, "PROTOCOLS", {"tiny": TINY})
+    torch.set_num_threads(1)
+    yield expand(PROFILE, Selection(), read(TINY))
+    patch.undo()
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def done(plan, tmp_path_factory) -> Path:
+    """A results folder in which every run of the plan is done."""
+    results = tmp_path_factory.mktemp("done")
+    assert all(jobs.run_group(group, execution(results)) == DONE for group in plan.groups)
+    return results
+
+
+@pytest.fixture
+def results(done, tmp_path) -> Path:
+    shutil.copytree(done, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def execution(results: Path, **changes) -> Execution:
+    return Execution(str(results), device="cpu", threads=1, deterministic=True, **changes)
+
+
+def ledger(results: Path, plan, again: bool = True) -> Ledger:
+    return Ledger(results, plan, data.load(TINY), again)
+
+
+def content(results: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(results)): p.read_bytes() for p in sorted((results / "runs").rglob("*")) if p.is_file()}
+
+
+def train(results: Path, book: Ledger, **changes) -> list[int]:
+    return [jobs.run_group(group, execution(results, **changes)) for group in book.groups_left()]
+
+
+def test_all_is_planned_as_if_forgotten_and_nothing_is_touched(results, plan):
+    before, book = content(results), ledger(results, plan)
+    assert book.counts() == (0, 2) and len(book.groups_left()) == 2
+    assert ledger(results, plan, again=False).counts() == (2, 2)
+    assert content(results) == before and not redo.root(results).exists()
+
+
+def test_old_results_stand_until_the_new_ones_take_their_place(results, plan):
+    before, old = content(results), {v.id: v.record for v in scan(results)[0]}
+    book = ledger(results, plan)
+    book.begin_redo()
+    assert content(results) == before and {v.id: v.record for v in scan(results)[0]} == old
+    assert train(results, book) == [DONE, DONE] and book.counts() == (2, 2) and not book.end_redo()
+    views, problems = scan(results)
+    assert not problems and all(v.record["weights_sha256"] == old[v.id]["weights_sha256"] for v in views)
+    assert all((results / name).read_bytes() != text for name, text in before.items() if name.endswith("status.json") or "log" in name)
+    assert not list(redo.root(results).glob("*/*")) and not list(results.glob("runs/*/lease.json"))
+
+
+def test_one_that_is_being_trained_stops_it_before_anything_is_marked(results, plan):
+    before, book = content(results), ledger(results, plan)
+    live = Lease(next((results / "runs").iterdir()))
+    assert live.acquire()
+    with pytest.raises(UsageError, match="is being trained; stop that before --redo"):
+        book.begin_redo()
+    live.release()
+    assert content(results) == before and not list(redo.root(results).glob("*/*")) and not book.resumes_redo()
+
+
+def test_a_stopped_one_goes_on_and_the_old_results_stand_meanwhile(results, plan):
+    before, book = content(results), ledger(results, plan)
+    book.begin_redo()
+    groups = book.groups_left()
+    assert jobs.run_group(groups[0], execution(results)) == DONE
+    assert jobs.run_group(groups[1], execution(results, stop_after_seconds=0.001)) == STOPPED_IN_TIME
+    unchanged = {name: text for name, text in content(results).items() if f"-s{groups[1].seed}-" in name}
+    assert unchanged == {name: text for name, text in before.items() if name in unchanged} and unchanged
+    later = ledger(results, plan)
+    assert later.resumes_redo() and later.counts() == (1, 2)
+    later.begin_redo()
+    assert train(results, later) == [DONE] and later.counts() == (2, 2)
+
+
+def test_one_that_fails_keeps_its_old_results(results, plan, monkeypatch):
+    before, book = content(results), ledger(results, plan)
+    book.begin_redo()
+    monkeypatch.setattr(loop.Training, "_finish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert train(results, book) == [TROUBLE, TROUBLE]
+    assert len(book.end_redo()) == 2 and content(results) == before
+    assert ledger(results, plan, again=False).counts() == (2, 2)
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_the_new_one_takes_its_place_loses_neither(results, plan, monkeypatch, renames):
+    book = ledger(results, plan)
+    book.begin_redo()
+    calls, real = [], Path.rename
+
+    def rename(path, target):
+        if len(calls) == renames:
+            raise KeyboardInterrupt
+        calls.append(path)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        train(results, book)
+    monkeypatch.setattr(Path, "rename", real)
+    later = ledger(results, plan)  # as the next launch makes it
+    assert len(scan(results)[0]) == 2 and not scan(results)[1]
+    later.begin_redo()
+    assert set(train(results, later)) == {DONE} and later.counts() == (2, 2) and not later.end_redo()
+
+
+def test_who_declines_loses_nothing(results, plan, monkeypatch):
+    """Asked on a terminal, refused for want of anybody to ask, on a cluster."""
+    before = content(results)
+    monkeypatch.setattr(launch, "make_plan", lambda options: plan)
+    monkeypatch.setattr(launch, "on_slurm", lambda: True)
+    options = Run(profile="tiny", results=results, redo=True, cluster="slurm", device="cpu")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    with pytest.raises(UsageError, match="Nobody is there to ask"):
+        launch.run(options)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: "")
+    with pytest.raises(UsageError, match="nothing was started"):
+        launch.run(options)
+    launch.run(dataclasses.replace(options, dry_run=True))
+    assert content(results) == before and not redo.root(results).exists()
