@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import StoreError
-from bench.plan.expand import group_macs, images
+from bench.plan.expand import group_macs, images, tested_images
 from bench.plan.groups import Group
 from bench.store.files import read_json
 
@@ -68,7 +68,9 @@ def training(
         probes = [cost_of(costs, group, method) for method in group.methods]
         if probes and all(probes):
             measured += 1
-            seconds.append(sum(images(group.protocol) * group.protocol.epochs / probe["images_per_second"] for probe in probes))
+            # An image that is tested takes a third of one that is trained on: its backward pass is twice the forward one.
+            seen = (images(group.protocol) + tested_images(group.protocol) / 3) * group.protocol.epochs
+            seconds.append(sum(seen / probe["images_per_second"] for probe in probes))
         else:
             seconds.append(group_macs(group, with_teacher, macs) / speed)
     parts = []

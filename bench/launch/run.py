@@ -264,6 +264,8 @@ def _run_here(
     locks = book.results / "locks"
 
     def ended(task: Task) -> None:
+        if not folder.exists():
+            return  # the results folder was removed: it is not made anew for a plan
         if task.name.startswith("teacher-") or task.succeeded():
             book.write_plan()
         show.say(f"{task.name}: {'done' if task.succeeded() else 'ended, not all done'}")
@@ -281,6 +283,8 @@ def _run_here(
         show.close()
         outcome.code = probed.code
         troubles |= {name: text for name, text in probed.unfinished.items() if text != "not started"}
+    if not folder.exists():
+        raise UsageError(f"{book.results} was removed while its runs were trained; nothing more was written")
     book.write_plan()
     done, planned = book.counts()
     if troubles:

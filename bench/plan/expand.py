@@ -93,14 +93,21 @@ def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[st
 
 
 def group_macs(group: Group, with_teacher: bool, macs: Callable[[str], int]) -> int:
-    """Multiply-accumulates to train a group: per image three student forward passes a run (forward and backward) and one of the teacher."""
+    """Multiply-accumulates to train and test a group: per training image three student forward passes a run (forward and backward) and one
+    of the teacher, per test image one of each student, once an epoch."""
+    p, students = group.protocol, macs(group.student) * len(group.methods)
     teacher = macs(group.teacher) if with_teacher else 0
-    return (3 * macs(group.student) * len(group.methods) + teacher) * images(group.protocol) * group.protocol.epochs
+    return ((3 * students + teacher) * images(p) + students * tested_images(p)) * p.epochs
 
 
 def images(protocol: Protocol) -> int:
     """Training images an epoch."""
     return round((protocol.train_images or datasets.get(protocol.dataset).train_images) * protocol.sample_rate)
+
+
+def tested_images(protocol: Protocol) -> int:
+    """Test images, all of them seen after each epoch."""
+    return protocol.test_images or datasets.get(protocol.dataset).test_images
 
 
 def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:

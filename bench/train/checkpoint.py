@@ -208,6 +208,23 @@ def _load(path: Path, sha256: str, run_id: str) -> tuple[dict[str, Any] | None, 
     return state, ""
 
 
+def sweep(results: Path, run_id: str) -> int:
+    """Remove what killed saves left of a run whose lease is ours: temporary files, and checkpoints that no manifest names. Returns the bytes."""
+    folder = runs_folder(results) / run_id
+    key = _last_group(folder)
+    group = results / "groups" / (key or "-")
+    manifests = [manifest for name in (CURRENT, PREVIOUS) if (manifest := read_manifest(group / name))]
+    named = {entry["file"] for manifest in manifests for member, entry in manifest["members"].items() if member == run_id}
+    left = [path for place in (folder, group) for path in place.glob(".*.tmp")]
+    left += [path for path in folder.glob("checkpoint-*.pt") if path.name not in named]
+    size = 0
+    for path in left:
+        with contextlib.suppress(OSError):  # another member's writer may have taken it away
+            size += path.stat().st_size
+            path.unlink()
+    return size
+
+
 def discard(results: Path, run_id: str) -> None:
     """Remove a finished run's checkpoints; its group's manifests go with the last member."""
     folder = runs_folder(results) / run_id

@@ -43,8 +43,12 @@ class RunFolder:
             return False
 
     def open(self) -> None:
-        """Write or check the configuration, mend a torn row, and count the attempt. Raises UsageError where it is another run's."""
+        """Clear away what killed saves left, write or check the configuration, mend a torn row, and count the attempt.
+
+        Raises UsageError where it is another run's.
+        """
         run = self.member.run
+        checkpoint.sweep(self.results, self.id)
         self._source = registry.source_hash(run.method)  # now: the files may change while the run trains
         write_config(self.path, run.identity(), self._source, self.title)
         if mend_torn_tail(self.path / "epochs.jsonl"):

@@ -214,9 +214,10 @@ def test_estimate_uses_probes_where_every_method_has_one_and_says_what_it_rests_
     probe = {"images_per_second": 1000.0, "student_macs": 10, "teacher_macs": 0}
     both = {("", "small", "student", "tf32"): probe, ("big", "small", "kd", "tf32"): probe}  # the student's serves every pair
     cost = estimate.training(groups, both, MACS.__getitem__, "cpu", 1)
-    assert cost.seconds == pytest.approx(2 * 50_000 * 240 / 1000) and "1 of 1 groups from cost probes" in cost.source
+    tested = 10_000 / 3  # after each epoch, at a third of the cost
+    assert cost.seconds == pytest.approx(2 * (50_000 + tested) * 240 / 1000) and "1 of 1 groups from cost probes" in cost.source
     one = estimate.training(groups, {("big", "small", "kd", "tf32"): probe}, MACS.__getitem__, "cpu", 1)
-    macs = (3 * 10 * 2 + 100) * 50_000 * 240
+    macs = ((3 * 10 * 2 + 100) * 50_000 + 10 * 2 * 10_000) * 240
     assert one.seconds == pytest.approx(macs / (3 * 10 * 1000)) and "median of 1 cost probes" in one.source
     stated = estimate.training(groups, {}, MACS.__getitem__, "cpu", 2)
     assert stated.seconds == pytest.approx(macs / (2 * estimate.STATED["cpu"])) and "assumed" in stated.source
