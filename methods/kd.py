@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs
+from methods.base import Batch, Method, Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -25,9 +25,9 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 class Hyper:
     """CRD protocol's weights."""
 
-    ce_weight: float = 0.1
-    kd_weight: float = 0.9
-    temperature: float = 4.0
+    ce_weight: float = ranged(0.1, at_least=0)
+    kd_weight: float = ranged(0.9, at_least=0)
+    temperature: float = ranged(4.0, above=0)
 
 
 @register("kd")
