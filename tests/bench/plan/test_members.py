@@ -117,7 +117,7 @@ def test_every_number_of_every_method_states_its_range(name):
     check_hyper(name, hyper)
     for f in dataclasses.fields(hyper):
         if isinstance(f.default, int | float) and not isinstance(f.default, bool):
-            assert f.metadata.get("range"), f"{name}.{f.name} has no range"
+            assert "range" in f.metadata, f"{name}.{f.name} has no range"
 
 
 @pytest.mark.parametrize(
