@@ -5,14 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from bench.plan.members import hyper_of
+from methods import registry
+from methods.base import Batch
 from methods.ctkd import reversed_gradient, strength_at
 from methods.dist import dist_losses
 from methods.dkd import dkd_losses
 from methods.ikl import soft_cross_entropy, wmse_loss
+from methods.kd import kd_loss
 from methods.kd_ls import kd_ls_loss
 from methods.rlkd import mcd_loss, scd_loss
 from methods.ttm import power_sums, ttm_divergences
+from tests.methods.cases import made, made_up, setting
 
 BATCHES = (64, 16, 1)
 CLASSES = 100
@@ -257,3 +263,94 @@ def test_the_gradient_of_the_temperature_is_reversed():
 def test_the_strength_follows_half_a_cosine():
     assert [strength_at(epoch, 10) for epoch in (0, 5, 10, 240)] == pytest.approx([0, 0.5, 1, 1])
     assert strength_at(1, 10) == pytest.approx((1 - math.cos(math.pi / 10)) / 2)
+
+
+VALUES = {  # per pair, as printed where the methods' files say
+    "dkd": ("beta", {("resnet56", "resnet20"): 2, ("resnet32x4", "resnet8x4"): 8, ("wrn_40_2", "wrn_40_1"): 6, ("vgg13", "vgg8"): 6}),
+    "kd_ls": ("kd_weight", {("resnet56", "resnet20"): 9, ("resnet110", "resnet20"): 12, ("resnet50", "mobilenetv2"): 1}),
+    "ikl": ("beta", {("resnet56", "resnet20"): 4, ("resnet110", "resnet32"): 12, ("resnet32x4", "resnet8x4"): 8, ("wrn_40_2", "wrn_16_2"): 12}),
+    "rlkd": ("beta", {("resnet56", "resnet20"): 8}),
+    "kd_weight": ("kd_weight", {("resnet56", "resnet20"): 3}),
+    "kd_weight6": ("kd_weight", {("resnet56", "resnet20"): 6}),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_of_the_pairs(name):
+    field, values = VALUES[name]
+    for pair, value in values.items():
+        assert getattr(registry.get(name).hyper_for(*pair), field) == value
+
+
+def losses_of(name: str, epoch: int | None = None):
+    method = made(name)
+    if epoch is not None:
+        method.begin_epoch(epoch, torch.Generator())
+    s, t = made_up(setting().student, 16, 1), made_up(setting().teacher, 16, 2)
+    labels = torch.arange(16) % 10
+    return method, method.losses(s, t, Batch(labels, labels)), (s.logits, t.logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("dkd", lambda s, t, y: dict(zip(("target", "others"), (1 * dkd_losses(s, t, y, 4.0)[0], 8 * dkd_losses(s, t, y, 4.0)[1]), strict=True))),
+        ("rlkd", lambda s, t, y: {"scd": scd_loss(s, t, y, 1.0), "mcd": 8 * mcd_loss(s, t, y, 4.0)}),
+        ("ikl", lambda s, t, y: {"soft": soft_cross_entropy(s, t, 4.0), "wmse": 8 * wmse_loss(s, t, 100.0)}),
+    ],
+    ids=["dkd", "rlkd", "ikl"],
+)
+def test_the_warm_up_grows_to_1_in_20_epochs(name, plain):
+    for epoch, factor in ((1, 0.05), (10, 0.5), (20, 1.0), (240, 1.0)):
+        _, losses, inputs = losses_of(name, epoch)
+        torch.testing.assert_close(losses.pop("ce"), F.cross_entropy(inputs[0], inputs[2]))
+        expected = plain(*inputs)
+        assert losses.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(losses[key], factor * value)
+
+
+@pytest.mark.parametrize(
+    ("name", "ce", "plain"),
+    [
+        ("dist", 1.0, lambda s, t: {"inter": 2 * dist_losses(s, t, 4.0)[0], "intra": 2 * dist_losses(s, t, 4.0)[1]}),
+        ("kd_ls", 0.1, lambda s, t: {"kd": 9 * kd_ls_loss(s, t, 2.0)}),
+        ("ttm", 1.0, lambda s, t: {"ttm": 45 * ttm_divergences(s, t, 0.1).mean()}),
+        ("wttm", 1.0, lambda s, t: {"ttm": 4 * (power_sums(t, 0.2) * ttm_divergences(s, t, 0.2)).mean()}),
+        ("kd_weight", 0.1, lambda s, t: {"kd": 3 * kd_loss(s, t, 2.0)}),
+        ("kd_weight6", 0.1, lambda s, t: {"kd": 6 * kd_loss(s, t, 2.0)}),
+        ("ctkd", 0.1, lambda s, t: {"kd": 0.9 * kd_loss(s, t, 1 + 20 / (1 + math.exp(-1.0)))}),
+    ],
+    ids=["dist", "kd_ls", "ttm", "wttm", "kd_weight", "kd_weight6", "ctkd"],
+)
+def test_losses_carry_the_papers_weights(name, ce, plain):
+    _, losses, (s, t, y) = losses_of(name)
+    torch.testing.assert_close(losses.pop("ce"), ce * F.cross_entropy(s, y))
+    expected = plain(s, t)
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(losses[key], value)
+
+
+def test_normkds_weighting_is_an_option():
+    hyper = hyper_of(registry.get("kd_ls"), "resnet56", "resnet20", {"weighting": "variance", "kd_weight": "0.9"})
+    method = registry.get("kd_ls")(hyper, setting())
+    s, t = made_up(setting().student, 4, 1), made_up(setting().teacher, 4, 2)
+    found = method.losses(s, t, Batch(torch.arange(4), torch.arange(4)))["kd"]
+    torch.testing.assert_close(found, 0.9 * kd_ls_loss(s.logits, t.logits, 2.0, by_variance=True))
+
+
+def test_the_temperature_climbs_the_loss_that_the_student_descends():
+    """The gradient of theta is minus the strength times d loss / d theta, by central differences over theta."""
+    method = made("ctkd").double()  # in single precision two large terms of it cancel to some 2 %
+    method.begin_epoch(5, torch.Generator())
+    student, teacher = made_up(setting().student, 16, 1, dtype=torch.float64), made_up(setting().teacher, 16, 2, dtype=torch.float64)
+    s, t = student.logits, teacher.logits
+    method.losses(student, teacher, Batch(torch.arange(16) % 10, torch.arange(16)))["kd"].backward()
+
+    def at(theta: float) -> float:
+        temperature = 1 + 20 / (1 + math.exp(-theta))
+        return 0.9 * kd_loss(s, t, temperature).item()
+
+    slope = (at(1 + 1e-4) - at(1 - 1e-4)) / 2e-4
+    assert slope != 0 and method.theta.grad.item() == pytest.approx(-0.5 * slope, rel=1e-6)
