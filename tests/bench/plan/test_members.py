@@ -7,7 +7,12 @@ from typing import Literal
 import pytest
 
 from bench.errors import UsageError
+from bench.plan import registries
+from bench.plan.expand import expand
 from bench.plan.members import hyper_of, typed
+from bench.plan.profiles import PROFILES
+from bench.plan.protocols import PROTOCOLS
+from bench.plan.selection import Selection
 from methods import registry
 from methods.base import Method, MethodError, added, check_hyper, named_hyper, ranged
 
@@ -132,3 +137,13 @@ def test_registered_methods_refuse(name, field, text):
 def test_text_without_a_known_annotation_is_refused():
     with pytest.raises(ValueError, match="expected a dict"):
         typed("{}", dict)
+
+
+def test_a_joined_row_is_planned_and_not_listed():
+    facts = registries.read(PROTOCOLS["smoke"])
+    assert "at+kd" in facts.methods and "at+kd" not in list(facts.methods) and "gone" not in facts.methods
+    plan = expand(PROFILES["smoke"], Selection(methods=("student", "+at+kd"), hyper=(("at+kd", "kd_weight", "2"),)), facts)
+    assert plan.rows == (("student", "Student"), ("at+kd", "AT + KD"))
+    assert {cell.changed for cell in plan.cells if cell.method == "at+kd"} == {(("kd_weight", 1.0, 2.0),)}
+    with pytest.raises(MethodError, match=r"att\+kd: unknown method 'att'; did you mean at"):
+        expand(PROFILES["smoke"], Selection(methods=("att+kd",)), facts)
