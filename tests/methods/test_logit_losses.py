@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import models
 from bench.plan.members import hyper_of
-from methods import registry
+from methods import dkd, ikl, kd_ls, registry
 from methods.base import Batch
 from methods.ctkd import reversed_gradient, strength_at
 from methods.dist import dist_losses
@@ -354,3 +355,8 @@ def test_the_temperature_climbs_the_loss_that_the_student_descends():
 
     slope = (at(1 + 1e-4) - at(1 - 1e-4)) / 2e-4
     assert slope != 0 and method.theta.grad.item() == pytest.approx(-0.5 * slope, rel=1e-6)
+
+
+def test_the_pairs_with_values_of_their_own_are_networks_that_exist():
+    pairs = {*dkd.BETA, *kd_ls.SETTINGS, *ikl.WEIGHTS}
+    assert {name for pair in pairs for name in pair} <= set(models.names())
