@@ -225,7 +225,7 @@ def check_runs(results: Path) -> Iterator[Finding]:
             yield Finding(str(error), mend)
         if view.status == "running" and not Lease(view.folder).held():
             yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
-    source = {name: registry.source_hash(name) for name in registry.names()}
+    source = registry.sources({v.method for v in views})
     for method in sorted({v.method for v in views if v.status == "done" and source.get(v.method, v.method_source) != v.method_source}):
         mend = f"python -m bench run --redo --methods {method}, or raise its version"
         yield Finding(f"the source of {method} changed since its runs were done", mend)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Setting
+from methods.base import Batch, Method, Needs, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -50,14 +50,10 @@ def _pooled(maps: Tensor, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Hyper:
-    """CRD protocol's weight. Raises MethodError for a power below 1."""
+    """CRD protocol's weight."""
 
-    weight: float = 1000.0
-    power: int = 2
-
-    def __post_init__(self) -> None:
-        if self.power < 1:
-            raise MethodError(f"at.power is {self.power}; it is at least 1")
+    weight: float = ranged(1000.0, at_least=0)
+    power: int = ranged(2, at_least=1)
 
 
 @register("at")

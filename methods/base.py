@@ -5,6 +5,8 @@ backward, pairs it cannot do) and returns a dict of losses. The trainer names no
 """
 
 import dataclasses
+import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -136,9 +138,33 @@ class NoHyper:
     """A method without hyper-parameters."""
 
 
+def ranged(default: Any, *, above: float | None = None, at_least: float | None = None, at_most: float | None = None, added: bool = False) -> Any:
+    """A hyper-parameter with the values it can take: see `check_hyper`. One that is None says nothing of its range and is not checked.
+
+    `added`: it joined a method after runs of it were kept, and at its default it is no part of a run's identity.
+    """
+    limits = {"above": above, "at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata={"added": added, "range": {name: limit for name, limit in limits.items() if limit is not None}})
+
+
 def added(default: Any) -> Any:
     """A hyper-parameter that joined a method after runs of it were kept: at its default it is no part of a run's identity."""
-    return field(default=default, metadata={"added": True})
+    return ranged(default, added=True)
+
+
+_INSIDE = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le}
+
+
+def check_hyper(method: str, hyper: Any) -> None:
+    """Hold each number of `hyper` against its declared range. Raises MethodError that names method, field, value and range; NaN is in none."""
+    for f in dataclasses.fields(hyper):
+        value = getattr(hyper, f.name)
+        if not isinstance(value, int | float):
+            continue
+        limits = f.metadata.get("range", {})
+        if not math.isfinite(value) or not all(_INSIDE[name](value, limit) for name, limit in limits.items()):
+            words = " and ".join(f"{name.replace('_', ' ')} {limit:g}" for name, limit in limits.items())
+            raise MethodError(f"{method}.{f.name} is {value}; it must be {words or 'a finite number'}")
 
 
 def named_hyper(hyper: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs, Prepared, Setting
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -27,8 +27,8 @@ def cc_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class Hyper:
     """CRD protocol's weight and width."""
 
-    weight: float = 0.02
-    width: int = 128  # of the projections
+    weight: float = ranged(0.02, at_least=0)
+    width: int = ranged(128, at_least=1)  # of the projections
 
 
 @register("cc")

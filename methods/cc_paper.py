@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs
+from methods.base import Batch, Method, Needs, ranged
 from methods.kd import kd_loss
 from methods.registry import register
 from models.outputs import Outputs
@@ -45,12 +45,12 @@ def correlation_loss(student: Tensor, teacher: Tensor, gamma: float, order: int)
 class Hyper:
     """The paper's kernel; weights as said above."""
 
-    ce_weight: float = 0.1
-    kd_weight: float = 0.9
-    temperature: float = 4.0
-    weight: float = 100.0
-    gamma: float = 0.4
-    order: int = 2
+    ce_weight: float = ranged(0.1, at_least=0)
+    kd_weight: float = ranged(0.9, at_least=0)
+    temperature: float = ranged(4.0, above=0)
+    weight: float = ranged(100.0, at_least=0)
+    gamma: float = ranged(0.4, above=0)
+    order: int = ranged(2, at_least=1)
 
 
 @register("cc_paper")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.native import normalised
 from models.outputs import Outputs
@@ -38,8 +38,8 @@ def convolution(student: Size, teacher: Size) -> nn.Module | None:
 class Hyper:
     """CRD protocol's weight and layer."""
 
-    weight: float = 100.0
-    layer: int = 2  # index into maps["stage"]; 2 is the output of stage 2
+    weight: float = ranged(100.0, at_least=0)
+    layer: int = ranged(2, at_least=0)  # index into maps["stage"]; 2 is the output of stage 2
 
 
 @register("fitnet")

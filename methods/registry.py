@@ -1,5 +1,6 @@
 """The registry of methods: found by scanning this package, and through the entry-point group `kd_bench.methods`."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -8,7 +9,7 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import methods
@@ -17,6 +18,8 @@ from methods.base import Method, MethodError
 ENTRY_POINTS = "kd_bench.methods"
 _PLUMBING = {"base", "registry"}
 _methods: dict[str, type[Method]] = {}
+_beside: dict[str, Callable[[type[Method]], type[Method]]] = {}
+_combined: dict[tuple[type[Method], str], type[Method]] = {}
 _broken: dict[str, str] = {}
 _discovered = False
 
@@ -44,6 +47,19 @@ def register(name: str) -> Callable[[type[Method]], type[Method]]:
     return add
 
 
+def register_beside(name: str) -> Callable[[Callable[[type[Method]], type[Method]]], Callable[[type[Method]], type[Method]]]:
+    """Decorator of a function that adds the loss of the method `name` to any other's: it makes the class that `get("other+name")` gives, a
+    subclass of the other, or raises MethodError with the reason why it cannot. Raises MethodError for a taken name."""
+
+    def add(combine: Callable[[type[Method]], type[Method]]) -> Callable[[type[Method]], type[Method]]:
+        if name in _beside:
+            raise MethodError(f"what stands beside a method as {name!r} is taken by {_beside[name].__module__}")
+        _beside[name] = combine
+        return combine
+
+    return add
+
+
 def discover() -> None:
     """Import every module of this package and every entry point once; one that fails is kept with its error and breaks nothing else."""
     global _discovered
@@ -58,12 +74,14 @@ def discover() -> None:
 
 
 def _load(name: str, action: Callable[[], object]) -> None:
-    before = set(_methods)
+    before, beside = set(_methods), set(_beside)
     try:
         action()
     except Exception as error:  # a stranger's file may raise anything; it is reported where methods are listed
         for half in set(_methods) - before:
             del _methods[half]
+        for half in set(_beside) - beside:
+            del _beside[half]
         _broken[name] = " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -80,10 +98,15 @@ def broken() -> dict[str, str]:
 
 
 def get(name: str) -> type[Method]:
-    """The class registered under `name`. Raises MethodError naming close matches, or the error of a broken file."""
+    """The class registered under `name`, or made of two joined by "+": "at+kd" has the losses of both.
+
+    Raises MethodError naming close matches, the error of a broken file, or why the two cannot be joined.
+    """
     discover()
     if name in _methods:
         return _methods[name]
+    if "+" in name:
+        return _combination(name)
     if name in _broken:
         raise MethodError(f"method file {name!r} is broken: {_broken[name]}")
     close = difflib.get_close_matches(name, _methods, n=3, cutoff=0.5)
@@ -91,11 +114,38 @@ def get(name: str) -> type[Method]:
     raise MethodError(f"unknown method {name!r}; {hint}")
 
 
+def _combination(name: str) -> type[Method]:
+    first, _, second = name.partition("+")
+    try:
+        method, other = get(first), get(second)
+        if second not in _beside:
+            raise MethodError(f"{second} cannot stand beside a method; {', '.join(sorted(_beside))} can, as in {first}+{min(_beside)}")
+        if (method, second) not in _combined:
+            made = _beside[second](method)
+            made.name, made.title, made.version = name, f"{method.title} + {other.title}", method.version + other.version - 1
+            _combined[method, second] = made
+    except MethodError as error:
+        raise MethodError(f"{name}: {error}") from None
+    return _combined[method, second]
+
+
 def source_hash(name: str) -> str:
-    """SHA-256 of the method's source (its file, or all files of its package), 16 hex digits: recorded with each run."""
-    path = Path(inspect.getfile(get(name)))
-    files = sorted(path.parent.rglob("*.py")) if path.parent != Path(methods.__path__[0]) and (path.parent / "__init__.py").exists() else [path]
+    """SHA-256 of the method's source (its file, or all files of its package; of both, where two are joined), 16 hex digits: recorded with each
+    run."""
+    get(name)
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for part in name.split("+"):
+        path = Path(inspect.getfile(get(part)))
+        package = path.parent != Path(methods.__path__[0]) and (path.parent / "__init__.py").exists()
+        for file in sorted(path.parent.rglob("*.py")) if package else [path]:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def sources(wanted: Iterable[str]) -> dict[str, str]:
+    """The source hash of each of these methods; one that is not there any more is left out."""
+    found = {}
+    for name in wanted:
+        with contextlib.suppress(MethodError):
+            found[name] = source_hash(name)
+    return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs
+from methods.base import Batch, Method, Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -53,8 +53,8 @@ def rkd_losses(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 class Hyper:
     """CRD protocol's weights."""
 
-    distance_weight: float = 25.0
-    angle_weight: float = 50.0
+    distance_weight: float = ranged(25.0, at_least=0)
+    angle_weight: float = ranged(50.0, at_least=0)
 
 
 @register("rkd")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs
+from methods.base import Batch, Method, Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -33,7 +33,7 @@ def sp_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
 class Hyper:
     """The paper's weight."""
 
-    weight: float = 3000.0
+    weight: float = ranged(3000.0, at_least=0)
 
 
 @register("sp")

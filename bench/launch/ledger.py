@@ -135,7 +135,7 @@ class Ledger:
 def changed_sources(results: Path) -> list[str]:
     """One warning for each method whose source changed under done runs."""
     views, _ = scan(results, verify_rows=False)
-    present = {name: registry.source_hash(name) for name in registry.names()}
+    present = registry.sources({v.method for v in views})
     changed = Counter(v.method for v in views if v.status == "done" and present.get(v.method, v.method_source) != v.method_source)
     return [
         f"the source of {method} changed since {count} of its runs were done; run them again with --redo --methods {method}, or raise its version"

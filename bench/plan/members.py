@@ -1,6 +1,9 @@
 """From a group to its runs: hyper-parameters, settings, identities, and the reason where a method cannot do the pair."""
 
+import contextlib
 import dataclasses
+import types
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +12,7 @@ from bench.errors import UsageError, unknown
 from bench.plan.groups import Group
 from bench.plan.identity import Run
 from methods import registry
-from methods.base import Method, Pretraining, Setting, named_hyper
+from methods.base import Method, Pretraining, Setting, check_hyper, named_hyper
 
 
 @dataclass(frozen=True)
@@ -29,36 +32,66 @@ class Member:
 
 
 def hyper_of(method: type[Method], teacher: str | None, student: str, overrides: dict[str, object]) -> Any:
-    """The method's hyper-parameters for a pair, with overrides. Raises UsageError for an unknown field or a value of another type."""
+    """The method's hyper-parameters for a pair, with overrides. Raises UsageError for an unknown field, a value of another type or out of
+    its range."""
     hyper = method.hyper_for(teacher, student)
-    fields = {f.name: getattr(hyper, f.name) for f in dataclasses.fields(hyper)}
+    known = [f.name for f in dataclasses.fields(hyper)]
+    kinds = typing.get_type_hints(type(hyper)) if overrides else {}
     changed = {}
     for name, value in overrides.items():
-        if name not in fields:
-            raise unknown(f"hyper-parameter of {method.name}", name, sorted(fields))
-        changed[name] = _coerce(method.name, name, value, fields[name])
+        if name not in known:
+            raise unknown(f"hyper-parameter of {method.name}", name, sorted(known))
+        try:
+            changed[name] = typed(str(value), kinds[name])
+        except ValueError as error:
+            raise UsageError(f"--set {method.name}.{name}={value}: {error}, as in {getattr(hyper, name)!r}") from None
     try:
-        return dataclasses.replace(hyper, **changed)
+        hyper = dataclasses.replace(hyper, **changed)
+        check_hyper(method.name, hyper)
     except ValueError as error:
         raise UsageError(f"--set {method.name}: {error}") from None
+    return hyper
 
 
-def _coerce(method: str, name: str, value: object, present: object) -> object:
-    """`value` (possibly text from the command line) in the type of the present value."""
-    if present is None or type(value) is type(present):
-        return value
-    text = str(value)
-    try:
-        if isinstance(present, bool):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if isinstance(present, (int, float, str)):
-            return type(present)(text)
-        if isinstance(present, tuple):
-            items = text.strip("()[] ").split(",")
-            return tuple(type(present[0])(i) if present else i for i in items)
-    except (KeyError, ValueError):
-        pass
-    raise UsageError(f"--set {method}.{name}={text}: expected a {type(present).__name__}, as in {present!r}")
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def typed(text: str, kind: Any) -> object:
+    """`text` as an annotation asks for it: bool, int, float, str, None, a Literal, a union or a tuple of these. Raises ValueError that says
+    what was expected."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for part in sorted(parts, key=lambda part: part is str):  # last: every text is a str
+            with contextlib.suppress(ValueError):
+                return typed(text, part)
+    elif origin is typing.Literal:
+        for part in parts:
+            if text == str(part):
+                return part
+    elif origin is tuple:
+        items = [item.strip(" '\"") for item in text.strip("()[] ").split(",") if item.strip()]
+        each = parts[:1] * len(items) if parts[1:] == (...,) else parts
+        with contextlib.suppress(ValueError):
+            return tuple(typed(item, part) for item, part in zip(items, each, strict=True))
+    elif kind is types.NoneType and text.lower() == "none":
+        return None
+    elif kind is bool and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    elif kind in (int, float, str):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise ValueError(f"expected {_called(kind)}")
+
+
+def _called(kind: Any) -> str:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"{_called(parts[0])} or several with commas" if parts[1:] == (...,) else f"({', '.join(map(_called, parts))})"
+    if parts:
+        return " or ".join(map(_called, parts))
+    return {types.NoneType: "none", int: "an int"}.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
 def resolve(group: Group, data_hash: str, classes: int, image_size: int, images: int, teacher_hash: str | None) -> list[Member]:

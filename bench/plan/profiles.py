@@ -72,6 +72,7 @@ _WRN = (Pair("wrn_40_4", "wrn_16_4"),)
 _IEP_ROWS = ("student", "at", "rkd", "iep", "iep_bb")
 _IEP_BATCH = (("iep", "phase_batch", 128), ("iep_bb", "phase_batch", 128))  # phase I has the protocol's batch
 _SEEDS = (1, 2, 3)
+_PAPER_ROWS = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
 
 
 def _iep(name: str, summary: str, protocol: str, pairs: tuple[Pair, ...] = _WRN, rows: tuple[str, ...] = _IEP_ROWS, **rest: Any) -> Profile:
@@ -96,7 +97,7 @@ PROFILES = MappingProxyType(
                 "crd",
                 PAIRS,
                 _SEEDS,
-                ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd"),
+                _PAPER_ROWS,
             ),
             Profile("skd", "the 100-epoch schedule of SKD", "skd", PAIRS, _SEEDS, ("student", "kd", "at", "skd"), teacher_protocol="crd"),
             _iep("iep_full", "IEP's Table 1, all images", "iep"),
@@ -116,10 +117,11 @@ PROFILES = MappingProxyType(
             *(_ablation(f"iep_iterations_{n}", f"IEP's Table 6: {n} iteration{'s' * (n > 1)} of message passing", iterations=n) for n in (1, 3, 4)),
             Profile(
                 "smoke",
-                "minutes on two CPU cores, embedded data, every method",
+                "minutes on two CPU cores, embedded data, the rows of Table 1 and two variants",
                 "smoke",
                 (Pair("resnet20", "resnet8"),),
                 (1, 2),
+                (*_PAPER_ROWS, "cc_paper", "iep_bb"),
                 teacher_protocol="smoke_teacher",
                 hyper=(("iep", "phase_epochs", 4), ("iep_bb", "phase_epochs", 4)),
             ),

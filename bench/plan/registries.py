@@ -1,6 +1,6 @@
 """What the plan and the estimate must know of methods and networks, read from the registries."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import models
@@ -23,8 +23,22 @@ def of_group(group: Group) -> Mapping[str, MethodFacts]:
     return {m.run.method: MethodFacts(m.run.id, m.skipped, m.run.teacher is not None, m.run.hyper) for m in found}
 
 
+class _Titles(Mapping[str, str]):
+    """name -> title. Lists the registered methods and has, besides, any two that can be joined by "+" (raises MethodError where they cannot)."""
+
+    def __getitem__(self, name: str) -> str:
+        if "+" not in name and name not in registry.names():
+            raise KeyError(name)
+        return registry.get(name).title
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(registry.names())
+
+    def __len__(self) -> int:
+        return len(registry.names())
+
+
 def read(protocol: Protocol) -> Registries:
     """The registries as seen under a protocol."""
     classes = datasets.get(protocol.dataset).classes
-    titles = {name: registry.get(name).title for name in registry.names()}
-    return Registries(titles, tuple(models.names()), of_group, lambda name: _macs(name, classes, protocol.image_size))
+    return Registries(_Titles(), tuple(models.names()), of_group, lambda name: _macs(name, classes, protocol.image_size))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from methods.base import MethodError
+from methods.base import MethodError, ranged
 
 PCA = ("covariance", "ipca", "ipca_code", "batch")
 """The second PCA. `covariance`: exact streaming mean and covariance. `ipca`: incremental, moving mean with old weight 0.9.
@@ -18,20 +18,20 @@ class Hyper:
 
     intermediate: bool = True  # K^int (Table 4)
     alteration: bool = True  # K^alt (Table 4)
-    iterations: int = 2  # of message passing (Table 6)
+    iterations: int = ranged(2, at_least=1)  # of message passing (Table 6)
     pca: str = "covariance"  # see PCA (Table 5)
     sigma_scale: bool = False  # times sigma as Eq. 5 prints, on both sides
     teacher_first: bool = True  # L^int = KL(teacher || student); False: as Eq. 18 prints
     clip: str = "tensor"  # or "global": one factor for the whole student
     ramp: bool = True  # clip at sigmoid(epoch - 1) times the cross-entropy gradient's norm; False: at the norm
-    power_steps: int = 12  # of the first component
-    phase_epochs: int = 20  # phase I: teacher only
-    phase_batch: int = 64  # 128 in the authors' code
-    phase_steps: int = 0  # steps of each pass of phase I; 0: the whole training set
-    phase_lr: float = 0.1
-    phase_momentum: float = 0.9  # nesterov
-    phase_weight_decay: float = 1e-3  # on every weight of the networks, batch normalisation included
-    check_batches: int = 50  # held pass that compares the networks with the trivial predictors
+    power_steps: int = ranged(12, at_least=1)  # of the first component
+    phase_epochs: int = ranged(20, at_least=1)  # phase I: teacher only
+    phase_batch: int = ranged(64, at_least=2)  # 128 in the authors' code
+    phase_steps: int = ranged(0, at_least=0)  # steps of each pass of phase I; 0: the whole training set
+    phase_lr: float = ranged(0.1, above=0)
+    phase_momentum: float = ranged(0.9, at_least=0, at_most=1)  # nesterov
+    phase_weight_decay: float = ranged(1e-3, at_least=0)  # on every weight of the networks, batch normalisation included
+    check_batches: int = ranged(50, at_least=1)  # held pass that compares the networks with the trivial predictors
 
     def __post_init__(self) -> None:
         if self.pca not in PCA:
@@ -40,9 +40,6 @@ class Hyper:
             raise MethodError(f"clip={self.clip!r}: one of {', '.join(CLIP)}")
         if not self.kinds:
             raise MethodError("no knowledge left to transfer: set intermediate or alteration")
-        for name, least in (("iterations", 1), ("power_steps", 1), ("phase_epochs", 1), ("phase_batch", 2), ("phase_steps", 0), ("check_batches", 1)):
-            if getattr(self, name) < least:
-                raise MethodError(f"{name}={getattr(self, name)}: at least {least}")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -64,12 +61,7 @@ class Hyper:
 class BlackBoxHyper(Hyper):
     """IEP with black-box knowledge. Without `intermediate` and `alteration` it is the row K^BB of Table 4."""
 
-    heads: int = 7  # learned; one more is injected
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.heads < 1:
-            raise MethodError(f"heads={self.heads}: at least 1")
+    heads: int = ranged(7, at_least=1)  # learned; one more is injected
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, added
+from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, added, ranged
 from methods.registry import register
 from methods.skd.assign import assigned_distribution
 from methods.skd.embedding import Embedding, layer_indices
@@ -31,29 +31,24 @@ SUMS = ("none", "images", "rows")
 class Hyper:
     """The paper's values; stage A by one pass instead of 100 epochs (same optimum, see `methods.skd.embedding`). Raises MethodError."""
 
-    beta: float = 0.5  # weight of the loss; 0.05 for vgg13 / vgg8
+    beta: float = ranged(0.5, at_least=0)  # weight of the loss; 0.05 for vgg13 / vgg8
     mode: str = "streaming"  # stage A; "paper": SGD
     target: str = "embedding"  # "P": the images' mean distribution itself, no vectors (ablation)
     diagonal: bool = True  # False: leave j = i out of the softmax (ablation)
     kind: str = "stage"  # "relu": after the ReLU in every network (differs for WRN)
-    temperature: float = 1.0  # of the softmax in both stages
-    dimensions: int = 16  # of a semantic vector (K)
+    temperature: float = ranged(1.0, above=0)  # of the softmax in both stages
+    dimensions: int = ranged(16, at_least=1)  # of a semantic vector (K)
     include_block0: bool = False  # VGG: block 0 as well
     assign: bool = False  # not the paper's: a student with fewer channels gets centroids of the teacher's vectors
-    seed: int = 0  # of the vectors' initial values
-    fit_steps: int = 1000  # streaming: steps of the optimiser, at most
-    paper_epochs: int = 100  # paper: epochs of SGD
+    seed: int = ranged(0, at_least=0)  # of the vectors' initial values
+    fit_steps: int = ranged(1000, at_least=1)  # streaming: steps of the optimiser, at most
+    paper_epochs: int = ranged(100, at_least=1)  # paper: epochs of SGD
     sum_over: str = added("none")  # a sum where Eq. 2 has a mean: "images" of the batch, "rows" of a layer (other readings of the paper)
 
     def __post_init__(self) -> None:
         for name, allowed in (("mode", MODES), ("target", TARGETS), ("kind", FEATURES), ("sum_over", SUMS)):
             if getattr(self, name) not in allowed:
                 raise MethodError(f"skd.{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
-        for name in ("dimensions", "fit_steps", "paper_epochs"):
-            if getattr(self, name) < 1:
-                raise MethodError(f"skd.{name} is {getattr(self, name)}; it is at least 1")
-        if not self.temperature > 0:
-            raise MethodError(f"skd.temperature is {self.temperature}; it is above 0")
         if self.assign and self.target == "P":
             raise MethodError("skd.assign needs the vectors: use it with target=embedding")
 

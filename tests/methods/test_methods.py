@@ -9,7 +9,7 @@ from torch import nn
 
 import models
 from methods import at, cc, cc_paper, fitnet, kd, registry, rkd, sp
-from methods.base import Batch, MethodError, Setting, named_hyper
+from methods.base import Batch, Setting, named_hyper
 from models.outputs import Outputs, Shapes
 from tests.methods.cases import PAIR, made, made_up, setting
 
@@ -114,12 +114,6 @@ def test_refuses_with_a_reason(name, student, teacher, words):
 def test_refuses_without_a_teacher(name):
     method = registry.get(name)
     assert "teacher" in method.unsupported(method.Hyper(), Setting(setting(*PAIR).student, None))
-
-
-@pytest.mark.parametrize("power", [0, -2])
-def test_at_refuses_powers_below_one(power):
-    with pytest.raises(MethodError, match="at least 1"):
-        registry.get("at").Hyper(power=power)
 
 
 def test_an_added_hyper_parameter_names_a_run_only_where_it_differs():

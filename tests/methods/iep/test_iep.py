@@ -230,7 +230,7 @@ def test_a_preparation_that_does_not_fit_is_refused_in_one_line(setting, prepare
 
 
 @pytest.mark.parametrize(
-    "options", [{"pca": "kernel"}, {"clip": "max"}, {"intermediate": False, "alteration": False}, {"iterations": 0}, {"phase_batch": 1}]
+    "options", [{"pca": "kernel"}, {"clip": "max"}, {"intermediate": False, "alteration": False}]
 )
 def test_bad_hyper_parameters_are_refused(options):
     with pytest.raises(MethodError):

@@ -159,7 +159,7 @@ def test_missing_or_misshapen_vectors_are_refused(setting, toy, images):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mode": "fast"}, {"target": "S"}, {"kind": "preact"}, {"temperature": 0.0}, {"dimensions": 0}, {"assign": True, "target": "P"}],
+    [{"mode": "fast"}, {"target": "S"}, {"kind": "preact"}, {"assign": True, "target": "P"}],
 )
 def test_bad_hyper_parameters_are_refused(changes):
     with pytest.raises(MethodError):
