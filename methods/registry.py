@@ -15,7 +15,7 @@ import methods
 from methods.base import Method, MethodError
 
 ENTRY_POINTS = "kd_bench.methods"
-_PLUMBING = {"base", "registry"}
+_PLUMBING = {"base", "registry", "stages"}
 _methods: dict[str, type[Method]] = {}
 _broken: dict[str, str] = {}
 _discovered = False
