@@ -59,22 +59,22 @@ class Others:
         self.count = min(wanted, len(labels) - int(sizes.max()))
         if self.count == 0:
             raise MethodError("crd contrasts images with those of other classes: the training images are of one class")
-        self.shuffled = torch.zeros(len(numbers), len(labels), dtype=torch.int64, device=labels.device)
+        self.shuffles = torch.zeros(len(numbers), 2 * len(labels), dtype=torch.int64, device=labels.device)  # each twice: a window may wrap
 
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """For each image of a batch (B,), `count` images of other classes without replacement, all choices equally likely: (B, count).
 
-        A window, from a place drawn for each image on, of one shuffle a step: that two images are among the choices of two others is
-        independent, as if each had a shuffle of its own.
+        Each image takes a window, from a place drawn for it on, of one shuffle a step. Its choice is one of all with equal chance, and whether
+        it takes a given image does not depend on whether another image of the batch does.
         """
-        for row, number in zip(self.shuffled, self.numbers, strict=True):
+        for row, number in zip(self.shuffles, self.numbers, strict=True):
             torch.randperm(number, generator=generator, out=row[:number])
-        label = self.labels[index].unsqueeze(1)
-        others = self.others[label]
-        start = (torch.rand(label.shape, generator=generator, dtype=torch.float64, device=label.device) * others).long()
-        window = (start + torch.arange(self.count, device=label.device)) % others
-        rank = self.shuffled.take(window + self.row[label] * self.shuffled.shape[1])  # among the others, sorted by class
-        return self.order.take(rank + (rank >= self.starts[label]) * self.sizes[label])
+            row[number : 2 * number] = row[:number]
+        label = self.labels[index]
+        start = torch.rand(len(index), generator=generator, dtype=torch.float64, device=index.device) * self.others[label]
+        rank = self.shuffles.unfold(1, self.count, 1)[self.row[label], start.long()]  # among the others, sorted by class
+        first, size = self.starts[label].unsqueeze(1), self.sizes[label].unsqueeze(1)
+        return self.order.take(rank + (rank >= first) * size)
 
 
 @torch.no_grad()
