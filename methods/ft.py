@@ -45,14 +45,21 @@ def encoder(width: int) -> nn.Sequential:
 
 
 def build(teacher: nn.Module, data: PreparationData, settings: dict[str, Any]) -> Prepared:
-    """The encoder's state after training it, with a decoder, to reconstruct the teacher's last map. Raises MethodError where it diverges."""
+    """The encoder's state after training it, with a decoder, to reconstruct the teacher's last map; taken up again epoch by epoch.
+
+    Raises MethodError where it diverges.
+    """
     width = settings["width"]
     with keyed(data.generator("ft-paraphraser").initial_seed(), "ft-paraphraser"):
         encode, decode = encoder(width), layers(nn.ConvTranspose2d, (width // 2, width // 2, width, width))
     both = nn.Sequential(encode, decode).to(data.device)
     optimiser = torch.optim.SGD(both.parameters(), lr=settings["rate"], momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    errors = []
-    for epoch in range(1, settings["epochs"] + 1):
+    errors: list[float] = []
+    if state := data.resume():
+        errors = state["errors"]
+        both.load_state_dict(state["modules"])
+        optimiser.load_state_dict(state["optimizer"])
+    for epoch in range(len(errors) + 1, settings["epochs"] + 1):
         total = torch.zeros((), dtype=torch.float64, device=data.device)
         for images, _ in data.batches(BATCH, epoch=epoch, augment=True, shuffle=True):
             with torch.no_grad():
@@ -66,6 +73,7 @@ def build(teacher: nn.Module, data: PreparationData, settings: dict[str, Any]) -
         if not math.isfinite(errors[-1]):
             raise MethodError(f"ft's paraphraser diverged in epoch {epoch}: lower its rate, --set ft.rate={settings['rate'] / 10:g}")
         data.log(f"ft paraphraser: epoch {epoch} of {settings['epochs']}, mean squared error {errors[-1]:.4g}")
+        data.save({"errors": errors, "modules": both.state_dict(), "optimizer": optimiser.state_dict()})
     tensors = {name: value.detach().cpu().clone() for name, value in encode.state_dict().items()}
     return Prepared(tensors, {**settings, "mean_squared_errors": errors})
 
