@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import models
 from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting
 from methods.fitnet import Size, convolution, unreachable
 from methods.registry import register
@@ -51,6 +52,11 @@ class AB(Method):
     teacher_outputs = Needs(maps=("preact",))
     student_outputs = Needs(logits=True, maps=("preact",))
     fp32 = True
+
+    @classmethod
+    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
+        """The stage's rate is the one that the student is trained with at first."""
+        return Hyper(rate=0.01) if models.small_rate(student) else Hyper()
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+import models
 from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting
 from methods.registry import register
 from methods.stages import same_size, unlike_stages
@@ -46,6 +47,11 @@ class FSP(Method):
     teacher_outputs = Needs(maps=("stage",))
     student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
+
+    @classmethod
+    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
+        """The stage's rate is the one that the student is trained with at first."""
+        return Hyper(rate=0.01) if models.small_rate(student) else Hyper()
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:

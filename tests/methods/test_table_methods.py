@@ -102,6 +102,11 @@ def test_pretraining_is_the_protocols(method):
     assert method.pretraining(method.Hyper(), setting()) == Pretraining(epochs=30, rate=0.05)
 
 
+@pytest.mark.parametrize("method", [AB, FSP])
+def test_pretraining_has_the_students_rate(method):
+    assert [method.hyper_for("vgg13", student).rate for student in ("vgg8", "mobilenetv2", "resnet20")] == [0.05, 0.01, 0.05]
+
+
 def pretrained(name: str, steps: int, pair: tuple[str, str] = PAIR) -> list[float]:
     """The stage's loss, step by step, as the trainer runs it: stem, stages and the method's modules under SGD, the rest in eval mode."""
     method, student, teacher = built(name, setting(*pair)), network(pair[1], "student"), frozen_teacher()
