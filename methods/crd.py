@@ -2,8 +2,9 @@
 
 Tian, Krishnan, Isola: Contrastive Representation Distillation, ICLR 2020, as the authors' code computes it: two memory banks hold the last
 embeddings of all training images; each side is scored against the other side's bank at its own place and at 16,384 places of other classes,
-drawn for each image without replacement (fewer where the smallest choice is smaller: all of them); the constants that scale scores to
-probabilities come from the first batch. Temperature 0.07 as in that code (for the paper, 0.1 is quoted).
+drawn for each image without replacement; the constants that scale scores to probabilities come from the first batch. Temperature 0.07 as in
+that code (for the paper, 0.1 is quoted). A smaller data set has fewer draws: as many as there are images outside its largest class (the
+authors' code draws 16,384 with replacement there).
 
 Scores are taken from the product with the whole bank, (B, N): the reference gathers (B, 16385, 128) rows of each bank instead.
 """

@@ -20,6 +20,7 @@ from methods.vid import VID, vid_loss
 from models.outputs import Outputs, Shapes
 from models.randomness import keyed
 from tests.methods.cases import CLASSES, PAIR, Images, frozen_teacher, made_up, network, pictures, setting
+from tests.methods.test_conformance import no_host_read
 from tests.methods.test_methods import PAIRS, of_pair
 
 NAMES = ("pkt", "vid", "ab", "ft", "nst", "fsp", "crd")
@@ -149,6 +150,22 @@ def test_pretraining_losses_are_the_functions(name, batch):
     assert torch.isfinite(found) and torch.equal(found, expected)
     losses = method.losses(s, t, Batch(labels, labels))
     assert losses.keys() == {"ce"} and torch.equal(losses["ce"], F.cross_entropy(s.logits, labels))
+
+
+@pytest.mark.parametrize("name", ["ab", "fsp"])
+def test_a_step_before_training_can_be_captured(name, monkeypatch):
+    """No host read, and the same operations on the same shapes whatever the values."""
+    method, student, kinds = built(name, setting()), network(PAIR[1], "student"), registry.get(name).teacher_outputs.maps
+    traces = []
+    for images in (pictures(16, 1)[0], torch.zeros(16, 3, 16, 16), pictures(16, 2)[0]):
+        with torch.no_grad():
+            known = frozen_teacher()(images, kinds)
+        labels = torch.zeros(16, dtype=torch.int64)
+        with no_host_read(monkeypatch) as mode:
+            method.pretraining_losses(student(images, kinds), known, Batch(labels, labels))[name].backward()
+        traces.append(mode.trace)
+        student.zero_grad(set_to_none=True)
+    assert traces[0] == traces[1] == traces[2]
 
 
 def test_abs_connectors_meet_the_teachers_shapes():
