@@ -27,20 +27,25 @@ def nst_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     return sum(_discrepancy(*same_size(s, t)) for s, t in zip(student_maps, teacher_maps, strict=True))
 
 
-def _patterns(maps: Tensor) -> Tensor:
-    return F.normalize(maps.movedim(1, -1).flatten(1, 2), dim=1)  # (B, HW, C), a view of channels-last maps
-
-
 def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
-    """Through whichever is smaller: the products of channels, (B, C, C), or those of places, (B, HW, HW), as
-    sum_ij (x_i . y_j)^2 = <X X^T, Y Y^T> with X, Y the patterns (HW, C)."""
-    s, t = _patterns(student), _patterns(teacher)
-    places, channels = s.shape[1], max(s.shape[2], t.shape[2])
-    if places < channels:
+    """Through whichever products are smaller: those of channels, (B, C, C), or those of places, (B, HW, HW), as
+    sum_ij (x_i . y_j)^2 = <X X^T, Y Y^T> with X, Y the unit patterns (HW, C)."""
+    s, t = (maps.movedim(1, -1).flatten(1, 2) for maps in (student, teacher))  # (B, HW, C), views of channels-last maps
+    if s.shape[1] < max(s.shape[2], t.shape[2]):
+        s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
         return (s @ s.mT / s.shape[2] - t @ t.mT / t.shape[2]).square().sum((1, 2)).mean()
-    with torch.no_grad():
-        own = (t.mT @ t).square().mean()
-    return own + (s.mT @ s).square().mean() - 2.0 * (s.mT @ t).square().mean()
+    own, known = s.mT @ s, t.mT @ t  # channels are scaled to norm 1 here, where they are few numbers
+    a, b = _inverse_norms(own), _inverse_norms(known)
+    return _kernel(known, b, b) + _kernel(own, a, a) - 2.0 * _kernel(t.mT @ s, b, a)
+
+
+def _inverse_norms(products: Tensor) -> Tensor:
+    squares = products.diagonal(dim1=1, dim2=2)
+    return torch.where(squares > 0, squares, 1.0).rsqrt() * (squares > 0)
+
+
+def _kernel(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return (products * left.unsqueeze(2) * right.unsqueeze(1)).square().mean()
 
 
 @dataclass(frozen=True)
