@@ -30,7 +30,7 @@ def unit(rows: Tensor) -> Tensor:
 
 def scores(embedding: Tensor, bank: Tensor, places: Tensor, temperature: float) -> Tensor:
     """exp(v_k . e / T): embeddings e (B, D), bank of rows v (N, D), places k (B, 1 + K), the own one first -> (B, 1 + K)."""
-    return ((embedding @ bank.T).gather(1, places) / temperature).exp()
+    return ((embedding / temperature) @ bank.T).gather(1, places).exp()
 
 
 def contrastive_loss(probabilities: Tensor, images: int) -> Tensor:
@@ -38,7 +38,7 @@ def contrastive_loss(probabilities: Tensor, images: int) -> Tensor:
     -> scalar (Tian et al. 2020, noise-contrastive estimation)."""
     noise = (probabilities.shape[1] - 1) / images
     own = ((noise + EPS) / probabilities[:, 0]).log1p()  # the same logarithms, exact where they are near 0
-    others = ((probabilities[:, 1:] + EPS) / noise).log1p()
+    others = (probabilities[:, 1:] + EPS).div_(noise).log1p()
     return (own.sum() + others.sum()) / len(probabilities)
 
 
