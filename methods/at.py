@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from methods.base import Batch, Method, Needs, Setting, ranged
 from methods.registry import register
+from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
 
 
@@ -35,17 +36,8 @@ def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], powe
 
 
 def _stage_loss(student: Tensor, teacher: Tensor, power: int) -> Tensor:
-    height, width = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    student, teacher = _pooled(student, height, width), _pooled(teacher, height, width)
+    student, teacher = same_size(student, teacher)
     return F.mse_loss(attention(student, power), attention(teacher, power))
-
-
-def _pooled(maps: Tensor, height: int, width: int) -> Tensor:
-    if maps.shape[2:] == (height, width):
-        return maps
-    if maps.shape[2] % height == 0 and maps.shape[3] % width == 0:  # the same values, and deterministic on GPUs
-        return F.avg_pool2d(maps, (maps.shape[2] // height, maps.shape[3] // width))
-    return F.adaptive_avg_pool2d(maps, (height, width))
 
 
 @dataclass(frozen=True)
@@ -67,12 +59,7 @@ class AT(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if setting.teacher is None:
-            return "at needs a teacher: name one"
-        student, teacher = len(setting.student.maps["stage"]), len(setting.teacher.maps["stage"])
-        if student != teacher:
-            return f"at pairs stages one to one: {setting.teacher.name} and {setting.student.name} have {teacher - 1} and {student - 1}"
-        return None
+        return unlike_stages("at", setting)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         return {

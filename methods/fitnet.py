@@ -23,15 +23,25 @@ def hint_loss(regressed: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def convolution(student: Size, teacher: Size) -> nn.Module | None:
-    """The convolution from a student's map to a teacher's, each (C, H, W); None where the sizes are neither equal nor a factor 2 apart."""
-    narrow, wide = student[0], teacher[0]
-    if student[1:] == teacher[1:]:
-        return nn.Conv2d(narrow, wide, 1)
-    if student[1:] == (2 * teacher[1], 2 * teacher[2]):
+    """The convolution from a student's map to a teacher's, each (C, H, W): 3x3 of stride 2 from twice the size, 4x4 transposed from half of
+    it, else one without padding (1x1 at equal sizes). None where the student's map is smaller, but not half the teacher's."""
+    (narrow, height, width), (wide, *target) = student, teacher
+    if [height, width] == [2 * target[0], 2 * target[1]]:
         return nn.Conv2d(narrow, wide, 3, stride=2, padding=1)
-    if (2 * student[1], 2 * student[2]) == teacher[1:]:
+    if [2 * height, 2 * width] == target:
         return nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1)
+    if height >= target[0] and width >= target[1]:
+        return nn.Conv2d(narrow, wide, (1 + height - target[0], 1 + width - target[1]))
     return None
+
+
+def unreachable(name: str, setting: Setting, kind: str, layer: int) -> str | None:
+    """Why no such convolution leads from the student's map of this kind and layer to the teacher's, or None."""
+    student, teacher = setting.student.maps[kind][layer], setting.teacher.maps[kind][layer]
+    if convolution(student, teacher) is not None:
+        return None
+    sizes = f"{student[1:]} in {setting.student.name} and {teacher[1:]} in {setting.teacher.name}"
+    return f"{name} needs student maps that are no smaller than the teacher's, or half its size: layer {layer} has {sizes}"
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,7 @@ class FitNet(Method):
         student, teacher = setting.student.maps["stage"], setting.teacher.maps["stage"]
         if not 0 <= hyper.layer < min(len(student), len(teacher)):
             return f"fitnet.layer is {hyper.layer}: the networks have layers 0 to {min(len(student), len(teacher)) - 1}"
-        if convolution(student[hyper.layer], teacher[hyper.layer]) is None:
-            sizes = f"{student[hyper.layer][1:]} in {setting.student.name} and {teacher[hyper.layer][1:]} in {setting.teacher.name}"
-            return f"fitnet needs maps of equal size or a factor 2 apart: layer {hyper.layer} has {sizes}"
-        return None
+        return unreachable("fitnet", setting, "stage", hyper.layer)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""

@@ -17,6 +17,7 @@ from models.outputs import KINDS, Outputs, Shapes
 from models.randomness import generator, keyed
 
 CLASSES, SIZE = 10, 16
+BATCHES = (64, 16, 8, 4, 2, 1)
 TEACHER, STUDENT = PAIR = ("resnet14", "resnet8")
 
 
@@ -129,11 +130,15 @@ def prepared(name: str, pair: tuple[str, str] = PAIR) -> Prepared | None:
 
 
 def made(name: str, purpose: str = "method", pair: tuple[str, str] = PAIR) -> Method:
-    """A method in train mode with keyed initial weights."""
+    """A method in train mode with keyed initial weights, started, its draws made for a step of each size that tests use."""
     method = registry.get(name)
     ready = prepared(name, pair)
     with keyed(0, purpose):
-        return method(hyper_of(method, *pair), setting(*pair), ready).train()
+        built = method(hyper_of(method, *pair), setting(*pair), ready).train()
+    built.start(Images(setting(*pair).images).labels)
+    for batch in BATCHES:
+        built.begin_step(torch.arange(batch), generator(0, "draws", batch))
+    return built
 
 
 def asked(outputs: Outputs, needs: Needs) -> Outputs:

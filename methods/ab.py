@@ -1,0 +1,85 @@
+"""AB: before training, the student's neurons learn on which side of 0 the teacher's are (activation boundaries).
+
+Heo et al.: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, AAAI 2019. As in the CRD protocol: 30
+epochs on the boundaries alone at a constant rate, all stages before their ReLU, gradients through the whole student, then plain
+cross-entropy (the paper goes on with cross-entropy or KD).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import models
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting
+from methods.fitnet import Size, convolution, unreachable
+from methods.registry import register
+from methods.stages import unlike_stages
+from models.outputs import Outputs
+
+
+def boundary_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], margin: float = 1.0) -> Tensor:
+    """Sum over stages i = 1..n of 2^(i - n) * 3 / (1000 B) * sum over elements of (s + m)^2 where t <= 0 and s > -m, and of (s - m)^2 where
+    t > 0 and s <= m; maps before ReLU, (B, C, H, W) in equal shapes -> scalar (Heo et al. 2019, the alternative loss)."""
+    total, last = 0.0, len(student_maps) - 1
+    for i, (s, t) in enumerate(zip(student_maps, teacher_maps, strict=True)):
+        violation = F.relu(margin + torch.where(t > 0, -s, s))  # how far s is from the margin on the teacher's side of 0
+        total = total + 2.0 ** (i - last) * 3.0 / (1000.0 * len(s)) * violation.square().sum()
+    return total
+
+
+def _connector(student: Size, teacher: Size) -> nn.Sequential:
+    """Empty where the shapes are equal."""
+    return nn.Sequential() if student == teacher else nn.Sequential(convolution(student, teacher), nn.BatchNorm2d(teacher[0]))
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """CRD protocol's stage before training."""
+
+    epochs: int = 30
+    rate: float = 0.05
+    margin: float = 1.0
+
+
+@register("ab")
+class AB(Method):
+    title = "AB"
+    paper = "Heo et al., Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, AAAI 2019"
+    Hyper = Hyper
+    teacher_outputs = Needs(maps=("preact",))
+    student_outputs = Needs(logits=True, maps=("preact",))
+    fp32 = True
+
+    @classmethod
+    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
+        """The stage's rate is the one that the student is trained with at first."""
+        return Hyper(rate=0.01) if models.small_rate(student) else Hyper()
+
+    @classmethod
+    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
+        if reason := unlike_stages("ab", setting, "preact"):
+            return reason
+        layers = range(1, len(setting.student.maps["preact"]))
+        return next(filter(None, (unreachable("ab", setting, "preact", layer) for layer in layers)), None)
+
+    @classmethod
+    def pretraining(cls, hyper: Hyper, setting: Setting) -> Pretraining | None:
+        return Pretraining(hyper.epochs, hyper.rate)
+
+    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
+        """Raises MethodError where the pair is not supported."""
+        super().__init__(hyper, setting, prepared)
+        if reason := self.unsupported(hyper, setting):
+            raise MethodError(reason)
+        sizes = zip(setting.student.maps["preact"][1:], setting.teacher.maps["preact"][1:], strict=True)
+        self.connectors = nn.ModuleList(_connector(s, t) for s, t in sizes)  # trained in the stage before training alone
+
+    def pretraining_losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        connected = [connector(s) for connector, s in zip(self.connectors, student.maps["preact"][1:], strict=True)]
+        return {"ab": boundary_loss(connected, teacher.maps["preact"][1:], self.hyper.margin)}
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": F.cross_entropy(student.logits, batch.labels)}

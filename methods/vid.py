@@ -1,0 +1,80 @@
+"""VID: a Gaussian whose mean is predicted from the student's map, stage by stage, gives the teacher's map a high likelihood.
+
+Ahn et al.: Variational Information Distillation for Knowledge Transfer, CVPR 2019. Regressors, initial variance and weight as in the CRD
+protocol. The variances, one for each channel of the teacher, are trained with the regressors.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.registry import register
+from methods.stages import same_size, unlike_stages
+from models.outputs import Outputs
+
+EPS = 1e-5  # least variance
+
+
+def vid_loss(mean: Tensor, teacher_map: Tensor, scale: Tensor) -> Tensor:
+    """Mean over all elements of 1/2 ((f_t - mu)^2 / v + ln v), v = ln(1 + e^scale) + eps a variance for each channel; maps (B, C, H, W) of one
+    shape, scale (C,) -> scalar, which may be negative (Ahn et al. 2019, the negative log-likelihood up to a constant)."""
+    variance = (F.softplus(scale) + EPS).view(1, -1, 1, 1)  # e^scale itself overflows
+    return 0.5 * ((teacher_map - mean).square() / variance + variance.log()).mean()
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """CRD protocol's weight; the variance at the start. Raises MethodError for one that softplus cannot reach."""
+
+    weight: float = 1.0
+    variance: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not EPS < self.variance <= 500:
+            raise MethodError(f"vid.variance is {self.variance}; it is above {EPS} and at most 500")
+
+
+def _regressor(student: int, teacher: int) -> nn.Sequential:
+    widths = (student, teacher, teacher, teacher)
+    layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Conv2d(a, b, 1, bias=False), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+@register("vid")
+class VID(Method):
+    title = "VID"
+    paper = "Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019"
+    Hyper = Hyper
+    teacher_outputs = Needs(maps=("stage",))
+    student_outputs = Needs(logits=True, maps=("stage",))
+    fp32 = True
+
+    @classmethod
+    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
+        return unlike_stages("vid", setting)
+
+    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
+        """Raises MethodError where the pair is not supported."""
+        super().__init__(hyper, setting, prepared)
+        if reason := self.unsupported(hyper, setting):
+            raise MethodError(reason)
+        widths = [(s[0], t[0]) for s, t in zip(setting.student.maps["stage"][1:], setting.teacher.maps["stage"][1:], strict=True)]
+        start = math.log(math.expm1(hyper.variance - EPS))
+        self.regressors = nn.ModuleList(_regressor(s, t) for s, t in widths)
+        self.scales = nn.ParameterList(torch.full((t,), start) for _, t in widths)
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        terms = self._terms(student.maps["stage"][1:], teacher.maps["stage"][1:])
+        return {"ce": F.cross_entropy(student.logits, batch.labels), "vid": self.hyper.weight * sum(terms)}
+
+    def _terms(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[Tensor]:
+        terms = []
+        for s, t, regressor, scale in zip(student_maps, teacher_maps, self.regressors, self.scales, strict=True):
+            s, t = same_size(s, t)
+            terms.append(vid_loss(regressor(s), t, scale))
+        return terms
