@@ -40,5 +40,5 @@ if sinfo -h >/dev/null 2>&1 || "$python" -c 'import sys, torch; sys.exit(not tor
 fi
 echo "run_all.sh: no GPU and no Slurm here. Table 1 on this machine would take, in"
 "$python" -m bench run --profile paper --dry-run --results "$results" --data-root "$data" | grep -E '^(total|  estimated):' | cut -c1-300
-echo "run_all.sh: so this is the smoke profile (embedded data, every method); --profile paper runs Table 1 all the same"
+echo "run_all.sh: so this is the smoke profile (embedded data); --profile paper runs Table 1 all the same"
 exec "$python" -m bench run --profile smoke --results "$results" --data-root "$data" "$@"
