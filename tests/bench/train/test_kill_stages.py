@@ -1,0 +1,74 @@
+"""Death inside what comes before training: a long preparation and a stage in which the student is pre-trained go on with the same bits."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.errors import DONE
+from bench.launch import jobs
+from bench.plan.groups import Group
+from bench.plan.protocols import Protocol
+from tests.bench.train.test_kill import FORK, execution, fresh, live, outcome
+
+TINY = Protocol("tiny", dataset="shapes100", epochs=3, milestones=(2,), train_images=200, test_images=100, image_size=16, batch=64)
+HYPER = (("ab", "epochs", 4), ("fsp", "epochs", 3), ("ft", "epochs", 6), ("crd", "negatives", 64))
+KILLS = 6  # in each of the two
+
+
+def train(folder: Path, checkpoint_seconds: float = 0.0) -> None:
+    """A child's life: exits with the group's code."""
+    torch.set_num_threads(1)
+    group = Group("resnet8", "resnet8", 1, TINY, "tf32", ("ft", "ab", "crd", "fsp"), HYPER)
+    os._exit(jobs.run_group(group, execution(folder, checkpoint_seconds)))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert jobs.run_teacher("resnet8", TINY, 0, "tf32", execution(folder, 60)) == DONE
+    assert live(folder, train) == DONE
+    return folder, outcome(folder)
+
+
+def kill_when(folder: Path, inside: Callable[[], bool], wait: float) -> bool:
+    """A life that is ended a moment after `inside` is true; whether it was still going."""
+    child = FORK.Process(target=train, args=(folder,))
+    child.start()
+    until = time.monotonic() + 60
+    while child.is_alive() and not inside() and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(wait)
+    landed = child.is_alive() and inside()
+    if child.is_alive():
+        os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return landed
+
+
+def test_kills_inside_a_preparation_and_a_stage_before_training_change_no_bit(tmp_path, unbroken):
+    folder, source = fresh(tmp_path, unbroken[0]), random.Random(5)
+
+    def preparing() -> bool:
+        return bool(list(folder.glob("preparations/ft-*/unfinished.pt")))
+
+    def pretraining() -> bool:
+        return any("pre-training" in path.read_text() for path in folder.glob("runs/*-ab-*/status.json"))
+
+    landed = {preparing: 0, pretraining: 0}
+    for inside in landed:
+        for _ in range(3 * KILLS):
+            if landed[inside] == KILLS:
+                break
+            landed[inside] += kill_when(folder, inside, source.uniform(0, 0.05))
+    assert min(landed.values()) >= 2, landed
+    assert live(folder, train) == DONE
+    students = outcome(folder)
+    assert len(students) == 4 and students == {run: value for run, value in unbroken[1].items() if run in students}
+    assert not list(folder.glob("preparations/*/unfinished.pt")) and not list(folder.glob("runs/*/.*"))
