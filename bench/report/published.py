@@ -1,5 +1,6 @@
 """Numbers that papers print, from results/published/*.json, each with its source."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def is_comparable(protocol: dict[str, Any]) -> bool:
     if declared is None:
         return False
     same = declared.sampled(protocol.get("sample_rate", 1.0))
-    return all(protocol.get(key) == getattr(same, key) for key in ("epochs", "dataset", "lr", "batch", "trial", "train_images"))
+    facts = {**dataclasses.asdict(same), "milestones": list(same.milestones)}
+    return all(protocol.get(key, value) == value for key, value in facts.items())
 
 
 def _row(method: str, variant: str) -> str:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -72,8 +73,8 @@ def reason() -> str | None:
 
 
 def _load() -> None:
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or "c++")  # it may have words before or behind it, as in "ccache g++ -m64"
+    if not compiler or shutil.which(compiler[0]) is None:
         raise NativeError("no C++ compiler for the CPU's operator (c++, or the one that CXX names)")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "kd-bench"
     library = folder / f"native-{_key(compiler)}.so"
@@ -87,17 +88,17 @@ def _load() -> None:
         raise NativeError(f"the CPU's operator cannot be kept or loaded: {' '.join(str(error).split())[:200]}; remove {library}") from error
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: list[str]) -> str:
     """A hash of all that the library's code depends on, the processor among it: homes are shared by machines that differ."""
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         flags = platform.processor()
-    parts = (SOURCE.read_text(), *FLAGS, torch.__version__, compiler, platform.machine(), flags)
+    parts = (SOURCE.read_text(), *FLAGS, torch.__version__, *compiler, platform.machine(), flags)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _build(compiler: str, library: Path) -> None:
+def _build(compiler: list[str], library: Path) -> None:
     """Compile into `library`, which is there whole or not at all."""
     print("compiling the CPU's operator (once per machine, about 20 s)", flush=True)
     home = Path(torch.__file__).parent
@@ -109,13 +110,13 @@ def _build(compiler: str, library: Path) -> None:
         paths = [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}", str(SOURCE), "-o", str(made), f"-L{home / 'lib'}"]
         try:
             done = subprocess.run(
-                [compiler, *FLAGS, *paths, "-ltorch_cpu", "-lc10"], capture_output=True, text=True, timeout=BUILD_LIMIT, check=False
+                [*compiler, *FLAGS, *paths, "-ltorch_cpu", "-lc10"], capture_output=True, text=True, timeout=BUILD_LIMIT, check=False
             )
         except subprocess.TimeoutExpired:
-            raise NativeError(f"{compiler} took more than {BUILD_LIMIT} s for the CPU's operator") from None
+            raise NativeError(f"{shlex.join(compiler)} took more than {BUILD_LIMIT} s for the CPU's operator") from None
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-            raise NativeError(f"{compiler} cannot compile the CPU's operator: {errors[0].strip()[:300]}")
+            raise NativeError(f"{shlex.join(compiler)} cannot compile the CPU's operator: {errors[0].strip()[:300]}")
         made.replace(library)
 
 

@@ -195,6 +195,11 @@ def test_without_a_compiler(tmp_path):
     assert "REASON no C++ compiler" in in_a_process(tmp_path, CXX="no-such-compiler")
 
 
+def test_a_compiler_of_several_words(tmp_path):
+    wrong = compiler(tmp_path, 'echo "error: called with $1 $2" >&2; exit 1')
+    assert "cannot compile the CPU's operator: error: called with g++ -m64" in in_a_process(tmp_path, CXX=f"{wrong} g++ -m64")
+
+
 def test_a_compiler_that_fails(tmp_path):
     wrong = compiler(tmp_path, "echo 'native.cpp:1: error: no such thing' >&2; exit 1")
     out = in_a_process(tmp_path, CXX=wrong)

@@ -280,6 +280,17 @@ def test_published_numbers_stand_beside_their_protocol_only():
     assert published.look_up(index, quarter, "wrn_40_4", "wrn_16_4", "iep").top1 == 68.57
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"weight_decay": 1e-4}, {"momentum": 0.8}, {"milestones": (100, 150, 200)}, {"nesterov": True}, {"small_lr": 0.05}, {"decay": 0.2}],
+    ids=lambda change: next(iter(change)),
+)
+def test_no_published_number_stands_beside_another_protocol_under_the_same_name(change):
+    same = json.loads(json.dumps(dataclasses.asdict(CRD)))
+    other = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(CRD, **change))))
+    assert published.is_comparable(same) and not published.is_comparable(other)
+
+
 def test_a_bad_published_file_is_named(tmp_path):
     (tmp_path / "x.json").write_text('{"entries": [{}]}')
     with pytest.raises(StoreError, match="x.json"):
