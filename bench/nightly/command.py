@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UsageError
+from bench.errors import StoreError, UsageError
 from bench.nightly import history
-from bench.nightly.history import Row
+from bench.nightly.rows import FORMAT, Row, sift
 from bench.nightly.text import verdict_lines
 from bench.nightly.verdict import judge
 from bench.options import DeviceOption, ResultsOption
+from bench.text import clean
 
 THREADS = 1
 """Of a run: more would change the order of sums with the number of cores."""
@@ -54,8 +55,10 @@ def nightly(options: Nightly) -> int:
     place = history.folder(options.results, _checked(machine))
     with history.alone(place):
         rows = history.read(place)  # a damaged history is told before the work, not after
-        history.read_baseline(place)
-        number = max((row["night"] for row in rows), default=0) + 1
+        baseline = history.read_baseline(place)
+        number = history.last_night(rows, baseline) + 1
+        if lost := history.behind(place, rows, baseline):
+            print(f"warning: {lost}; compared with that baseline, nights go on from {number}")
         folder = place / f"night-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         plan = measure.Plan()
@@ -78,8 +81,9 @@ def make_row(number: int, plan: str, parts: Any, benches: dict[str, dict[str, An
     """Tonight's row from what was measured (measure.Parts) and the benchmark figures."""
     from bench.train import environment
 
+    metrics, odd = sift({**parts.metrics, **benches})
     return {
-        "format": history.FORMAT,
+        "format": FORMAT,
         "night": number,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": environment.commit(),
@@ -87,19 +91,19 @@ def make_row(number: int, plan: str, parts: Any, benches: dict[str, dict[str, An
         "parts": ["accuracy", "speed", *(["benchmarks"] if benches else [])],
         "facts": parts.facts,
         "sources": parts.sources,
-        "failures": parts.failures,
-        "metrics": {**parts.metrics, **benches},
+        "failures": {**parts.failures, **odd},
+        "metrics": metrics,
     }
 
 
 def record(place: Path, machine: str, rows: list[Row], row: Row, every_hours: float) -> int:
     """Append the row, start a baseline where there is none of this plan, print the verdict. Returns the exit code."""
     if not row["metrics"]:
-        print("regression: no metric could be measured; " + "; ".join(f"{name}: {reason}" for name, reason in row["failures"].items()))
+        print(clean("regression: no metric could be measured; " + "; ".join(f"{name}: {reason}" for name, reason in row["failures"].items()), 4000))
         return 1
     history.append(place, row)
     for name, said in row["failures"].items():
-        print(f"not measured: {name}: {said}")
+        print(clean(f"not measured: {name}: {said}", 1000))
     baseline = history.read_baseline(place)
     if baseline is None or baseline["row"]["plan"] != row["plan"]:
         reason = "first night on this machine class" if baseline is None else "the nightly plan itself changed"
@@ -127,16 +131,29 @@ def _accept(options: Nightly) -> int:
         rows = history.read(place)
         if not rows:
             raise UsageError(f"no night to accept in {place}; run `python -m bench nightly` first")
+        _newest(place, rows)
         history.set_baseline(place, rows[-1], reason)
     print(f"baseline of {machine}: night {rows[-1]['night']}, commit {rows[-1]['commit'] or 'unknown'} ({reason})")
     return 0
 
 
+def _newest(place: Path, rows: list[Row]) -> None:
+    """Raises UsageError where the baseline knows of a later night than the history: its last row is not the latest night."""
+    try:
+        baseline = history.read_baseline(place)
+    except StoreError:
+        return  # a damaged one is what is being replaced
+    if lost := history.behind(place, rows, baseline):
+        raise UsageError(f"{lost}; run `python -m bench nightly` first, then accept that night")
+
+
 def read_benchmarks(path: Path) -> dict[str, dict[str, Any]]:
     """Metrics of a pytest-benchmark JSON: the ratios that benchmarks leave in `extra_info` (CPU time against CPU time), else the median
     seconds. Raises UsageError for anything else."""
+    if not path.exists():
+        raise UsageError(f"{path}: cannot be read (no such file)")
     try:
-        found = json.loads(path.read_text())["benchmarks"]
+        found = json.loads(history.content(path) or b"")["benchmarks"]
         metrics = {}
         for bench in found:
             ratios = {k: v["cpu"] for k, v in bench.get("extra_info", {}).items() if isinstance(v, dict) and "cpu" in v}
@@ -146,9 +163,9 @@ def read_benchmarks(path: Path) -> dict[str, dict[str, Any]]:
                 unit = "ratio" if ratios else "s"
                 common = {"method": "", "pair": "", "unit": unit, "part": "benchmarks", "worse": "higher", "scale": "log"}
                 metrics[f"{bench['fullname']}/{what}"] = {**common, "metric": f"{bench['name']}: {what}", "values": {"0": float(value)}}
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except StoreError as error:
+        raise UsageError(str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UsageError(f"{path}: not the JSON of pytest --benchmark-json ({type(error).__name__}: {error})") from None
     return metrics
 

@@ -7,22 +7,24 @@ nights are paired by them), "bits" (replicate -> hash, where runs can be bit-equ
 """
 
 import contextlib
-import json
+import os
 import re
-import zlib
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from bench.errors import StoreError, UsageError
-from bench.plan.identity import canonical
-from bench.store.files import read_json, write_json
+from bench.nightly.rows import FORMAT, Row, check
+from bench.store.files import parse, sound, write_json
 from bench.store.rows import append_row
 
-FORMAT = 1
-Row = dict[str, Any]
+FACTS = ("night", "commit", "date", "reason")
+"""What is kept of a baseline that was replaced."""
+LIMIT = 64 << 20
+"""Bytes of a file that is read: some 3,000 nights."""
 
 
 def machine_class(facts: dict[str, Any], threads: int) -> str:
@@ -57,15 +59,26 @@ def alone(place: Path) -> Iterator[None]:
         lock.release()
 
 
+def content(path: Path) -> bytes | None:
+    """What stands in a regular file; None where there is none. Raises StoreError for anything else, without waiting for it."""
+    try:
+        found = path.stat()  # before it is opened: a device may act on that
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{path}: not a regular file")
+        if found.st_size > LIMIT:
+            raise StoreError(f"{path}: {found.st_size:,} bytes, more than the {LIMIT:,} that are read")
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return file.read(LIMIT)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def read(place: Path) -> list[Row]:
     """The nights, oldest first; an unfinished last line is left out. Raises StoreError naming the line that is damaged or of another version."""
     path = place / "history.jsonl"
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = (content(path) or b"").split(b"\n")
     lines.pop()
     rows = [_row(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
     for before, row in zip(rows, rows[1:], strict=False):
@@ -75,30 +88,54 @@ def read(place: Path) -> list[Row]:
 
 
 def _row(where: str, line: bytes) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise StoreError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise StoreError(f"{where}: not a JSON object")
-    crc = f"{zlib.crc32(canonical({k: v for k, v in row.items() if k != 'crc'}).encode()):08x}"
-    if row.pop("crc", None) != crc:
+    row = parse(Path(where), line)
+    if not sound(row):
         raise StoreError(f"{where}: the row does not match its checksum")
-    if row.get("format") != FORMAT:
-        raise StoreError(f"{where}: format {row.get('format')!r}, this version reads {FORMAT}")
-    return row
+    row.pop("crc")
+    return check(row, where)
+
+
+def last_night(rows: Sequence[Row], baseline: dict[str, Any] | None) -> int:
+    """The number of the latest night that either file knows, so that a history that was lost or replaced by an older copy is gone on with."""
+    return max([0, *(row["night"] for row in rows[-1:]), *([baseline["night"]] if baseline else [])])
+
+
+def behind(place: Path, rows: Sequence[Row], baseline: dict[str, Any] | None) -> str:
+    """What to say where the baseline knows of a later night than the history; else empty."""
+    last = last_night(rows, None)
+    if not baseline or baseline["night"] <= last:
+        return ""
+    ends = f"ends at night {last}" if rows else "has no night"
+    return f"{place / 'history.jsonl'} {ends} and the baseline is of night {baseline['night']}: it was lost or replaced by an older copy"
 
 
 def append(place: Path, row: Row) -> None:
-    """Add tonight's row. Raises ValueError for a number that is not finite, OSError."""
+    """Add tonight's row. Raises StoreError for one that could not be read again, OSError."""
+    check(row, "tonight's row")
     append_row(place / "history.jsonl", row)
 
 
 def read_baseline(place: Path) -> dict[str, Any] | None:
     """{"format", "night", "commit", "date", "reason", "row", "earlier"}; None where there is none. Raises StoreError."""
-    baseline = read_json(place / "baseline.json")
-    if baseline is not None and (baseline.get("format") != FORMAT or not isinstance(baseline.get("row"), dict)):
-        raise StoreError(f"{place / 'baseline.json'}: not a baseline of this version; accept a new one with --accept")
+    path = place / "baseline.json"
+    data = content(path)
+    if data is None:
+        return None
+    try:
+        baseline = parse(path, data)
+        if "crc" in baseline and not sound(baseline):
+            raise StoreError(f"{path}: does not match its checksum")
+        baseline.pop("crc", None)
+        if baseline.get("format") != FORMAT:
+            raise StoreError(f"{path}: not a baseline of this version")
+        row = check(baseline.get("row"), f"{path}: row")
+        if any(baseline.get(name) != row[name] for name in ("night", "commit", "date")) or not isinstance(baseline.get("reason"), str):
+            raise StoreError(f"{path}: night, commit, date or reason are not those of its row")
+        earlier = baseline.get("earlier")
+        if not isinstance(earlier, list) or not all(isinstance(one, dict) and set(FACTS) <= one.keys() for one in earlier):
+            raise StoreError(f"{path}: earlier is no list of baselines")
+    except StoreError as error:
+        raise StoreError(f"{error}; take the latest night as a new one: python -m bench nightly --accept REASON") from None
     return baseline
 
 
@@ -109,7 +146,7 @@ def set_baseline(place: Path, row: Row, reason: str) -> dict[str, Any]:
     except StoreError:
         old = None  # it is being replaced, that settles it
     facts = {"night": row["night"], "commit": row["commit"], "date": row["date"], "reason": reason}
-    earlier = [*old["earlier"], {name: old[name] for name in facts}] if old else []
+    earlier = [*old["earlier"], {name: old[name] for name in FACTS}] if old else []
     baseline = {"format": FORMAT, **facts, "row": row, "earlier": earlier}
     write_json(place / "baseline.json", baseline)
     return baseline

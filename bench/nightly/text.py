@@ -4,10 +4,13 @@ import math
 from typing import Any
 
 from bench.nightly.verdict import DRIFTED, VANISHED, Finding, Verdict, chance
+from bench.text import clean
 
 
 def amount(value: float, unit: str, scale: str) -> str:
     """A worsening in words: points, or percent where the scale is logarithmic."""
+    if scale == "log" and value > math.log(1e6):
+        return "more than a million times"
     if scale == "log":
         return f"{100 * math.expm1(value):.1f} %"
     return f"{value:.3g}" + (f" {unit}" if unit else "")
@@ -45,10 +48,16 @@ def finding_line(finding: Finding, metrics: int) -> str:
     )
 
 
+def _suspicion(finding: Finding) -> str:
+    size = amount(finding.size, finding.metric["unit"], finding.metric["scale"])
+    return f"{_where(finding.metric)}: {size} worse than the baseline tonight (z = {finding.score:.1f}); a second such night may ring"
+
+
 def verdict_lines(verdict: Verdict, baseline: dict[str, Any], machine: str) -> list[str]:
     """The whole verdict, most urgent first."""
     lines = [f"regression: {finding_line(f, verdict.metrics)}" for f in verdict.new]
     lines += [f"still open (night {f.reported}): {finding_line(f, verdict.metrics)}" for f in verdict.open]
+    lines += [f"suspicious, not confirmed: {_suspicion(f)}" for f in verdict.suspicious]
     lines += [f"resolved: {_where(f.metric)} (was reported in night {f.reported})" for f in verdict.resolved]
     lines += [f"new metric, compared from tonight on: {key}" for key in verdict.appeared]
     if verdict.better:
@@ -57,8 +66,8 @@ def verdict_lines(verdict: Verdict, baseline: dict[str, Any], machine: str) -> l
     where = f"baseline: night {baseline['night']}, commit {baseline['commit'] or 'unknown'} ({baseline['reason']})"
     lines.append(f"night {verdict.night} on {machine}: {verdict.unchanged} of {verdict.deterministic} accuracies bit-equal to the baseline; {where}")
     for name, (unit, scale, low, high, slow, slowest) in verdict.smallest.items():
-        if scale == "log" and high > math.log(2):  # noise known from too few nights: a figure would be a joke
-            lines.append(f"smallest change seen, {name}: more nights are needed to say; so far only a step that doubles it or more is sure to ring")
+        if math.isnan(low):
+            lines.append(f"smallest change seen, {name}: more nights are needed to say")
             continue
         spans = [_span(*pair, unit, scale) for pair in ((low, high), (slow, slowest))]
         lines.append(f"smallest change seen in 95 of 100 cases, {name}: step {spans[0]} (within two nights), slow drift {spans[1]} (by method)")
@@ -66,4 +75,4 @@ def verdict_lines(verdict: Verdict, baseline: dict[str, Any], machine: str) -> l
         lines.append('if this is meant: python -m bench nightly --accept "REASON" moves the baseline to tonight')
     elif not verdict.open:
         lines.append("no regression")
-    return lines
+    return [clean(line, 1000) for line in lines]

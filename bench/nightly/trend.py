@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.errors import StoreError
 from bench.nightly import history
-from bench.nightly.history import Row
+from bench.nightly.rows import Row
 from bench.nightly.verdict import gaps, judge
 
 
@@ -46,6 +46,6 @@ def trends(results: Path) -> dict[str, dict[str, Any]]:
         place = history.folder(results, machine)
         try:
             found[machine] = trend(history.read(place), history.read_baseline(place))
-        except (StoreError, KeyError, TypeError) as error:
+        except (StoreError, OSError) as error:
             found[machine] = {"error": str(error)}
     return found

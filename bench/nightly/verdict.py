@@ -14,10 +14,11 @@ import numpy as np
 from scipy.special import stdtrit
 
 from bench.nightly import alarm
-from bench.nightly.history import Row
+from bench.nightly.noise import Noise, of_seeds
+from bench.nightly.rows import Row
 
-PRIOR_RATIO, RATIO_FREEDOM = 0.03, 2.0
-"""Night-to-night noise of a cost ratio (3 %) before there are nights to learn it from, and how many nights that is worth."""
+PRIOR_RATIO, RATIO_FREEDOM = 0.03, 4.0
+"""Night-to-night noise of a cost (3 %) before any cost has nights to learn it from, and its degrees of freedom."""
 SEED_FREEDOM = 8.0
 """How many degrees of freedom the spread over the first night's seeds, pooled over methods, is worth."""
 WORSE, DRIFTED, VANISHED = "step", "drift", "vanished"
@@ -45,8 +46,9 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """Tonight. `new` rings; `unchanged` of the `deterministic` metrics are bit-equal to the baseline. `smallest`: per metric name (unit, scale,
-    smallest step of the best and of the worst method, the same for drift)."""
+    """Tonight. `new` rings; `suspicious` would with a second such night; `unchanged` of the `deterministic` metrics are bit-equal to the
+    baseline. `smallest`: per metric name (unit, scale, smallest step of the best and of the worst method, the same for drift); NaN while it
+    is not known."""
 
     night: int
     metrics: int
@@ -55,6 +57,7 @@ class Verdict:
     new: list[Finding] = field(default_factory=list)
     open: list[Finding] = field(default_factory=list)
     resolved: list[Finding] = field(default_factory=list)
+    suspicious: list[Finding] = field(default_factory=list)
     better: list[str] = field(default_factory=list)
     appeared: list[str] = field(default_factory=list)
     gaps: list[tuple[str, str, int]] = field(default_factory=list)
@@ -73,11 +76,19 @@ def since(rows: Sequence[Row], baseline: dict[str, Any]) -> list[Row]:
     return [first, *(row for row in rows if row["night"] > first["night"] and row["plan"] == first["plan"])]
 
 
+def before(rows: Sequence[Row], baseline: dict[str, Any]) -> list[Row]:
+    """The earlier rows of the baseline's plan: their noise counts still, their level does not."""
+    first = baseline["row"]
+    return [row for row in rows if row["night"] < first["night"] and row["plan"] == first["plan"]]
+
+
 def judge(rows: Sequence[Row], baseline: dict[str, Any], every_hours: float = 24.0) -> Verdict:
     """The verdict on the last of `rows` (oldest first, all of one machine class) against the baseline."""
     nights = since(rows, baseline)
     keys = list(dict.fromkeys(key for row in nights for key in row["metrics"]))
     replay = _Replay(nights, keys)
+    if earlier := before(rows, baseline):
+        replay.learn_from([*earlier, nights[0]])
     verdict = Verdict(nights[-1]["night"], len(keys))
     for index in range(1, len(nights)):
         verdict.new, verdict.resolved = [], []
@@ -88,6 +99,7 @@ def judge(rows: Sequence[Row], baseline: dict[str, Any], every_hours: float = 24
     verdict.deterministic = sum(bool(metric.get("bits")) for metric in tonight.values())
     verdict.unchanged = sum(_same_bits(tonight[k], nights[0]["metrics"].get(k)) for k in tonight)
     verdict.appeared = [k for k in tonight if len(nights) > 1 and replay.first[k] == len(nights) - 1]
+    verdict.suspicious = replay.suspicious(len(nights) - 1)
     verdict.better = [k for j, k in enumerate(keys) if k in tonight and replay.state.better[j]]
     verdict.gaps = gaps(nights, every_hours)
     verdict.smallest = _smallest(replay, tonight)
@@ -103,11 +115,12 @@ class _Replay:
         self.metrics = [nights[self.first[key]]["metrics"][key] for key in keys]
         single = np.array([bool(m.get("bits")) for m in self.metrics])
         prior, freedom = zip(*(self._prior(key, m) for key, m in zip(keys, self.metrics, strict=True)), strict=True) if keys else ((), ())
-        self.state = alarm.State(single, np.array(prior), np.array(freedom))
+        pooled = np.array([m["scale"] == "log" for m in self.metrics])
+        self.state = alarm.State(single, Noise(np.array(prior), np.array(freedom), pooled))
         self.limits = alarm.limits(len(keys), int(single.sum()))
         self.findings: dict[str, Finding] = {}
         self.measured: dict[str, list[int]] = {key: [self.first[key]] for key in keys}
-        self.fresh: dict[str, int] = dict(self.first)
+        self.fresh: dict[str, int] = dict(self.first)  # the last night with new bits
         self.calm: dict[str, int] = dict(self.first)
 
     def _prior(self, key: str, metric: dict[str, Any]) -> tuple[float, float]:
@@ -119,11 +132,21 @@ class _Replay:
         # All seeds alike to the last digit is no noise to go by: a thousandth of the value then stands in.
         return max(float(np.mean(spreads)), (1e-3 * _mean(metric)) ** 2, 1e-12), SEED_FREEDOM
 
+    def learn_from(self, nights: list[Row]) -> None:
+        """Start from the noise of earlier nights."""
+        keys = list(dict.fromkeys(key for row in nights for key in row["metrics"]))
+        earlier, ignored = _Replay(nights, keys), Verdict(0, 0)
+        for index in range(1, len(nights)):
+            earlier.take(index, ignored)
+        where = {key: j for j, key in enumerate(keys)}
+        self.state.noise.inherit(earlier.state.noise, np.array([where.get(key, -1) for key in self.keys]))
+
     def take(self, index: int, verdict: Verdict) -> None:
         row = self.nights[index]
-        parts = [self._difference(key, index) for key in self.keys]
+        noise = self.state.noise.estimate()[0]
+        parts = [self._difference(key, index, float(s)) for key, s in zip(self.keys, noise, strict=True)]
         night = alarm.Night(*(np.array([p[i] for p in parts]) for i in range(5)))
-        suspicious = self.state.last_score > alarm.AGAIN
+        suspicious = self.state.suspicious.copy()
         events = alarm.step(self.state, night, self.limits)
         for j, key in enumerate(self.keys):
             if not math.isfinite(night.value[j]):
@@ -143,17 +166,29 @@ class _Replay:
                 self.calm[key] = index
         verdict.night = row["night"]
 
-    def _difference(self, key: str, index: int) -> tuple[float, float, float, bool, bool]:
-        """value, spread, freedom, fresh, equal: the fields of alarm.Night."""
+    def suspicious(self, index: int) -> list[Finding]:
+        """What is far on that night and has not rung, most suspicious first."""
+        state, row = self.state, self.nights[index]
+        size = state.last - np.where(state.open, state.kept_level, state.level)
+        found = [
+            Finding(WORSE, key, self.metrics[j], row["night"], row["night"], row["commit"], None, float(size[j]), score=float(state.last_score[j]))
+            for j, key in enumerate(self.keys)
+            if index and state.suspicious[j] and self.measured[key][-1] == self.fresh[key] == index
+        ]
+        return sorted(found, key=lambda finding: -finding.score)
+
+    def _difference(self, key: str, index: int, s: float) -> tuple[float, float, float, bool, bool]:
+        """value, spread, freedom, fresh, equal: the fields of alarm.Night. `s`: the noise as known so far."""
         metric = self.nights[index]["metrics"].get(key)
         if metric is None or index <= self.first[key]:
             return math.nan, math.nan, 0.0, False, False
         first, before = (self.nights[i]["metrics"][key] for i in (self.first[key], self.measured[key][-1]))
-        common = [s for s in metric["values"] if s in first["values"]]
-        if not common:
+        common = [seed for seed in metric["values"] if seed in first["values"]]
+        if not common or any(metric[name] != first[name] for name in ("scale", "worse", "unit")):
             return math.nan, math.nan, 0.0, False, False
-        value = float(np.mean([_worse(metric, first, s) for s in common]))
-        steps = [_worse(metric, before, s) for s in common if s in before["values"]]
+        differences = np.array([_worse(metric, first, seed) for seed in common])
+        value = float(differences.mean() if metric["scale"] == "log" else of_seeds(differences, np.array(s)))
+        steps = [_worse(metric, before, seed) for seed in common if seed in before["values"]]
         paired = len(steps) > 1 and metric["scale"] == "linear"
         spread = float(np.var(steps, ddof=1)) / 2 / len(steps) if paired else math.nan
         return value, spread, len(steps) - 1.0 if paired else 0.0, not _same_bits(metric, before), _same_bits(metric, first)
@@ -166,6 +201,8 @@ class _Replay:
             return
         new = [k for k in row["metrics"] if self.first[k] == index]
         reason = row["failures"].get(metric["method"], "")
+        if key in row["metrics"]:
+            reason = "measured in other units, or over other seeds"
         if not reason and new:
             reason = f"appeared tonight: {', '.join(new)}; renamed?"
         good = self.nights[self.measured[key][-1]]
@@ -235,7 +272,8 @@ def gaps(nights: Sequence[Row], every_hours: float) -> list[tuple[str, str, int]
 
 
 def _smallest(replay: _Replay, tonight: dict[str, Any]) -> dict[str, tuple[str, str, float, float, float, float]]:
-    steps, drifts = alarm.smallest(replay.state, replay.limits), alarm.DRIFT_BUDGET * replay.state.noise
+    known = replay.state.noise.known()
+    steps, drifts = (np.where(known, f(replay.state, replay.limits), np.nan) for f in (alarm.smallest, alarm.budget))
     found: dict[str, tuple[str, str, float, float, float, float]] = {}
     for name in dict.fromkeys(m["metric"] for m in replay.metrics):
         js = [j for j, key in enumerate(replay.keys) if replay.metrics[j]["metric"] == name and key in tonight]

@@ -80,6 +80,33 @@ def test_another_plan_starts_a_new_baseline(tmp_path, plan, capsys):
     assert "the nightly plan itself changed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_history_that_was_lost_or_replaced_is_gone_on_with(tmp_path, plan, capsys, kept):
+    for _ in range(6):
+        go(tmp_path)
+    go(tmp_path, accept="why not")
+    path = history.folder(tmp_path, "here") / "history.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:kept]))
+    capsys.readouterr()
+    plan.worse = {"kd": 7.0}
+    codes = [go(tmp_path), go(tmp_path)]
+    assert 1 in codes
+    out = capsys.readouterr().out
+    assert f"{'ends at night 2' if kept else 'has no night'} and the baseline is of night 6" in out and "nights go on from 7" in out
+    assert "regression: kd" in out
+    assert [row["night"] for row in history.read(path.parent)] == [*range(1, kept + 1), 7, 8]
+
+
+def test_a_night_older_than_the_baseline_is_not_accepted(tmp_path, plan):
+    for _ in range(3):
+        go(tmp_path)
+    go(tmp_path, accept="why not")
+    path = history.folder(tmp_path, "here") / "history.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(UsageError, match="older copy"):
+        go(tmp_path, accept="again")
+
+
 def test_runs_are_kept_on_request(tmp_path, plan):
     go(tmp_path, keep=True)
     assert (history.folder(tmp_path, "here") / "night-1" / "something").exists()
@@ -140,7 +167,10 @@ def test_benchmark_figures_join_the_night(tmp_path, plan):
     assert go(tmp_path) == 0  # a night without them misses nothing
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"benchmarks": [{}]}', '{"benchmarks": [{"fullname": "a", "name": "a", "stats": {"median": 0}}]}'])
+BENCH = '{"benchmarks": [{"fullname": "a", "name": "a", "stats": {"median": %s}}]}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"benchmarks": [{}]}', BENCH % "0", BENCH % ("1" + "0" * 400), BENCH % "1e999"])
 def test_a_file_that_is_no_benchmark_json(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
@@ -151,7 +181,7 @@ def test_a_file_that_is_no_benchmark_json(tmp_path, text):
 
 
 def test_no_torch_until_the_plan_runs():
-    modules = ("alarm", "verdict", "history", "text", "trend", "command")
+    modules = ("alarm", "noise", "rows", "verdict", "history", "text", "trend", "command")
     code = "import sys; " + "; ".join(f"import bench.nightly.{m}" for m in modules) + "; import bench.report.tensorboard"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

@@ -6,6 +6,7 @@ import pytest
 
 from bench.errors import StoreError, UsageError
 from bench.nightly import history
+from bench.store.rows import append_row
 from tests.bench.nightly.rows import night
 
 
@@ -52,7 +53,7 @@ def test_damage_is_named(place, damage, said):
 
 
 def test_a_row_of_a_newer_version_is_refused(place):
-    history.append(place, night(1, format=99))
+    append_row(place / "history.jsonl", night(1, format=99))
     with pytest.raises(StoreError, match="format 99"):
         history.read(place)
 

@@ -1,5 +1,7 @@
 """Verdicts on made-up histories: what rings, what is said, how often."""
 
+import math
+
 import pytest
 
 from bench.nightly.text import verdict_lines
@@ -62,6 +64,35 @@ def test_a_slower_step_rings_within_two_nights_since_its_first():
     assert (finding.commit, finding.good) == ("commit26", "commit25")
     assert finding.size == pytest.approx(0.1, abs=0.03)
     assert " % worse than the baseline" in told(rows[:27])
+
+
+@pytest.mark.parametrize("factor", [1.2, 1.5, 2.0, 10.0])
+def test_a_cost_that_is_worse_from_the_second_night_on_is_suspicious_at_once_and_rings_soon(factor):
+    rows = [night(1), *(night(n, worse={"kd/speed": math.log(factor)}) for n in range(2, 8))]
+    first = judge(rows[:2], baseline(rows[0]))
+    assert [f.key for f in first.suspicious] == ["kd/p/step time"] and first.code == 0
+    assert "suspicious, not confirmed: kd" in told(rows[:2])
+    rung = [found for found in by_night(rows) if found]
+    assert rung == [[(WORSE, "kd/p/step time")]]  # once
+    assert any(by_night(rows)[: 4 if factor > 1.4 else 6])
+    finding = judge(rows, baseline(rows[0])).open[0]
+    assert (finding.night, finding.good) == (2, "commit1")
+    assert "suspicious" not in told(rows)
+
+
+def test_a_new_methods_cost_starts_from_the_noise_of_the_others():
+    more = (*METHODS, "skd")
+    rows = [*steady(15), night(16, methods=more), *(night(n, methods=more, worse={"skd/speed": 0.1}) for n in (17, 18))]
+    assert by_night(rows)[15:] == [[], [], [(WORSE, "skd/p/step time")]]
+
+
+def test_noise_of_nights_before_the_baseline_still_counts():
+    rows = steady(25)
+    fresh, moved = judge(rows[-1:], baseline(rows[-1])), judge(rows, baseline(rows[-1]))
+    assert math.isnan(fresh.smallest["step time / student"][2])
+    assert moved.smallest["step time / student"][2] < 0.1
+    rows += [night(n, worse={"kd/speed": 0.1}) for n in (26, 27)]
+    assert [f.key for f in judge(rows, baseline(rows[24])).new] == ["kd/p/step time"]
 
 
 def test_one_slow_night_does_not_ring():
