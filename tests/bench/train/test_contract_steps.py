@@ -160,6 +160,25 @@ def test_training_top1_is_the_predictions(monkeypatch):
     assert runner.step(0, BATCH) == [] and learner.sums["correct"].item() == 5
 
 
+@pytest.mark.parametrize("divisible", [True, False])
+def test_a_recording_without_memory_is_for_the_trainer_where_it_can_divide(monkeypatch, capsys, divisible):
+    def record(self, *arguments):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:
+            raise RuntimeError("capture failed")  # noqa: B904 -- as the end of a broken capture does
+
+    monkeypatch.setattr(Static, "_record", record)
+    runner = groups.engine(Static, [_learner("kd"), _learner("student")])
+    groups.begin(runner, 1)
+    runner.divisible = divisible
+    if divisible:
+        with pytest.raises(torch.OutOfMemoryError, match="capture failed"):
+            runner.step(0, BATCH)
+    else:
+        assert runner.step(0, BATCH) == [] and "goes on in eager steps" in capsys.readouterr().out
+
+
 # Losses that break the contract.
 @pytest.mark.parametrize(
     ("losses", "said"),
