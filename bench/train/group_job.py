@@ -145,9 +145,14 @@ def _train_parts(job: GroupJob, held: list[RunFolder]) -> int:
     code = DONE
     # The one that is furthest first: what is nearly done is safe soonest.
     for (_, position), members in sorted(parts.items(), key=lambda p: (p[0][1], p[0][0]), reverse=True):
-        part, left = _train_part(job, position, members)
+        part, through = _train_part(job, position, members)
         code = max(code, part)
-        starting += [(folder, _standing(job, folder)[1]) for folder in left]
+        for folder in through:
+            restored = _standing(job, folder)[1]
+            if restored.position == START:
+                starting.append((folder, restored))
+            else:  # its file was damaged meanwhile: what is older takes a way of its own
+                code = max(code, _train_parts(job, [folder]))
     if starting:
         starting.sort(key=lambda one: held.index(one[0]))
         code = max(code, _train_part(job, START, starting)[0])

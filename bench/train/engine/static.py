@@ -109,8 +109,8 @@ class Static(Eager):
         except DeviceLost:
             raise
         except Exception as error:  # whatever capture may raise: the eager step is at hand
-            if isinstance(error, torch.OutOfMemoryError) and self.divisible:
-                raise
+            if self.divisible and _is_short_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from error
             if is_lost(error) and not self._usable():
                 raise DeviceLost(str(error)) from error
             recorded, reason = None, f"recording failed: {' '.join(str(error).split())[:200]}"
@@ -169,6 +169,11 @@ class Static(Eager):
     def _forget(self) -> None:
         """Drop all recordings."""
         self._recordings.clear()
+
+
+def _is_short_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, here or behind the error that the end of a broken capture raised."""
+    return error is not None and (isinstance(error, torch.OutOfMemoryError) or _is_short_of_memory(error.__context__))
 
 
 def _parts(draws: Draws) -> tuple[Tensor, ...]:

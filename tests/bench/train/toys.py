@@ -8,10 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import models
 from methods import registry
 from methods.base import Inference, Method, Needs, ParameterGroup, Pretraining
-from models.layers import NetworkError
 
 DRAWN = 8
 
@@ -95,19 +93,3 @@ class Everything(Method):
 
     def predict(self, student):
         return self.project(student.embedding)
-
-
-def trunk(network: nn.Module) -> tuple[nn.Module, ...]:
-    """Stem and stages of a residual network, where `models` has no such accessor yet."""
-    if not hasattr(network, "layer3"):
-        raise NetworkError("the tests' own trunk is for residual networks")
-    return network.conv1, network.bn1, network.layer1, network.layer2, network.layer3
-
-
-@contextlib.contextmanager
-def with_trunk() -> Iterator[None]:
-    """`models.trunk` is there inside."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not hasattr(models, "trunk"):
-            patch.setattr(models, "trunk", trunk, raising=False)
-        yield
