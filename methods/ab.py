@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting, ranged
 from methods.fitnet import Size, convolution, unreachable
 from methods.registry import register
 from methods.stages import unlike_stages
@@ -39,9 +39,9 @@ def _connector(student: Size, teacher: Size) -> nn.Sequential:
 class Hyper:
     """CRD protocol's stage before training."""
 
-    epochs: int = 30
-    rate: float = 0.05
-    margin: float = 1.0
+    epochs: int = ranged(30, at_least=1)
+    rate: float = ranged(0.05, above=0)
+    margin: float = ranged(1.0, at_least=0)
 
 
 @register("ab")

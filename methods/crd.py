@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -86,17 +86,13 @@ def remember(bank: Tensor, index: Tensor, embedding: Tensor, momentum: float) ->
 
 @dataclass(frozen=True)
 class Hyper:
-    """The authors' values. Raises MethodError for values that the loss cannot take."""
+    """The authors' values."""
 
-    weight: float = 0.8
-    temperature: float = 0.07
-    momentum: float = 0.5
-    negatives: int = 16384
-    dimensions: int = 128
-
-    def __post_init__(self) -> None:
-        if self.negatives < 1 or self.dimensions < 1 or self.temperature <= 0 or not 0 <= self.momentum < 1:
-            raise MethodError("crd: negatives and dimensions are at least 1, temperature above 0, momentum at least 0 and below 1")
+    weight: float = ranged(0.8, at_least=0)
+    temperature: float = ranged(0.07, above=0)
+    momentum: float = ranged(0.5, at_least=0, at_most=1)
+    negatives: int = ranged(16384, at_least=1)
+    dimensions: int = ranged(128, at_least=1)
 
 
 @register("crd")
@@ -124,17 +120,22 @@ class CRD(Method):
         for side in ("student", "teacher"):
             self.register_buffer(f"{side}_bank", (2.0 * torch.rand(setting.images, size) - 1.0) * bound)
             self.register_buffer(f"{side}_constant", torch.tensor(-1.0))  # set by the first batch
-        self.places: dict[int, Tensor] = {}  # batch size -> (B, 1 + K): recorded steps of each size read their own
 
     def start(self, labels: Tensor) -> None:
         self.others = Others(labels, self.hyper.negatives)
 
     def begin_step(self, index: Tensor, generator: torch.Generator) -> None:
-        size = len(index)
-        if size not in self.places:
-            self.places[size] = torch.empty(size, 1 + self.others.count, dtype=torch.int64, device=index.device)
-        self.places[size][:, 0] = index
-        self.places[size][:, 1:] = self.others.draw(index, generator)
+        name = self._places(len(index))
+        if not hasattr(self, name):  # for each batch size its own: recorded steps go on reading the memory they were recorded with
+            places = torch.empty(len(index), 1 + self.others.count, dtype=torch.int64, device=index.device)
+            self.register_buffer(name, places, persistent=False)
+        places = getattr(self, name)
+        places[:, 0] = index
+        places[:, 1:] = self.others.draw(index, generator)
+
+    @staticmethod
+    def _places(size: int) -> str:
+        return f"places_of_{size}"
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         s, t = unit(self.project_student(student.embedding)), unit(self.project_teacher(teacher.embedding))
@@ -145,8 +146,8 @@ class CRD(Method):
 
     def _side(self, embedding: Tensor, bank: Tensor, constant: Tensor) -> Tensor:
         """One side's loss against the other side's bank, as it stands before this step."""
-        images = len(bank)
-        found = scores(embedding, bank.clone(), self.places[len(embedding)], self.hyper.temperature)  # the bank changes before the backward pass
+        images, places = len(bank), getattr(self, self._places(len(embedding)))
+        found = scores(embedding, bank.clone(), places, self.hyper.temperature)  # the bank itself changes before the backward pass
         with torch.no_grad():
             scale = torch.where(constant < 0, found.mean() * images, constant)
             constant.copy_(scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting, ranged
 from methods.registry import register
 from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
@@ -35,8 +35,8 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
 class Hyper:
     """CRD protocol's stage before training."""
 
-    epochs: int = 30
-    rate: float = 0.05
+    epochs: int = ranged(30, at_least=1)
+    rate: float = ranged(0.05, above=0)
 
 
 @register("fsp")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.at import attention
-from methods.base import Batch, Method, MethodError, Needs, Preparation, PreparationData, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register
 from methods.stages import same_size
 from models.outputs import Outputs
@@ -80,15 +80,11 @@ def build(teacher: nn.Module, data: PreparationData, settings: dict[str, Any]) -
 
 @dataclass(frozen=True)
 class Hyper:
-    """The CRD protocol's weight; epochs and learning rate of the paraphraser. Raises MethodError where it would not be trained."""
+    """The CRD protocol's weight; epochs and learning rate of the paraphraser."""
 
-    weight: float = 200.0
-    epochs: int = 30
-    rate: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.rate <= 0:
-            raise MethodError(f"ft.epochs is {self.epochs} and ft.rate {self.rate}: both are above 0")
+    weight: float = ranged(200.0, at_least=0)
+    epochs: int = ranged(30, at_least=1)
+    rate: float = ranged(0.01, above=0)
 
     @classmethod
     def quick(cls) -> "Hyper":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
@@ -52,7 +52,7 @@ def _kernel(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
 class Hyper:
     """CRD protocol's weight."""
 
-    weight: float = 50.0
+    weight: float = ranged(50.0, at_least=0)
 
 
 @register("nst")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs
+from methods.base import Batch, Method, Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -37,7 +37,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class Hyper:
     """CRD protocol's weight."""
 
-    weight: float = 30000.0
+    weight: float = ranged(30000.0, at_least=0)
 
 
 @register("pkt")

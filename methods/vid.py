@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
@@ -29,14 +29,10 @@ def vid_loss(mean: Tensor, teacher_map: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hyper:
-    """CRD protocol's weight; the variance at the start. Raises MethodError for one that softplus cannot reach."""
+    """CRD protocol's weight; the variance at the start."""
 
-    weight: float = 1.0
-    variance: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not EPS < self.variance <= 500:
-            raise MethodError(f"vid.variance is {self.variance}; it is above {EPS} and at most 500")
+    weight: float = ranged(1.0, at_least=0)
+    variance: float = ranged(5.0, above=EPS, at_most=500)
 
 
 def _regressor(student: int, teacher: int) -> nn.Sequential:

@@ -18,6 +18,7 @@ from tests.methods import cases
 
 CPU = torch.device("cpu")
 BATCH, REMAINDER = 12, 4
+IMAGES = 80  # of a test's training set, at most
 PROTOCOL = Protocol("engines", epochs=10, milestones=(4, 7), batch=BATCH, image_size=cases.SIZE)
 
 
@@ -50,7 +51,8 @@ def learner(name: str, device: torch.device = CPU, precision: str = "tf32", stud
     method = registry.get(name)
     hyper = cases.hyper_of(method)
     run = Run(student, name, 1, protocol, precision, "d", method.version, dataclasses.asdict(hyper), cases.TEACHER, "t")
-    return Learner(run, method, hyper, cases.setting(cases.TEACHER, student), cases.prepared(name), device)
+    setting = dataclasses.replace(cases.setting(cases.TEACHER, student), images=IMAGES)  # a memory bank has a row for each
+    return Learner(run, method, hyper, setting, cases.prepared(name), device)
 
 
 def teacher(device: torch.device = CPU) -> nn.Module:

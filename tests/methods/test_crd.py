@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.base import Batch, MethodError, Setting
+from methods.base import Batch, MethodError, Setting, check_hyper
 from methods.crd import CRD, Hyper, Others, contrastive_loss, remember, scores, unit
 from models.outputs import Outputs, Shapes
 from models.randomness import generator, keyed
@@ -32,6 +32,11 @@ def made(hyper: Hyper | None = None, labels: torch.Tensor = EVEN, dtype: torch.d
 def embeddings(batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
     g = generator(seed, "embeddings")
     return [torch.randn(batch, width, generator=g).relu().to(dtype) for width in WIDTHS]
+
+
+def places(method: CRD, size: int) -> torch.Tensor:
+    """What the last step of a batch size was drawn."""
+    return getattr(method, f"places_of_{size}")
 
 
 def batch_of(size: int, step: int, labels: torch.Tensor = EVEN) -> Batch:
@@ -86,7 +91,7 @@ def test_value_and_banks_are_the_references(sizes):
     reference = Reference(method)
     for step, size in enumerate(sizes):
         loss, inputs, _ = stepped(method, size, step)
-        expected = reference.loss([x.detach().numpy() for x in inputs], method.places[size].numpy())
+        expected = reference.loss([x.detach().numpy() for x in inputs], places(method, size).numpy())
         assert loss.item() == pytest.approx(expected, rel=1e-11)
         for name, bank in zip(("student_bank", "teacher_bank"), reference.banks, strict=True):
             np.testing.assert_allclose(getattr(method, name).numpy(), bank, rtol=1e-11, atol=1e-14)
@@ -100,7 +105,7 @@ def test_gradients_of_embeddings_and_projections(size):
     reference.constants = [method.student_constant.item(), method.teacher_constant.item()]
     loss, inputs, _ = stepped(method, size, 1)
     loss.backward()
-    places, (s, t) = method.places[size].numpy(), [x.detach().numpy() for x in inputs]
+    drawn, (s, t) = places(method, size).numpy(), [x.detach().numpy() for x in inputs]
     rng, step = np.random.default_rng(0), 1e-6
     found = [(inputs[0].grad, s), *((p.grad, a) for p, a in zip(method.project_student.parameters(), reference.layers[0], strict=True))]
     found += [(p.grad, a) for p, a in zip(method.project_teacher.parameters(), reference.layers[1], strict=True)]
@@ -108,7 +113,7 @@ def test_gradients_of_embeddings_and_projections(size):
         way, kept, values = rng.standard_normal(array.shape), array.copy(), []
         for sign in (1, -1):
             array[...] = kept + sign * step * way
-            values.append(reference.loss([s, t], places, update=False))
+            values.append(reference.loss([s, t], drawn, update=False))
         array[...] = kept
         slope = (gradient.numpy() * way).sum()
         assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-8)
@@ -185,9 +190,9 @@ def test_draws_are_written_in_place():
     for step, size in enumerate((16, 64, 16, 64)):
         batch = batch_of(size, step)
         method.begin_step(batch.index, generator(0, "step", step))
-        held.setdefault(size, method.places[size].data_ptr())
-        assert method.places[size].data_ptr() == held[size]
-        assert torch.equal(method.places[size][:, 0], batch.index) and method.places[size].shape == (size, 1 + method.others.count)
+        held.setdefault(size, places(method, size).data_ptr())
+        assert places(method, size).data_ptr() == held[size]
+        assert torch.equal(places(method, size)[:, 0], batch.index) and places(method, size).shape == (size, 1 + method.others.count)
 
 
 def test_banks_and_constants_are_state():
@@ -240,10 +245,10 @@ def test_a_row_of_zeros_has_no_direction():
     assert torch.equal(bank, torch.zeros(3, 4))
 
 
-@pytest.mark.parametrize("values", [{"temperature": 0}, {"negatives": 0}, {"momentum": 1.0}, {"dimensions": 0}], ids=str)
+@pytest.mark.parametrize("values", [{"temperature": 0}, {"negatives": 0}, {"momentum": 1.5}, {"dimensions": 0}], ids=str)
 def test_refuses_values(values):
-    with pytest.raises(MethodError, match="crd"):
-        Hyper(**values)
+    with pytest.raises(MethodError, match=rf"^crd.{next(iter(values))} is"):
+        check_hyper("crd", Hyper(**values))
 
 
 @pytest.mark.parametrize("size", BATCHES)

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import models
 from methods import registry
 from methods.ab import AB, boundary_loss
-from methods.base import Batch, MethodError, Prepared, Pretraining, Setting
+from methods.base import Batch, MethodError, Prepared, Pretraining, Setting, check_hyper
 from methods.fsp import FSP, flow, fsp_loss
 from methods.ft import FT, encoder, factor_loss
 from methods.nst import NST, nst_loss
@@ -91,8 +90,8 @@ def test_vids_modules_are_the_protocols():
 
 @pytest.mark.parametrize("variance", [0.0, 1e-6, 1e9])
 def test_vid_refuses_variances(variance):
-    with pytest.raises(MethodError, match="variance"):
-        VID.Hyper(variance=variance)
+    with pytest.raises(MethodError, match="vid.variance is"):
+        check_hyper("vid", VID.Hyper(variance=variance))
 
 
 # The stages before training.
@@ -257,26 +256,21 @@ def test_wrn_40_1_has_no_flow_like_wrn_40_2s():
     assert all(registry.get(name).unsupported(registry.get(name).Hyper(), used) is None for name in NAMES if name != "fsp")
 
 
-UNLIKE = {  # stem and stages of networks whose maps are smaller than the teacher's, or as large
-    "mobile": ((16, 16, 16), (12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2)),
-    "bottleneck": ((64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4)),
-    "shuffle": ((24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4)),
-}
-CROSS = [("vgg13", "mobile"), ("bottleneck", "mobile"), ("bottleneck", "vgg8"), ("resnet32x4", "shuffle"), ("wrn_40_2", "shuffle")]
-
-
-def shapes_of(name: str) -> Shapes:
-    if name not in UNLIKE:
-        return models.shapes(name)
-    maps = dict.fromkeys(("stage", "preact", "relu"), UNLIKE[name])
-    return Shapes(name, 100, UNLIKE[name][-1][0], maps)
+CROSS = [
+    ("vgg13", "mobilenetv2"),
+    ("resnet50", "mobilenetv2"),
+    ("resnet50", "vgg8"),
+    ("resnet32x4", "shufflev1"),
+    ("resnet32x4", "shufflev2"),
+    ("wrn_40_2", "shufflev1"),
+]
 
 
 @pytest.mark.parametrize("pair", CROSS, ids="-".join)
 @pytest.mark.parametrize("name", [*NAMES, "at", "fitnet", "sp"])
 def test_maps_of_unlike_sizes(name, pair):
     """On the unlike pairs every method but FSP has finite losses and gradients."""
-    used = Setting(shapes_of(pair[1]), shapes_of(pair[0]), 100, 10)
+    used = dataclasses.replace(of_pair(*pair), images=10)
     reason = registry.get(name).unsupported(registry.get(name).Hyper(), used)
     if name == "fsp":
         assert "equal width" in reason
