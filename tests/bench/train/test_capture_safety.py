@@ -22,9 +22,15 @@ both = pytest.mark.parametrize("bounds", [(0, 64), (64, 80)], ids=["full", "rema
 def prepare(names, device=CPU, precision="tf32"):
     """An engine with these learners on the device, one epoch begun and one step made of each shape (what is set up once is not a step's)."""
     learners = [groups.learner(name, precision=precision) for name in names]
-    runner = Eager(augment.Augmenter(groups.images(COUNT), device, channels_last=True), groups.teacher(device), learners, precision)
+    images = groups.images(COUNT)
     for one in learners:
+        one.start(images.train_labels)
         one.begin_epoch(1)
+        for start, stop in ((0, 64), (64, COUNT)):  # draws for a step are made outside of what is captured
+            if one.draws_in_steps:
+                one.begin_step(torch.arange(start, stop), start)
+    runner = Eager(augment.Augmenter(images, device, channels_last=True), groups.teacher(device), learners, precision)
+    for one in learners:
         if device == META:
             to_meta(one)
     runner.begin_epoch(augment.draws(1, 1, COUNT))
