@@ -114,6 +114,7 @@ class Pretraining:
 
     epochs: int
     rate: float
+    teacher_after: Needs | None = None  # what the main stage reads of the teacher, where that is less than this one; None: the same
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,12 @@ class Method(nn.Module):
     def pretraining(cls, hyper: Any, setting: Setting) -> Pretraining | None:
         """A stage before the main one, or None."""
         return None
+
+    @classmethod
+    def main_teacher_needs(cls, hyper: Any, setting: Setting) -> Needs:
+        """What a step of the main stage reads of the teacher; nothing: its forward pass is not made."""
+        stage = cls.pretraining(hyper, setting)
+        return cls.teacher_needs(hyper) if stage is None or stage.teacher_after is None else stage.teacher_after
 
     @classmethod
     def inference(cls, hyper: Any, setting: Setting) -> Inference:

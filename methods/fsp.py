@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting, ranged
+from methods.base import NOTHING, Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting, ranged
 from methods.registry import register
 from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
@@ -64,7 +64,7 @@ class FSP(Method):
 
     @classmethod
     def pretraining(cls, hyper: Hyper, setting: Setting) -> Pretraining | None:
-        return Pretraining(hyper.epochs, hyper.rate)
+        return Pretraining(hyper.epochs, hyper.rate, teacher_after=NOTHING)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""

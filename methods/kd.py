@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, ranged
+from methods.base import Batch, Method, MethodError, Needs, Pretraining, Setting, ranged
 from methods.registry import register, register_beside
 from models.outputs import Outputs
 
@@ -75,6 +75,12 @@ def with_kd(method: type[Method]) -> type[Method]:
         def hyper_for(cls, teacher: str | None, student: str) -> object:
             own = super().hyper_for(teacher, student)
             return cls.Hyper(**{f.name: getattr(own, f.name) for f in dataclasses.fields(own)})
+
+        @classmethod
+        def pretraining(cls, hyper: object, setting: Setting) -> Pretraining | None:
+            stage = super().pretraining(hyper, setting)
+            after = stage and stage.teacher_after
+            return stage if after is None else dataclasses.replace(stage, teacher_after=after | Needs(logits=True))
 
         def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
             own = super().losses(student, teacher, batch)

@@ -110,7 +110,7 @@ def _setting(pair: Pair) -> Setting:
 def _needs(method: type[Method]) -> Iterator[str]:
     pair = PAIRS[1]
     hyper, setting = method.hyper_for(pair.teacher, pair.student), _setting(pair)
-    yield f"of the teacher in each step: {_outputs(method.teacher_needs(hyper))}"
+    yield f"of the teacher in each step: {_outputs(method.main_teacher_needs(hyper, setting))}"
     yield f"of the student: {_outputs(method.student_needs(hyper))}"
     if prepared := method.preparation(hyper, setting):
         yield f"a preparation from the teacher, {prepared.name}, built once and shared by all students"

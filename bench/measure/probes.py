@@ -223,7 +223,7 @@ def measure(request: Request) -> dict[str, Any]:
     context.release_teacher()  # it is part of what the step holds
 
     memory = meters.Memory(device, images)
-    needs = member.method.teacher_needs(member.hyper)
+    needs = member.method.main_teacher_needs(member.hyper, member.setting)
     teacher = context.teacher() if needs else None
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
     positions = _Positions(count, group.protocol.batch)

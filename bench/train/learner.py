@@ -57,7 +57,7 @@ class Learner:
             for module in models.trunk(self.student):
                 module.train().requires_grad_(True)
         self.kinds = method.student_needs(hyper).maps
-        self.teacher_needs: Needs = method.teacher_needs(hyper)
+        self.teacher_needs: Needs = method.teacher_needs(hyper) if pretraining else method.main_teacher_needs(hyper, setting)
         self.parameters: list[nn.Parameter] = [p for m in (self.student, self.method) for p in m.parameters() if p.requires_grad]
         self.small_rate = models.small_rate(run.student)
         self.optimizer = self._optimizer()

@@ -224,3 +224,14 @@ def test_names_and_settings_of_a_run():
     assert isinstance(both.run, Run) and both.run.teacher == PAIR[0]
     with pytest.raises(UsageError, match=r"at\+kd.kd_temperature is 0.0; it must be above 0"):
         hyper_of(both.method, *PAIR, {"kd_temperature": "0"})
+
+
+def test_the_main_stage_reads_what_it_needs_alone():
+    """AB and FSP read the teacher's maps before training and nothing in it; with KD beside them its logits."""
+    for name in ("ab", "fsp"):
+        method, joined = registry.get(name), registry.get(f"{name}+kd")
+        hyper = method.Hyper()
+        assert method.teacher_needs(hyper).maps and not method.main_teacher_needs(hyper, setting())
+        assert joined.main_teacher_needs(joined.Hyper(), setting()) == Needs(logits=True)
+        assert joined.teacher_needs(joined.Hyper()).maps == method.teacher_needs(hyper).maps
+    assert registry.get("at").main_teacher_needs(registry.get("at").Hyper(), setting()) == registry.get("at").teacher_outputs

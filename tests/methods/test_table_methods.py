@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from methods import registry
 from methods.ab import AB, boundary_loss
-from methods.base import Batch, MethodError, Prepared, Pretraining, Setting, check_hyper
+from methods.base import NOTHING, Batch, MethodError, Prepared, Pretraining, Setting, check_hyper
 from methods.fsp import FSP, flow, fsp_loss
 from methods.ft import FT, encoder, factor_loss
 from methods.nst import NST, nst_loss
@@ -99,7 +99,7 @@ def test_vid_refuses_variances(variance):
 
 @pytest.mark.parametrize("method", [AB, FSP])
 def test_pretraining_is_the_protocols(method):
-    assert method.pretraining(method.Hyper(), setting()) == Pretraining(epochs=30, rate=0.05)
+    assert method.pretraining(method.Hyper(), setting()) == Pretraining(epochs=30, rate=0.05, teacher_after=NOTHING)
 
 
 @pytest.mark.parametrize("method", [AB, FSP])
