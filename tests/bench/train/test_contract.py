@@ -197,7 +197,7 @@ def test_a_group_that_does_not_fit_is_split(fresh, unbroken, monkeypatch, capsys
     said = [line for line in capsys.readouterr().out.splitlines() if "more memory" in line]
     assert [line.split(": ")[1].split()[0] for line in said] == ["3", "2"]
     for view in scan(folder)[0]:
-        assert view.seed == 0 or (view.record["attempts"], len(read_rows(view.folder / "epochs.jsonl", view.id).rows)) == (1, 2)
+        assert view.seed == 0 or (view.record.attempts, len(read_rows(view.folder / "epochs.jsonl", view.id).rows)) == (1, 2)
     assert not list(folder.glob("groups/*"))
 
 
