@@ -54,7 +54,7 @@ def outcome(folder: Path) -> dict[str, tuple]:
         rows = read_rows(view.folder / "epochs.jsonl", view.id).rows
         kept = [(row.epoch, row.loss, row.train_top1, row.test_top1, row.test_loss) for row in rows]
         record = view.record
-        found[view.id] = (record["weights_sha256"], record["test_top1"], record["best_top1"], record["best_epoch"], tuple(kept))
+        found[view.id] = (record.weights_sha256, record.test_top1, record.best_top1, record.best_epoch, tuple(kept))
     return found
 
 

@@ -14,7 +14,7 @@ from bench.plan.groups import Group
 from bench.plan.members import resolve
 from bench.plan.protocols import Protocol
 from bench.report import table
-from bench.store.files import write_json
+from bench.store.files import read_json, write_json
 from bench.store.runs import read_status, scan
 from bench.train import checkpoint, engine, environment, teacher_networks
 from bench.train.execution import Execution
@@ -48,7 +48,7 @@ def with_teacher(folder: Path) -> Path:
 def records(folder: Path) -> dict[str, dict]:
     views, problems = scan(folder)
     assert not problems
-    return {view.method: view.record for view in views if view.student == "resnet8" and view.record}
+    return {view.method: read_json(view.folder / "record.json") for view in views if view.student == "resnet8" and view.record}
 
 
 def numbers(record: dict) -> tuple:
