@@ -286,9 +286,7 @@ def test_published_numbers_stand_beside_their_protocol_only():
     ids=lambda change: next(iter(change)),
 )
 def test_no_published_number_stands_beside_another_protocol_under_the_same_name(change):
-    same = json.loads(json.dumps(dataclasses.asdict(CRD)))
-    other = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(CRD, **change))))
-    assert published.is_comparable(same) and not published.is_comparable(other)
+    assert published.is_comparable(CRD) and not published.is_comparable(dataclasses.replace(CRD, **change))
 
 
 def test_a_bad_published_file_is_named(tmp_path):

@@ -239,7 +239,7 @@ def run(place: Path, count: int, seed: int, say: bool = False) -> Counter[str]:
             signal.setitimer(signal.ITIMER_REAL, 0)
             folder.mend()
         found[path.name if path.parts[-3] != "costs" else "cost"] += 1
-        if say and (number + 1) % 1000 == 0:
+        if say and (number + 1) % 100 == 0:
             print(f"{number + 1} inputs, {time.monotonic() - started:.0f} s, {dict(found)}", flush=True)
     return found
 
