@@ -24,10 +24,11 @@ from bench.plan.profiles import get_profile
 from bench.plan.selection import Selection
 from bench.report import cost_sheets
 from bench.store import teachers
-from bench.store.files import read_json
+from bench.store.files import read
 from bench.store.lease import Lease
+from bench.store.records import PlanRecord
 from bench.store.rows import read_rows
-from bench.store.runs import RunView, scan
+from bench.store.runs import RunView, is_done, scan
 from bench.store.weights import read_state, state_hash
 from bench.text import clean
 from bench.train import checkpoint, preparations, teacher_networks
@@ -189,28 +190,31 @@ def check_disk(the_plan: Plan, results: Path) -> Iterator[Finding]:
 
 def check_teachers(results: Path) -> Iterator[Finding]:
     """Every teacher's record and weights."""
-    for place in sorted(p for p in (results / "teachers").glob("*") if p.is_dir()):
-        dataset, _, architecture = place.name.partition("-")
-        mend = f"{_remove(place)}; python -m bench teachers train {shlex.quote(architecture)}, or teachers import FILE"
+    found, problems = teachers.available(results)
+
+    def mend(place: Path) -> str:
+        again = f"teachers train {shlex.quote(place.name.rpartition('-')[2])}, or teachers import FILE"
+        return f"{_remove(place)}; python -m bench {again}"
+
+    for problem in problems:
+        yield Finding(problem.reason, mend(results / problem.where))
+    for teacher in found:
+        place = teacher.folder
         try:
-            found = teachers.find(results, dataset, architecture)
-            if found is None:
-                yield Finding(f"{place} has no teacher.json: it was never finished", mend)
-                continue
             state = read_state(place / "teacher.pt")
-            if state_hash(state) != found.hash:
-                yield Finding(f"{place / 'teacher.pt'}: its hash is not the one of its record", mend)
+            if state_hash(state) != teacher.hash:
+                yield Finding(f"{place / 'teacher.pt'}: its hash is not the one of its record", mend(place))
                 continue
-            teacher_networks.network(architecture, state, 100, place / "teacher.pt")
+            teacher_networks.network(teacher.architecture, state, 100, place / "teacher.pt")
         except (UsageError, models.NetworkError) as error:
-            yield Finding(str(error), mend)
+            yield Finding(str(error), mend(place))
 
 
 def check_runs(results: Path) -> Iterator[Finding]:
     """Every run: its files, its weights, and whether one that says it is running has somebody who runs it."""
     views, problems = scan(results)
     for problem in problems:
-        folder = results / "runs" / problem.where
+        folder = results / "runs" / problem.where if problem.where != "runs" else results / "runs"
         status = "status.json" in problem.reason
         yield Finding(f"{problem.where}: {problem.reason}", f"{_remove(folder / 'status.json' if status else folder)}, then launch it again")
     for view in views:
@@ -219,11 +223,13 @@ def check_runs(results: Path) -> Iterator[Finding]:
             if problem := _weights(view):
                 yield Finding(f"{view.id}: {problem}", mend)
             continue
+        held = True
         try:
             read_rows(view.folder / "epochs.jsonl", view.id)
+            held = Lease(view.folder).held()
         except StoreError as error:
             yield Finding(str(error), mend)
-        if view.status == "running" and not Lease(view.folder).held():
+        if view.status == "running" and not held:
             yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
     source = registry.sources({v.method for v in views})
     for method in sorted({v.method for v in views if v.status == "done" and source.get(v.method, v.method_source) != v.method_source}):
@@ -237,7 +243,7 @@ def _weights(view: RunView) -> str:
         state = read_state(view.folder / "student.pt")
     except UsageError as error:
         return str(error).removeprefix("teacher file ").partition(";")[0]
-    return "" if state_hash(state) == view.record.get("weights_sha256") else "student.pt is not what the record names"
+    return "" if state_hash(state) == view.record.weights_sha256 else "student.pt is not what the record names"
 
 
 def check_checkpoints(results: Path) -> Iterator[Finding]:
@@ -246,7 +252,7 @@ def check_checkpoints(results: Path) -> Iterator[Finding]:
         if checkpoint.read_manifest(place) is None:
             yield Finding(f"{place} is damaged", f"{_remove(place)}; the next launch falls back a generation")
     for folder in sorted(p.parent for p in results.glob("runs/*/group.json")):
-        if (folder / "record.json").exists():
+        if is_done(folder):
             continue
         try:
             rows = len(read_rows(folder / "epochs.jsonl").rows)
@@ -259,7 +265,7 @@ def check_checkpoints(results: Path) -> Iterator[Finding]:
 def check_others(results: Path) -> Iterator[Finding]:
     """The plan, the cost records and the preparations."""
     try:
-        read_json(results / "plan.json")
+        read(results / "plan.json", PlanRecord)
     except StoreError as error:
         yield Finding(str(error), f"{_remove(results / 'plan.json')}; the next launch writes it")
     for problem in cost_sheets.load(results)[1]:

@@ -2,6 +2,8 @@
 
 import difflib
 
+from bench.text import clean
+
 DONE, TROUBLE, USAGE, STOPPED_IN_TIME, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes: all done; some run failed or diverged; bad input; stopped at a step in time, resumable; stopped by a signal, resumable."""
 
@@ -11,7 +13,13 @@ class UsageError(Exception):
 
 
 class StoreError(Exception):
-    """A file of the results folder that cannot be trusted: names the file (and line) and what is wrong with it."""
+    """A file of the results folder that cannot be trusted: names the file (and line) and what is wrong with it.
+
+    One line that can be printed as it is, whatever the file holds.
+    """
+
+    def __init__(self, text: object) -> None:
+        super().__init__(clean(text, 2000))
 
 
 def unknown(what: str, name: str, known: list[str]) -> UsageError:

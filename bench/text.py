@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
-    """Lines of a plain text table: columns of numbers to the right, words to the left."""
+    """Lines of a plain text table: columns of numbers to the right, words to the left. Cells are made safe to print."""
     columns = []
-    for head, *cells in zip(header, *rows, strict=True):
+    for head, *cells in zip(header, *([clean(cell) for cell in row] for row in rows), strict=True):
         width = max(map(len, (head, *cells)))
         numbers = any(cells) and all(cell[0] in "0123456789+-–" for cell in cells if cell)
         columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in (head, *cells)])
@@ -40,5 +40,13 @@ def count(number: int, noun: str) -> str:
 
 def clean(text: object, limit: int = 400) -> str:
     """Text on one line without control, format or unassigned characters (shown as ?), cut at `limit`."""
-    shown = "".join("?" if unicodedata.category(c)[0] == "C" else " " if unicodedata.category(c) in ("Zl", "Zp") else c for c in str(text))
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    whole = str(text)
+    shown = whole if len(whole) <= limit else whole[: limit - 1] + "…"
+    if shown.isprintable():
+        return shown
+    return "".join("?" if unicodedata.category(c)[0] == "C" else " " if unicodedata.category(c) in ("Zl", "Zp") else c for c in shown)
+
+
+def say(line: object, limit: int = 1000) -> None:
+    """Print one line with whatever a file or a stranger's code put in it."""
+    print(clean(line, limit), flush=True)

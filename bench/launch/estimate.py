@@ -4,12 +4,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bench.errors import StoreError
 from bench.plan.expand import group_macs, images, tested_images
 from bench.plan.groups import Group
-from bench.store.files import read_json
+from bench.store.costs import scan
+from bench.store.records import Cost
 
 STATED = {"cuda": 8e12, "cpu": 3e10}
 """Training multiply-accumulates a second where nothing was measured: of one GPU, of one CPU core. Orders of magnitude, no promise."""
@@ -25,29 +24,20 @@ class Estimate:
     source: str
 
 
-def load_costs(results: Path, device: str) -> dict[Key, dict[str, Any]]:
+def load_costs(results: Path, device: str) -> dict[Key, Cost]:
     """The cost records measured on the device of that name; unreadable ones are left out."""
-    found: dict[Key, dict[str, Any]] = {}
-    for path in sorted((results / "costs").glob("*/*.json")):
-        try:
-            record = read_json(path)
-            usable = record is not None and record["device"]["name"] == device and record["images_per_second"] > 0
-            if usable:
-                found[record["teacher"] or "", record["student"], record["method"], record["precision"]] = record
-        except (StoreError, KeyError, TypeError):
-            continue
-    return found
+    return {(c.teacher or "", c.student, c.method, c.precision): c for c in scan(results)[0] if c.device.name == device}
 
 
-def cost_of(costs: Mapping[Key, Mapping[str, Any]], group: Group, method: str) -> Mapping[str, Any] | None:
+def cost_of(costs: Mapping[Key, Cost], group: Group, method: str) -> Cost | None:
     """The record of a method on a group's pair; a method that no teacher changes has one for its student, whatever the pair."""
     keys = ((group.teacher or "", group.student, method, group.precision), ("", group.student, method, group.precision))
     return next((costs[key] for key in keys if key in costs), None)
 
 
-def rate(costs: Mapping[Key, Mapping[str, Any]], kind: str, threads: int) -> tuple[float, str]:
+def rate(costs: Mapping[Key, Cost], kind: str, threads: int) -> tuple[float, str]:
     """Training multiply-accumulates a second of one slot, and what they rest on. `kind`: cuda or cpu (a slot of `threads` cores)."""
-    seen = [(3 * c["student_macs"] + c["teacher_macs"]) * c["images_per_second"] for c in costs.values()]
+    seen = [(3 * c.student_macs + c.teacher_macs) * c.speed for c in costs.values()]
     if seen:
         return statistics.median(seen), f"{statistics.median(seen) / 1e9:,.0f} GMAC/s, the median of {len(seen)} cost probes of this device"
     stated = STATED[kind] * (threads if kind == "cpu" else 1)
@@ -55,7 +45,7 @@ def rate(costs: Mapping[Key, Mapping[str, Any]], kind: str, threads: int) -> tup
 
 
 def training(
-    groups: Sequence[tuple[Group, bool]], costs: Mapping[Key, Mapping[str, Any]], macs: Callable[[str], int], kind: str, threads: int
+    groups: Sequence[tuple[Group, bool]], costs: Mapping[Key, Cost], macs: Callable[[str], int], kind: str, threads: int
 ) -> Estimate:
     """The cost of training groups, each given with whether it needs its teacher.
 
@@ -70,7 +60,7 @@ def training(
             measured += 1
             # An image that is tested takes a third of one that is trained on: its backward pass is twice the forward one.
             seen = (images(group.protocol) + tested_images(group.protocol) / 3) * group.protocol.epochs
-            seconds.append(sum(seen / probe["images_per_second"] for probe in probes))
+            seconds.append(sum(seen / probe.speed for probe in probes))
         else:
             seconds.append(group_macs(group, with_teacher, macs) / speed)
     parts = []

@@ -9,7 +9,7 @@ from bench.plan.expand import TEACHER_SEED, Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
 from bench.store import redo, teachers
 from bench.store.files import write_json
-from bench.store.runs import read_status, scan
+from bench.store.runs import RunView, is_done, read_status
 from methods import registry
 
 
@@ -37,7 +37,7 @@ class Ledger:
         """Raises UsageError where a teacher at hand was trained in a trial and the plan is none."""
         for name in self.plan.teachers:
             found = self.teacher(name)
-            trial = found.record.get("trial") if found else None
+            trial = found.record.trial if found else None
             if trial and not self.plan.teacher_protocol.trial:
                 raise UsageError(
                     f"the teacher in {found.folder} is a trial's ({trial}); remove that folder to have it trained anew, or use another --results"
@@ -62,10 +62,10 @@ class Ledger:
         return {c: by_group[c.teacher, c.student, c.seed][c.method] for c in self.plan.cells}
 
     def done(self, run: str | None) -> bool:
-        """Whether the run's final record is there, and it is not to be trained again."""
+        """Whether the run's final record is there and sound, and it is not to be trained again."""
         if self.redo and run is not None and (redo.pending(self.results, run) or not (self._begun or self.resumes_redo())):
             return False
-        return run is not None and (self.results / "runs" / run / "record.json").exists()
+        return run is not None and is_done(self.results / "runs" / run)
 
     def finished(self, group: Group) -> bool:
         """Whether every run of a group is done."""
@@ -99,8 +99,8 @@ class Ledger:
             except StoreError as error:  # it is not fsynced: after a crash of the machine it may be anything
                 found[run] = str(error)
                 continue
-            if status and status["status"] in ("failed", "diverged", "interrupted"):
-                found[run] = f"{status['status']}: {status.get('reason') or 'no reason given'}"
+            if status and status.status in ("failed", "diverged", "interrupted"):
+                found[run] = f"{status.status}: {status.reason or 'no reason given'}"
         return found
 
     def begin_redo(self) -> None:
@@ -132,9 +132,8 @@ class Ledger:
             raise UsageError(f"cannot write {self.results / 'plan.json'}: {error.strerror}; choose another --results folder") from None
 
 
-def changed_sources(results: Path) -> list[str]:
+def changed_sources(views: list[RunView]) -> list[str]:
     """One warning for each method whose source changed under done runs."""
-    views, _ = scan(results, verify_rows=False)
     present = registry.sources({v.method for v in views})
     changed = Counter(v.method for v in views if v.status == "done" and present.get(v.method, v.method_source) != v.method_source)
     return [

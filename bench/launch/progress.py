@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from bench.errors import StoreError
 from bench.store import redo
+from bench.store.records import Status
 from bench.store.runs import read_status
 from bench.text import clean, duration
 
@@ -19,7 +20,7 @@ ENOUGH = 0.02
 HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
 
 
-def statuses(results: Path, since: float = 0.0) -> list[dict[str, Any]]:
+def statuses(results: Path, since: float = 0.0) -> list[Status]:
     """The status.json of every run changed since `since` (seconds since the epoch, by file time), by run id; unreadable ones are left out."""
     found = []
     for path in sorted([*(results / "runs").glob("*/status.json"), *redo.root(results).glob("runs/*/status.json")]):
@@ -31,31 +32,30 @@ def statuses(results: Path, since: float = 0.0) -> list[dict[str, Any]]:
     return [s for s in found if s]
 
 
-def _text(value: Any, form: str, unit: str = "") -> str:
-    return form.format(value) + unit if isinstance(value, int | float) and not isinstance(value, bool) else "-"
+def _text(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else form.format(value) + unit
 
 
-def line(status: dict[str, Any]) -> tuple[str, ...]:
+def line(status: Status) -> tuple[str, ...]:
     """One run's row: run, epoch, step, loss, test top-1, time left."""
-    epoch, epochs, step, steps = (status.get(key) for key in ("epoch", "epochs", "step", "steps"))
-    eta = status.get("eta_seconds")
+    s = status
     return (
-        clean(str(status.get("run", "?"))),
-        f"{_text(epoch, '{}')}/{_text(epochs, '{}')}",
-        f"{_text(step, '{}')}/{_text(steps, '{}')}" if step is not None else "-",
-        _text(status.get("loss"), "{:.3f}"),
-        _text(status.get("test_top1"), "{:.2f}", " %"),
-        duration(eta) if isinstance(eta, int | float) else "-",
+        clean(s.run or "?"),
+        f"{_text(s.epoch, '{}')}/{_text(s.epochs, '{}')}",
+        f"{_text(s.step, '{}')}/{_text(s.steps, '{}')}" if s.step is not None else "-",
+        _text(s.loss, "{:.3f}"),
+        _text(s.test_top1, "{:.2f}", " %"),
+        "-" if s.eta_seconds is None else duration(s.eta_seconds),
     )
 
 
-def _part(status: dict[str, Any]) -> float:
+def _part(status: Status) -> float:
     """How much of a running run is done, 0 to 1."""
-    epoch, epochs, step, steps = (status.get(key) for key in ("epoch", "epochs", "step", "steps"))
-    if not (isinstance(epoch, int) and isinstance(epochs, int) and 0 < epoch <= epochs):
+    s = status
+    if not (s.epoch and s.epochs and s.epoch <= s.epochs):
         return 0.0
-    within = step / steps if isinstance(step, int) and isinstance(steps, int) and 0 <= step <= steps and steps else 0.0
-    return (epoch - 1 + within) / epochs
+    within = s.step / s.steps if s.step is not None and s.steps and s.step <= s.steps else 0.0
+    return (s.epoch - 1 + within) / s.epochs
 
 
 class Progress:
@@ -79,7 +79,7 @@ class Progress:
             return
         self._looked = now
         seen = statuses(self.results, self._since)
-        running = [s for s in seen if s["status"] == "running"]
+        running = [s for s in seen if s.status == "running"]
         summary = self._summary(seen, running, tasks, now)
         if self.terminal:
             self._draw(running, summary)
@@ -102,13 +102,13 @@ class Progress:
             self._display.stop()
             self._display = None
 
-    def _summary(self, seen: Sequence[dict[str, Any]], running: Sequence[dict[str, Any]], tasks: Sequence[str], now: float) -> str:
+    def _summary(self, seen: Sequence[Status], running: Sequence[Status], tasks: Sequence[str], now: float) -> str:
         done, planned = self.counts()
         parts = [f"{done} of {planned} runs done"]
-        parts += [f"{n} {status}" for status in ("failed", "diverged") if (n := sum(s["status"] == status for s in seen))]
+        parts += [f"{n} {status}" for status in ("failed", "diverged") if (n := sum(s.status == status for s in seen))]
         if running:
-            epochs = sorted({s["epoch"] for s in running if isinstance(s.get("epoch"), int)})
-            top1 = sorted(s["test_top1"] for s in running if isinstance(s.get("test_top1"), int | float))
+            epochs = sorted({s.epoch for s in running if s.epoch is not None})
+            top1 = sorted(s.test_top1 for s in running if s.test_top1 is not None)
             text = f"{len(running)} running"
             text += f", epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "") if epochs else ""
             text += f", top-1 {top1[0]:.1f}-{top1[-1]:.1f} %" if top1 else ""
@@ -129,7 +129,7 @@ class Progress:
             return None
         return (now - since) * (planned - done) / (done - before)
 
-    def _draw(self, running: Sequence[dict[str, Any]], summary: str) -> None:
+    def _draw(self, running: Sequence[Status], summary: str) -> None:
         from rich.console import Console, Group
         from rich.live import Live
         from rich.table import Table

@@ -24,7 +24,8 @@ from bench.plan.expand import TEACHER_SEED, Plan, expand, narrowed
 from bench.plan.groups import Group
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
-from bench.text import count, duration, table
+from bench.store.runs import scan
+from bench.text import count, duration, say, table
 from bench.train import engine, environment
 from bench.train.execution import Execution
 
@@ -76,8 +77,8 @@ def run(options: Run) -> int:
     book.check_teachers()
     left = forecast(the_plan, book, slots, device)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
-    for warning in ledger.changed_sources(results):
-        print(f"warning: {warning}")
+    for warning in ledger.changed_sources(scan(results)[0]):
+        say(f"warning: {warning}")
     if options.dry_run:
         return DONE
     if not slurm:
@@ -221,7 +222,7 @@ def probe_tasks(the_plan: Plan, book: Ledger, execution: Execution, device: dict
         def lacking(whole=whole, able=able) -> list[str]:
             known = estimate.load_costs(book.results, device["name"]) if device else {}
             found = {method: estimate.cost_of(known, whole, method) for method in able}
-            return [m for m, record in found.items() if record is None or record.get("protocol") != whole.protocol.name]
+            return [m for m, record in found.items() if record is None or record.protocol != whole.protocol.name]
 
         if names := lacking():
             group = narrowed(whole, names)

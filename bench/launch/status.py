@@ -5,12 +5,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import UsageError
+from bench.errors import StoreError, UsageError
 from bench.launch.progress import Progress
 from bench.options import ResultsOption
-from bench.store.files import read_json
-from bench.store.runs import STATUSES, scan
-from bench.text import table
+from bench.store.files import Problem, read
+from bench.store.records import PlannedCell, PlanRecord
+from bench.store.runs import STATUSES, is_done, scan
+from bench.text import say, table
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,38 @@ def show(results: Path, everything: bool) -> int:
 
     if not results.is_dir():
         raise UsageError(f"{results} is no folder; name the results folder with --results")
-    views, problems = scan(results, verify_rows=False)
-    planned = read_json(results / "plan.json") or {"cells": []}
-    cells = planned["cells"]
+    views, problems = scan(results)
+    cells, problem = planned_cells(results)
+    problems += problem
     known = {v.id for v in views}
     count = Counter(v.status for v in views)
     # A run that several pairs share stands in several cells; a cell without an id waits for its teacher.
-    count["planned"] += len({c["run"] for c in cells if c["run"] and c["run"] not in known}) + sum(not c["run"] and not c["skipped"] for c in cells)
-    count["skipped"] += sum(bool(c["skipped"]) for c in cells)
+    count["planned"] += len({c.run for c in cells if c.run and c.run not in known}) + sum(not c.run and not c.skipped for c in cells)
+    count["skipped"] += sum(bool(c.skipped) for c in cells)
     print(", ".join(f"{count[s]} {s}" for s in STATUSES if count[s]) or "no runs")
     rows = []
     for view in views:
         if view.status != "done" or everything:
-            top1 = f"{view.record['test_top1']:.2f} %" if view.record else "-"
-            rows.append((view.id, view.status, f"{view.epoch or 0}/{view.protocol['epochs']}", top1, view.reason or "-"))
+            top1 = f"{view.record.test_top1:.2f} %" if view.record else "-"
+            rows.append((view.id, view.status, f"{view.epoch or 0}/{view.protocol.epochs}", top1, view.reason or "-"))
     if rows:
         print("\n".join(table(rows, ("run", "status", "epoch", "top-1", "reason"))))
-    for c in dict.fromkeys((c["teacher"], c["student"], c["method"], c["skipped"]) for c in cells if c["skipped"]):
-        print(f"skipped {c[0]}-{c[1]}, {c[2]}: {c[3]}")
+    for c in dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in cells if c.skipped):
+        say(f"skipped {c[0]}-{c[1]}, {c[2]}: {c[3]}")
     for problem in problems:
-        print(f"not to be trusted: {problem.where}: {problem.reason}")
-    for warning in changed_sources(results):
-        print(f"warning: {warning}")
+        say(f"not to be trusted: {problem.where}: {problem.reason}")
+    for warning in changed_sources(views):
+        say(f"warning: {warning}")
     return 0
+
+
+def planned_cells(results: Path) -> tuple[list[PlannedCell], list[Problem]]:
+    """The cells of plan.json, none where there is none or it cannot be read, which is named."""
+    try:
+        plan = read(results / "plan.json", PlanRecord)
+    except StoreError as error:
+        return [], [Problem("plan.json", str(error))]
+    return plan.cells if plan else [], []
 
 
 def watch(results: Path) -> int:
@@ -63,9 +73,8 @@ def watch(results: Path) -> int:
         raise UsageError(f"{results} is no folder; name the results folder with --results")
 
     def counts() -> tuple[int, int]:
-        planned = read_json(results / "plan.json") or {"cells": []}
-        runs = {c["run"] or (c["teacher"], c["student"], c["method"], c["seed"]) for c in planned["cells"] if not c["skipped"]}
-        return sum(isinstance(r, str) and (results / "runs" / r / "record.json").exists() for r in runs), len(runs)
+        runs = {c.run or (c.teacher, c.student, c.method, c.seed) for c in planned_cells(results)[0] if not c.skipped}
+        return sum(isinstance(r, str) and is_done(results / "runs" / r) for r in runs), len(runs)
 
     show = Progress(results, counts)
     while True:

@@ -24,7 +24,7 @@ from bench.plan.profiles import Pair
 from bench.plan.selection import parse_pair, parse_seeds
 from bench.store.files import write_json
 from bench.store.runs import RunView, scan
-from bench.text import duration
+from bench.text import duration, say
 from bench.train import group_job
 from bench.train.execution import Execution
 
@@ -125,7 +125,7 @@ def study(options: Equivalence) -> int:
             return code
     pairs, missing = differences(options.results, options, protocol, pair, seeds)
     for text in missing:
-        print(f"left out: {text}")
+        say(f"left out: {text}")
     verdict = judge([entry["difference"] for entry in pairs], options.margin)
     print(verdict_text(verdict, options))
     folder = options.results / FOLDER
@@ -184,11 +184,10 @@ def differences(
     results: Path, options: Equivalence, protocol: protocols.Protocol, pair: Pair, seeds: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Finished runs of both precisions that are alike in all else, with candidate minus reference in points; and what is missing, in words."""
-    wanted = {"student": pair.student, "protocol": canonical({**dataclasses.asdict(protocol), "milestones": list(protocol.milestones)})}
     found: dict[str, dict[str, RunView]] = {}
     views, problems = scan(results)
     for view in views:
-        same = view.student == wanted["student"] and canonical(view.protocol) == wanted["protocol"] and view.teacher in (None, pair.teacher)
+        same = view.student == pair.student and view.protocol == protocol and view.teacher in (None, pair.teacher)
         asked = view.method in options.methods and view.seed in seeds and view.precision in (options.candidate, options.reference)
         if same and asked and view.record:
             found.setdefault(_but_precision(view.identity), {})[view.precision] = view
@@ -196,7 +195,7 @@ def differences(
     for both in found.values():
         if len(both) == 2:
             fast, slow = both[options.candidate], both[options.reference]
-            values = {"candidate": fast.record["test_top1"], "reference": slow.record["test_top1"]}
+            values = {"candidate": fast.record.test_top1, "reference": slow.record.test_top1}
             difference = values["candidate"] - values["reference"]
             entries.append({"method": fast.method, "seed": fast.seed, **values, "difference": difference, "runs": [fast.id, slow.id]})
     entries.sort(key=lambda e: (options.methods.index(e["method"]), e["seed"]))

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -147,14 +148,14 @@ def accuracy(folder: Path, plan: Plan, names: Sequence[str]) -> tuple[dict[str, 
             if runs:  # a method that cannot do the pair has no runs, and no metric to miss
                 failures[name] = "; ".join(reasons)[:300] or "some seeds did not run"
             continue
-        bits = {str(seed): record["weights_sha256"] for seed, record in done.items()}
+        bits = {str(seed): record.weights_sha256 for seed, record in done.items()}
         common = {"method": name, "pair": plan.pair.title, "part": "accuracy", "scale": "linear", "bits": bits}
         for metric, field, unit, worse in (("test top-1", "test_top1", "points", "lower"), ("test loss", "test_loss", "nats", "higher")):
-            values = {str(seed): record[field] for seed, record in done.items()}
+            values = {str(seed): getattr(record, field) for seed, record in done.items()}
             metrics[f"{name}/{plan.pair.name}/{metric}"] = {**common, "metric": metric, "unit": unit, "worse": worse, "values": values}
         first = next(iter(done.values()))
         data = next(iter(runs.values())).identity["data_hash"]
-        changing = {**first["versions"], "engine": first["engine"], "data": data, "driver": first["device"].get("driver")}
+        changing = {**msgspec.structs.asdict(first.versions), "engine": first.engine, "data": data, "driver": first.device.driver}
     return metrics, failures, changing
 
 

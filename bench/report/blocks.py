@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from bench.plan.protocols import Protocol
 from bench.report import compare, published
 from bench.report.cost_sheets import Sheet
 from bench.report.statistics import ASSUMED, Difference, Summary
@@ -68,9 +69,9 @@ def row_title(row: Row) -> str:
 def conditions(table: Table) -> str:
     """Protocol, trial or not, precision, device, versions, seeds: the caption of everything made from a table."""
     p = table.protocol
-    parts = [f"Protocol {p.get('name', '?')} on {p.get('dataset', '?')}, {p.get('epochs', '?')} epochs"]
+    parts = [f"Protocol {p.name} on {p.dataset}, {p.epochs} epochs"]
     parts.append(f"precision {table.precision}")
-    for key, label in (("device", ""), ("torch", "torch "), ("suite", "suite "), ("engine", "engine ")):
+    for key, label in (("device", ""), ("torch", "torch "), ("engine", "engine ")):
         if table.facts.get(key):
             parts.append(label + " and ".join(table.facts[key]))
     if "true" in table.facts.get("deterministic", ()):
@@ -169,10 +170,10 @@ def _condition(sheet: Sheet) -> str:
     return f"{sheet.device}, {sheet.precision}, engine {sheet.engine}, batch {sheet.batch}{threads}, torch {torch}"
 
 
-def _images(protocol: dict[str, object]) -> float | None:
+def _images(protocol: Protocol) -> float | None:
     """Training images of an epoch, where the protocol tells."""
-    whole = protocol.get("train_images") or (50_000 if protocol.get("dataset") == "cifar100" else None)
-    return whole * protocol.get("sample_rate", 1.0) if whole else None
+    whole = protocol.train_images or (50_000 if protocol.dataset == "cifar100" else None)
+    return whole * protocol.sample_rate if whole else None
 
 
 def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
@@ -188,7 +189,7 @@ def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table
     if cost is None or images is None:
         return None
     students = 1 if alone else served(pair, method, table)
-    return table.protocol["epochs"] * images / cost.speed + (cost.preparation or 0.0) / students
+    return table.protocol.epochs * images / cost.speed + (cost.preparation or 0.0) / students
 
 
 def _hours(seconds: float | None) -> str:

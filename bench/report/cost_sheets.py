@@ -1,32 +1,14 @@
 """What the exclusive probe measured, as sheets: one per (device, precision, engine, threads, batch). Ratios are made within a sheet only."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.errors import StoreError
-from bench.store.files import read_json
-from bench.store.runs import Problem
+from bench.store import costs
+from bench.store.files import Problem
+from bench.store.records import Cost
 
 STUDENT, KD = "student", "kd"
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """One measurement: images a second, peak bytes, seconds and peak bytes of the preparation stage (None: the method has none or it was
-    not measured), multiply-accumulates of a forward pass of the student and of the teacher (0: none in the step)."""
-
-    teacher: str | None
-    student: str
-    method: str
-    speed: float
-    memory: float
-    preparation: float | None
-    teacher_trained: bool
-    preparation_memory: float | None = None
-    student_macs: float = 0.0
-    teacher_macs: float = 0.0
 
 
 @dataclass
@@ -62,49 +44,20 @@ class Sheet:
 
     def pairs(self) -> list[tuple[str | None, str]]:
         """The pairs with a measurement; a student alone only where no pair has it."""
-        pairs = {(c.teacher, c.student) for c in self.costs.values() if c.teacher}
+        pairs = {(teacher, student) for teacher, student, _ in self.costs if teacher}
         served = {student for _, student in pairs}
-        return sorted(pairs | {(None, c.student) for c in self.costs.values() if c.student not in served}, key=lambda p: (p[0] or "", p[1]))
-
-
-def _cost(data: dict[str, Any]) -> Cost:
-    speed, memory, preparation = float(data["images_per_second"]), float(data["peak_memory_bytes"]), data.get("preparation_seconds")
-    if not 0 < speed < float("inf") or not 0 < memory < float("inf"):
-        raise ValueError("images_per_second and peak_memory_bytes must be above 0")
-    teacher, student, method = data["teacher"], data["student"], data["method"]
-    if not isinstance(student, str) or not isinstance(method, str) or not isinstance(teacher, str | None):
-        raise ValueError("teacher, student and method must be names")
-    preparation, beside = (None if value is None else float(value) for value in (preparation, data.get("preparation_peak_bytes")))
-    trained, macs = bool(data.get("teacher_trained", True)), (float(data.get("student_macs") or 0), float(data.get("teacher_macs") or 0))
-    return Cost(None if method == STUDENT else teacher, student, method, speed, memory, preparation, trained, beside, *macs)
+        return sorted(pairs | {(None, student) for _, student, _ in self.costs if student not in served}, key=lambda p: (p[0] or "", p[1]))
 
 
 def load(results: Path) -> tuple[list[Sheet], list[Problem]]:
     """All cost files below `results`/costs, and those left out with the reason."""
     sheets: dict[tuple[Any, ...], Sheet] = {}
-    problems: list[Problem] = []
-    root = results / "costs"
-    folders = sorted(e.path for e in os.scandir(root) if e.is_dir()) if root.is_dir() else []
-    for path in (Path(folder) / name for folder in folders for name in sorted(os.listdir(folder))):
-        if path.suffix != ".json" or path.name.startswith(".") or path.name == "speed.json":  # step times, no costs
-            continue
-        where = str(path.relative_to(results))
-        try:
-            data = read_json(path) or {}
-            cost = _cost(data)
-            device = str(data["device"].get("name") or data["device"]["type"])
-            kind = str(data.get("peak_memory_kind", ""))
-            key = (device, str(data["precision"]), str(data["engine"]), data.get("threads"), int(data["batch"]), kind)
-        except StoreError as error:
-            problems.append(Problem(where, str(error).removeprefix(f"{results}{os.sep}")))
-            continue
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problems.append(Problem(where, f"not a cost record ({type(error).__name__}: {error})"))
-            continue
+    found, problems = costs.scan(results)
+    for c in found:
+        key = (c.device.name, c.precision, c.engine, c.threads, c.batch, c.memory_kind)
         sheet = sheets.setdefault(key, Sheet(*key))
-        sheet.costs[cost.teacher, cost.student, cost.method] = cost
-        versions = data.get("versions")
-        sheet.versions.add(str(versions.get("torch", "?")) if isinstance(versions, dict) else "?")
+        sheet.costs[None if c.method == STUDENT else c.teacher, c.student, c.method] = c
+        sheet.versions.add(c.versions.torch)
     return [sheets[key] for key in sorted(sheets, key=repr)], problems
 
 

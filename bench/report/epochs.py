@@ -1,6 +1,5 @@
 """The epoch rows of done runs: learning curves for the page and figures, and all rows as one tidy CSV for people's own analysis."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,34 +11,11 @@ from bench.store.runs import RunView
 
 COLUMNS = ("set", "run", "protocol", "trial", "precision", "teacher", "student", "method", "method_version", "hyper", "seed")
 ROW_COLUMNS = ("epoch", "attempt", "lr", "loss", "train_top1", "test_top1", "test_top5", "test_loss", "seconds")
-_TOP1 = re.compile(rb'"test_top1":([-+.0-9eE]+)')
-
-
-def curve(run: RunView) -> list[float]:
-    """Test top-1 by epoch, from 1. Raises StoreError.
-
-    The scan has held the file against the SHA-256 in the record, so the numbers of a run of one attempt are read without parsing the rows.
-    """
-    path = run.folder / "epochs.jsonl"
-    if run.record is not None and run.record.get("attempts") == 1:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-        found = _TOP1.findall(data)
-        if len(found) == run.record["epochs"] == data.count(b"\n"):
-            return [float(value) for value in found]
-    return [row["test_top1"] for row in read_rows(path).rows]
 
 
 def mean_curve(cell: Cell) -> list[float]:
     """Mean test top-1 over the done seeds of a cell, by epoch; empty where there is none."""
-    curves = []
-    for seed in sorted(cell.values):
-        try:
-            curves.append(curve(cell.runs[seed]))
-        except StoreError:  # the scan has named it
-            continue
+    curves = [cell.runs[seed].curve for seed in sorted(cell.values)]
     return [sum(values) / len(values) for values in zip(*curves, strict=False)]
 
 
@@ -74,10 +50,10 @@ def write_csv(sets: list[ResultSet], file: TextIO) -> int:
                 rows = read_rows(run.folder / "epochs.jsonl", run.id).rows
             except StoreError:
                 continue
-            hyper = " ".join(f"{key}={value}" for key, value in sorted(run.identity["hyper"].items()))
-            fixed: list[Any] = [results.name, run.id, run.protocol.get("name"), run.protocol.get("trial"), run.precision, run.teacher, run.student]
-            fixed += [run.method, run.identity["method_version"], hyper, run.seed]
-            frame = pandas.DataFrame(rows, columns=list(ROW_COLUMNS))
+            hyper = " ".join(f"{key}={value}" for key, value in sorted(run.known.hyper.items()))
+            fixed: list[Any] = [results.name, run.id, run.protocol.name, run.protocol.trial, run.precision, run.teacher, run.student]
+            fixed += [run.method, run.known.method_version, hyper, run.seed]
+            frame = pandas.DataFrame([[getattr(row, name) for name in ROW_COLUMNS] for row in rows], columns=list(ROW_COLUMNS))
             for place, (column, value) in enumerate(zip(COLUMNS, fixed, strict=True)):
                 frame.insert(place, column, csv_field(value))
             frame.to_csv(file, index=False, header=False, lineterminator="\n")

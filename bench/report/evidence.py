@@ -14,19 +14,15 @@ from bench.text import clean
 
 def _made(run: RunView) -> dict[str, str]:
     """What a done run was made with, as printed."""
-    record = run.record or {}
-    device, versions, teacher = (record.get(key) if isinstance(record.get(key), dict) else {} for key in ("device", "versions", "teacher"))
-    made = {"device": device.get("name") or device.get("type") or "?"}
-    made |= {key: versions.get(key) or "?" for key in ("torch", "python", "suite")}
-    made |= {"engine": record.get("engine"), "threads": record.get("threads"), "deterministic": "yes" if record.get("deterministic") else "no"}
-    made["commit"] = str(record.get("commit") or "?")[:12]
-    made["teacher"] = f"{str(run.identity.get('teacher_hash'))[:12]}" if teacher else ""
-    made["data"] = run.identity["data_hash"][:12]
-    return {key: clean(value, 60) for key, value in made.items() if value not in (None, "")}
+    record = run.record
+    made = {"device": record.device.name, "torch": record.versions.torch, "python": record.versions.python, "engine": record.engine}
+    made |= {"threads": record.threads, "deterministic": "yes" if record.deterministic else "no", "commit": (record.commit or "?")[:12]}
+    made |= {"teacher": (run.known.teacher_hash or "?")[:12] if record.teacher else "", "data": run.known.data_hash[:12]}
+    return {key: clean(value, 60) for key, value in made.items() if value != ""}
 
 
 LABELS = {
-    "device": "Device", "torch": "torch", "python": "Python", "suite": "Suite", "engine": "Engine", "threads": "Threads",
+    "device": "Device", "torch": "torch", "python": "Python", "engine": "Engine", "threads": "Threads",
     "deterministic": "Deterministic", "commit": "Commit", "teacher": "Teacher (hash)", "data": "Data (hash)",
 }  # fmt: skip
 
@@ -44,10 +40,10 @@ def column_facts(table: Table) -> tuple[list[tuple[str, str]], list[str], list[t
         planned = done + sum(len(row.cells[j].others) for row in table.rows)
         columns.append({**found, "runs": f"{done} of {planned}"})
     protocol = table.protocol
-    shown = [("Protocol", f"{protocol.get('name', '?')} on {protocol.get('dataset', '?')}, {protocol.get('epochs', '?')} epochs")]
+    shown = [("Protocol", f"{protocol.name} on {protocol.dataset}, {protocol.epochs} epochs")]
     if table.trial:
         shown = [("TRIAL", f"not the protocol: {table.trial}"), *shown]
-    shown += [("Precision", table.precision), ("Batch", str(protocol.get("batch", "?"))), ("Seeds", ", ".join(map(str, table.seeds[:12])))]
+    shown += [("Precision", table.precision), ("Batch", str(protocol.batch)), ("Seeds", ", ".join(map(str, table.seeds[:12])))]
     if len(table.seeds) > 12:
         shown[-1] = ("Seeds", f"{len(table.seeds)}: {table.seeds[0]} to {table.seeds[-1]}")
     names = {**LABELS, "runs": "Done"}
@@ -87,8 +83,7 @@ def cell(
         path = path.removeprefix("./")
         if seed in found.values:
             record, made = run.record, _made(run)
-            epoch = record.get("best_epoch")
-            best = f"{record['best_top1']:.2f}" + (f" ({epoch})" if isinstance(epoch, int) else "")
+            best = f"{record.best_top1:.2f} ({record.best_epoch})"
             delta = f"{found.values[seed] - base.values[seed]:+.2f}" if base and base is not found and seed in base.values else ""
             said = ", ".join([made["device"], f"torch {made['torch']}", f"commit {made['commit']}"])
             runs.append([seed, f"{found.values[seed]:.2f}", best, delta, strings(said), clean(f"{path}/record.json", 300)])

@@ -55,7 +55,7 @@ def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, ba
         run = cell.runs.get(seed)
         if seed in cell.values:
             record = run.record
-            shown = f"{cell.values[seed]:.2f} after epoch {record['epochs']} (best {record['best_top1']:.2f} in epoch {record.get('best_epoch')})"
+            shown = f"{cell.values[seed]:.2f} after epoch {record.epochs} (best {record.best_top1:.2f} in epoch {record.best_epoch})"
             if base and base is not cell and seed in base.values:
                 shown += f"; {table.baseline} {base.values[seed]:.2f}, difference {cell.values[seed] - base.values[seed]:+.2f}"
         else:

@@ -231,7 +231,7 @@ def html(sets: list[ResultSet]) -> str:
         )
         for table in results.tables:
             for run in (run for row in table.rows for cell in row.cells for run in cell.runs.values() if run.record):
-                newest = max(newest, str(run.record.get("finished") or ""))
+                newest = max(newest, run.record.finished)
     island = json.dumps({"strings": strings.all, "cells": data}, ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":  # nothing in it can end the script element
         island = island.replace(char, f"\\u{ord(char):04x}")

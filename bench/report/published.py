@@ -1,27 +1,44 @@
 """Numbers that papers print, from results/published/*.json, each with its source."""
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from bench.errors import StoreError
-from bench.plan.protocols import PROTOCOLS
-from bench.store.files import read_json
+from msgspec import Struct
+
+from bench.plan.protocols import PROTOCOLS, Protocol
+from bench.store.files import read_json, typed
+from bench.store.records import Amount, Name, Percent, Positive, Text
 
 HERE = Path(__file__).resolve().parents[2] / "results" / "published"
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(Struct, frozen=True, kw_only=True):
     """One printed number: CIFAR-100 top-1 in percent; `sd` and `n` are None where the source does not give them."""
 
-    top1: float
-    sd: float | None
-    n: int | None
-    name: str
-    source: str
-    note: str
+    WHAT: ClassVar[str] = "a published number"
+    top1: Percent
+    sd: Amount | None = None
+    n: Positive | None
+    name: Text
+    source: Text
+    note: Text = ""
+
+
+class _Entry(Published, frozen=True, kw_only=True):
+    """A number and what it was published for."""
+
+    protocols: list[Name]
+    dataset: Name
+    sample_rate: float
+    teacher: Name
+    student: Name
+    method: Name
+    variant: Text = ""
+
+
+class _File(Struct):
+    WHAT: ClassVar[str] = "a file of published numbers"
+    entries: list[dict[str, Any]]
 
 
 Index = dict[tuple[str, str, float, str, str, str], Published]
@@ -37,34 +54,25 @@ def load(folder: Path | None = None) -> Index:
     index: Index = {}
     for path in sorted((folder or HERE).glob("*.json")):
         data = read_json(path) or {}
-        try:
-            for entry in data["entries"]:
-                whole = {**data, **entry}
-                number = Published(float(entry["top1"]), whole.get("sd"), whole["n"], data["name"], data["source"], data.get("note", ""))
-                for protocol in data["protocols"]:
-                    row = _row(whole["method"], whole.get("variant", ""))
-                    index.setdefault((protocol, whole["dataset"], whole["sample_rate"], whole["teacher"], whole["student"], row), number)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path}: not a file of published numbers ({type(error).__name__}: {error})") from error
+        for number, entry in enumerate(typed(path, data, _File).entries, 1):
+            e = typed(f"{path}, entry {number}", data | entry, _Entry)
+            for protocol in e.protocols:
+                index.setdefault((protocol, e.dataset, e.sample_rate, e.teacher, e.student, _row(e.method, e.variant)), e)
     return index
 
 
-def is_comparable(protocol: dict[str, Any]) -> bool:
+def is_comparable(protocol: Protocol) -> bool:
     """Whether numbers under this protocol may stand beside published ones: the declared protocol itself, at any sample rate."""
-    declared = PROTOCOLS.get(protocol.get("name", ""))
-    if declared is None:
-        return False
-    same = declared.sampled(protocol.get("sample_rate", 1.0))
-    facts = {**dataclasses.asdict(same), "milestones": list(same.milestones)}
-    return all(protocol.get(key, value) == value for key, value in facts.items())
+    declared = PROTOCOLS.get(protocol.name)
+    return declared is not None and protocol == declared.sampled(protocol.sample_rate)
 
 
 def _row(method: str, variant: str) -> str:
     return f"{method} [{variant}]" if variant else method
 
 
-def look_up(index: Index, protocol: dict[str, Any], teacher: str | None, student: str, method: str, variant: str = "") -> Published | None:
+def look_up(index: Index, protocol: Protocol, teacher: str | None, student: str, method: str, variant: str = "") -> Published | None:
     """The published number for a cell, or None: none published, or the protocol is not the one it was published for."""
     if teacher is None or not is_comparable(protocol):
         return None
-    return index.get((protocol["name"], protocol["dataset"], protocol.get("sample_rate", 1.0), teacher, student, _row(method, variant)))
+    return index.get((protocol.name, protocol.dataset, protocol.sample_rate, teacher, student, _row(method, variant)))

@@ -166,11 +166,11 @@ def csv_text(sets: list[ResultSet]) -> str:
                     judged = versus.cells.get((i, j)) if versus else None
                     k = kd.cells.get((i, j)) if kd else None
                     to_kd = [k.difference.mean, k.difference.half, k.holm] if k else [None] * 3
-                    best = [cell.runs[seed].record["best_top1"] for seed in cell.values]
+                    best = [cell.runs[seed].record.best_top1 for seed in cell.values]
                     cost = sheet.get(*pair.key, row.method) if sheet else None
                     ratio = sheet.relative(*pair.key, row.method) if sheet else None
                     total = total_seconds(sheet, pair.key, row.method, table) if sheet else None
-                    fields = [results.name, table.protocol.get("name"), table.trial, table.precision, pair.teacher, pair.student]
+                    fields = [results.name, table.protocol.name, table.trial, table.precision, pair.teacher, pair.student]
                     fields += [row.method, row.title, row.variant, len(cell.values), len(cell.values) + len(cell.others)]
                     fields += [s and s.mean, s and s.sd, sum(best) / len(best) if best else None, cell.note, table.baseline]
                     fields += [d and d.mean, d and d.half, d and d.n, judged and judged.holm, *to_kd]

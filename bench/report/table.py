@@ -8,11 +8,13 @@ from typing import Any
 
 from bench.errors import StoreError, unknown
 from bench.plan.identity import canonical
-from bench.report import cost_sheets, published, statistics
+from bench.plan.protocols import Protocol
+from bench.report import cost_sheets, planned, published, statistics
+from bench.report.planned import Planned, label
 from bench.report.published import Published
 from bench.report.statistics import Difference, Summary, Verdict
-from bench.store.files import read_json
-from bench.store.runs import Problem, RunView, scan
+from bench.store.files import Problem, folders
+from bench.store.runs import RunView, scan
 
 ORDER = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
 PAIRS = (
@@ -89,7 +91,7 @@ class Row:
 class Table:
     """One table: everything in it was made under one protocol and one precision."""
 
-    protocol: dict[str, Any]
+    protocol: Protocol
     precision: str
     baseline: str
     seeds: list[int]
@@ -102,7 +104,7 @@ class Table:
 
     @property
     def trial(self) -> str:
-        return str(self.protocol.get("trial") or "")
+        return self.protocol.trial
 
 
 @dataclass
@@ -144,13 +146,13 @@ def _variants(runs: list[RunView], planned: set[str], own: dict[str, Any]) -> tu
     """
     groups: dict[tuple[int, str], list[RunView]] = defaultdict(list)
     for run in runs:
-        groups[run.identity["method_version"], canonical(run.identity["hyper"])].append(run)
+        groups[run.known.method_version, canonical(run.known.hyper)].append(run)
 
     def rank(key: tuple[int, str]) -> tuple[Any, ...]:
         return (any(r.id in planned for r in groups[key]), key[0], len(groups[key]), key[1])
 
     version = max(groups, key=rank)[0]
-    hypers = {key: members[0].identity["hyper"] for key, members in groups.items()}
+    hypers = {key: members[0].known.hyper for key, members in groups.items()}
     main = max((k for k in groups if k[0] == version), key=lambda k: (all(hypers[k].get(name) == v for name, v in own.items()), *rank(k)))
     base = hypers[main] | own
     labels, out = {}, {}
@@ -160,29 +162,16 @@ def _variants(runs: list[RunView], planned: set[str], own: dict[str, Any]) -> tu
                 out[run.id] = f"version {key[0]} of {run.method}; the table shows version {version}"
             else:
                 hyper = hypers[key]
-                labels[run.id] = _label({k: hyper.get(k) for k in base.keys() | hyper.keys() if hyper.get(k) != base.get(k)})
+                labels[run.id] = label({k: hyper.get(k) for k in base.keys() | hyper.keys() if hyper.get(k) != base.get(k)})
     return labels, out
-
-
-def _label(changed: dict[str, Any]) -> str:
-    """A variant's name from the settings in which it differs."""
-    return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
-
-
-def _planned_changes(plan: dict[str, Any], pair: Pair, method: str) -> tuple[dict[str, Any], str]:
-    """Of the planned row of a method: the settings that it changes, as the method's own row has them, and its label (empty: its own row)."""
-    cells = plan.get("cells", {})
-    cell = next((cells[key] for seed in plan.get("seeds", ()) if (key := (*pair.key, method, seed)) in cells), {})
-    changed = cell.get("changed") or {}
-    return {name: own for name, (own, _) in changed.items()}, _label({name: here for name, (_, here) in changed.items()})
 
 
 def _mixed(runs: list[RunView], pair: Pair) -> str:
     """Why the done runs of a pair do not belong together, or an empty string."""
-    teachers = sorted({str(r.identity.get("teacher_hash")) for r in runs if r.teacher})
+    teachers = sorted({str(r.known.teacher_hash) for r in runs if r.teacher})
     if len(teachers) > 1:
         return f"mixes {len(teachers)} teachers ({', '.join(t[:12] for t in teachers)}); keep the runs of one"
-    data = sorted({r.identity["data_hash"] for r in runs})
+    data = sorted({r.known.data_hash for r in runs})
     return f"mixes {len(data)} data sets ({', '.join(d[:12] for d in data)}); keep the runs of one" if len(data) > 1 else ""
 
 
@@ -190,69 +179,45 @@ def _facts(runs: list[RunView]) -> dict[str, list[str]]:
     """What the done runs were made with: field -> the values met, e.g. device -> [H200]."""
     found: dict[str, set[str]] = defaultdict(set)
     for record in (r.record for r in runs if r.record):
-        device, versions = record.get("device"), record.get("versions")
-        if isinstance(device, dict):
-            found["device"].add(str(device.get("name") or device.get("type")))
-        for key in ("torch", "suite", "python") if isinstance(versions, dict) else ():
-            if versions.get(key):
-                found[key].add(str(versions[key]))
-        found["engine"].add(str(record.get("engine")))
-        found["deterministic"].add(str(bool(record.get("deterministic"))).lower())
+        facts = {"device": record.device.name, "torch": record.versions.torch, "python": record.versions.python, "engine": record.engine}
+        for key, value in {**facts, "deterministic": str(record.deterministic).lower()}.items():
+            found[key].add(value)
     return {key: sorted(values) for key, values in found.items()}
 
 
 def _warnings(runs: list[RunView]) -> list[str]:
     done = [(r, r.record) for r in runs if r.record]
     warnings = []
-    commits = Counter(str(record.get("commit")) for _, record in done)
+    commits = Counter(str(record.commit) for _, record in done)
     if len(commits) > 1:
         warnings.append("runs of different commits: " + ", ".join(f"{c[:16]} ({n} run{'s' * (n > 1)})" for c, n in commits.most_common()))
-    moved = [(run.id, record["changes"]) for run, record in done if isinstance(record.get("changes"), list) and record["changes"]]
+    moved = [(run.id, record.changes) for run, record in done if record.changes]
     if moved:
-        what = "; ".join(str(change) for change in moved[0][1])[:200]
+        what = "; ".join(moved[0][1])[:200]
         others = f", and {len(moved) - 1} more" if len(moved) > 1 else ""
         warnings.append(f"went on under other conditions than before, so that last bits may differ: {moved[0][0]} ({what}){others}")
     sources: dict[str, set[str]] = defaultdict(set)
     for run, record in done:
-        sources[run.method].update({str(record.get("method_source")), run.method_source})
+        sources[run.method].update({record.method_source, run.method_source})
     for method in sorted(m for m, met in sources.items() if len(met) > 1):
         warnings.append(f"the source of {method} changed between its done runs: --redo them or give the method a new version")
     return warnings
 
 
-def _plan(folder: Path) -> dict[str, Any]:
-    """plan.json, {} where there is none. Raises StoreError."""
-    plan = read_json(folder / "plan.json")
-    if plan is None:
-        return {}
-    try:
-        cells = {(c["teacher"], c["student"], c["method"], c["seed"]): c for c in plan["cells"]}
-        pairs = [(p["teacher"], p["student"]) for p in plan["pairs"]]
-        rows = {r["method"]: str(r["title"]) for r in plan["rows"]}
-        if not isinstance(plan["protocol"], dict) or not all(isinstance(s, int) for s in plan["seeds"]):
-            raise TypeError("protocol or seeds")
-        return {"key": (canonical(plan["protocol"]), plan["precision"]), "protocol": plan["protocol"], "precision": plan["precision"],
-                "seeds": sorted(plan["seeds"]), "cells": cells, "pairs": pairs, "rows": rows}  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{folder / 'plan.json'}: not a plan ({type(error).__name__}: {error})") from error
-
-
 def build_table(
-    runs: list[RunView], plan: dict[str, Any], sheets: list[cost_sheets.Sheet], index: published.Index, baseline: str, broken: set[str]
+    runs: list[RunView], plan: Planned, sheets: list[cost_sheets.Sheet], index: published.Index, baseline: str, broken: set[str]
 ) -> Table:
-    """A table from runs of one protocol and precision. `plan` may be {}; `broken`: ids of runs whose files cannot be trusted."""
-    protocol, precision = (runs[0].protocol, runs[0].precision) if runs else (plan["protocol"], plan["precision"])
-    planned = {c["run"] for c in plan.get("cells", {}).values() if c["run"]}
+    """A table from runs of one protocol and precision. `plan` may be empty; `broken`: ids of runs whose files cannot be trusted."""
+    protocol, precision = (runs[0].protocol, runs[0].precision) if runs else (plan.protocol, plan.precision)
     excluded: list[Problem] = []
-    untrained = {
-        r.id: "its teacher is not trained" for r in runs if r.record and r.teacher and not (r.record.get("teacher") or {}).get("trained", False)
-    }
+    trained = {r.id for r in runs if r.record and r.record.teacher and r.record.teacher.trained}
+    untrained = {r.id: "its teacher is not trained" for r in runs if r.record and r.teacher and r.id not in trained}
     usable = _without(runs, untrained, excluded)
-    taken = {r.student for r in runs if r.teacher} | {s for _, s in plan.get("pairs", ())}
+    taken = {r.student for r in runs if r.teacher} | {s for _, s in plan.pairs}
     keys = {(r.teacher, r.student) for r in runs if r.teacher or r.student not in taken}
-    keys = [*plan.get("pairs", ()), *sorted(keys - set(plan.get("pairs", ())), key=lambda k: _place(k, PAIRS))]
+    keys = [*plan.pairs, *sorted(keys - set(plan.pairs), key=lambda k: _place(k, PAIRS))]
     pairs = [Pair(t, s, published=published.look_up(index, protocol, t, s, "teacher")) for t, s in keys]
-    titles = dict(plan.get("rows", {}))
+    titles = dict(plan.titles)
     for run in usable:
         titles.setdefault(run.method, run.title)
     found: dict[tuple[str, str], dict[tuple[str | None, str], list[RunView]]] = defaultdict(lambda: defaultdict(list))
@@ -263,7 +228,7 @@ def build_table(
         for run in members:
             by_method[run.method].append(run)
         for method, several in by_method.items():
-            labels, left = _variants(several, planned, _planned_changes(plan, pair, method)[0])
+            labels, left = _variants(several, plan.runs, plan.changes(pair.key, method)[0])
             out |= left
             for run in several:
                 if run.id in labels:
@@ -271,14 +236,13 @@ def build_table(
         pair.error = _mixed([r for r in members if r.record and r.id not in out], pair)
         if pair.error:
             excluded.append(Problem(pair.title, pair.error))
-        tops = [r.record["teacher"].get("test_top1") for r in members if r.record and r.teacher and r.id not in out]
-        pair.top1 = next((float(t) for t in tops if isinstance(t, int | float)), None)
+        pair.top1 = next((r.record.teacher.test_top1 for r in members if r.record and r.teacher and r.id not in out), None)
     for method in titles:
-        for label in {_planned_changes(plan, pair, method)[1] for pair in pairs} or {""}:
-            found[method, label]  # a planned row stands even where nothing has run
+        for variant in {plan.changes(pair.key, method)[1] for pair in pairs} or {""}:
+            found[method, variant]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
-    seeds = plan.get("seeds") or sorted({r.seed for r in runs})
-    order = [*plan.get("rows", ()), *ORDER]
+    seeds = list(plan.seeds) or sorted({r.seed for r in runs})
+    order = [*plan.titles, *ORDER]
     rows = []
     for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), k[1])):
         cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken | out.keys()) for p in pairs]
@@ -290,31 +254,31 @@ def build_table(
     _compare(rows, pairs, baseline)
     counted = [r for r in usable if r.id not in out]
     facts = _facts(counted)
-    sheet = cost_sheets.choose(sheets, precision, protocol.get("batch", 0), keys, list(titles), set(facts.get("device", ())))
+    sheet = cost_sheets.choose(sheets, precision, protocol.batch, keys, list(titles), set(facts.get("device", ())))
     for row in rows if sheet else ():
         _add_costs(row, pairs, sheet)
     return Table(protocol, precision, baseline, seeds, pairs, rows, facts, sheet, excluded, _warnings(counted))
 
 
 def _cell(
-    runs: list[RunView], pair: Pair, method: str, variant: str, seeds: list[int], plan: dict[str, Any], left_out: set[str]
+    runs: list[RunView], pair: Pair, method: str, variant: str, seeds: list[int], plan: Planned, left_out: set[str]
 ) -> Cell:
     cell = Cell()
     by_seed = {run.seed: run for run in sorted(runs, key=lambda r: r.record is not None)}
-    for seed in sorted(set(seeds) | set(by_seed)) if variant == _planned_changes(plan, pair, method)[1] else sorted(by_seed):
+    for seed in sorted(set(seeds) | set(by_seed)) if variant == plan.changes(pair.key, method)[1] else sorted(by_seed):
         run = by_seed.get(seed)
-        asked = plan.get("cells", {}).get((pair.teacher, pair.student, method, seed), {})
+        asked = plan.cell(pair.key, method, seed)
         if run is not None:
             cell.runs[seed] = run
             if run.record is not None and not pair.error:
-                cell.values[seed] = float(run.record["test_top1"])
+                cell.values[seed] = run.record.test_top1
             else:
                 cell.others[seed] = "excluded" if run.record is not None else run.status
                 cell.reasons[seed] = pair.error or run.reason
-        elif asked.get("run") in left_out:
+        elif asked and asked.run in left_out:
             cell.others[seed] = "excluded"
-        elif asked.get("skipped"):
-            cell.others[seed], cell.reasons[seed] = "skipped", str(asked["skipped"])
+        elif asked and asked.skipped:
+            cell.others[seed], cell.reasons[seed] = "skipped", asked.skipped
         else:
             cell.others[seed] = "missing"
     cell.summary = statistics.summarise(list(cell.values.values())) if cell.values else None
@@ -357,32 +321,35 @@ def build_set(title: str, folder: Path, index: published.Index, baseline: str = 
     runs, problems = scan(folder)
     sheets, more = cost_sheets.load(folder)
     problems += more
-    plan: dict[str, Any] = {}
+    plan = Planned()
     try:
-        plan = _plan(folder)
+        plan = planned.read(folder)
     except StoreError as error:
         problems.append(Problem("plan.json", str(error)))
     groups: dict[tuple[str, str], list[RunView]] = defaultdict(list)
-    planned = {cell["run"] for cell in plan.get("cells", {}).values()}
     for run in runs:
-        if run.title != "Teacher" or run.id in planned:  # a teacher's own training is no row: it is the context of its students'
-            groups[canonical(run.protocol), run.precision].append(run)
-    if plan and plan["key"] not in groups:
-        groups[plan["key"]] = []
+        if run.title != "Teacher" or run.id in plan.runs:  # a teacher's own training is no row: it is the context of its students'
+            groups[run.table].append(run)
+    if plan.table:
+        groups.setdefault(plan.table, [])
     broken = {p.where for p in problems}
-    keys = sorted(groups, key=lambda k: (k != plan.get("key"), bool(groups[k] and groups[k][0].protocol.get("trial")), k))
-    tables = [build_table(groups[key], plan if key == plan.get("key") else {}, sheets, index, baseline, broken) for key in keys]
+    keys = sorted(groups, key=lambda k: (k != plan.table, bool(groups[k] and groups[k][0].protocol.trial), k))
+    tables = [build_table(groups[key], plan if key == plan.table else Planned(), sheets, index, baseline, broken) for key in keys]
     return ResultSet(title, folder, tables, sheets, problems)
 
 
 def build(results: Path, baseline: str = "student") -> list[ResultSet]:
     """Own runs first (their tables may be none), then each evidence set by name. Raises UsageError for a baseline that is in no table, StoreError."""
     own_published = results / "published"
-    index = published.load(own_published if own_published.is_dir() else None)
+    unread: list[Problem] = []
+    try:
+        index = published.load(own_published if own_published.is_dir() else None)
+    except StoreError as error:
+        index, unread = {}, [Problem("published", f"{error}; no published number stands beside ours")]
+    names, problems = folders(results, "evidence")
     sets = [build_set(OWN, results, index, baseline)]
-    evidence = results / "evidence"
-    for folder in sorted(p for p in evidence.iterdir() if p.is_dir() and not p.name.startswith(".")) if evidence.is_dir() else ():
-        sets.append(build_set(f"evidence/{folder.name}", folder, index, baseline))
+    sets[0].problems += unread + problems
+    sets += [build_set(f"evidence/{name}", results / "evidence" / name, index, baseline) for name in names]
     methods = {row.method for s in sets for table in s.tables for row in table.rows}
     if methods and baseline not in methods and baseline != "student":
         raise unknown("--baseline row", baseline, sorted(methods))

@@ -9,6 +9,7 @@ from bench.errors import StoreError, UsageError
 from bench.options import ResultsOption
 from bench.store.rows import read_rows
 from bench.store.runs import scan
+from bench.text import say
 
 SCALARS = ("lr", "loss", "train_top1", "test_top1", "test_top5", "test_loss")
 MARK = ".kd-bench-events"
@@ -34,7 +35,7 @@ def tensorboard(results: Path, out: Path) -> int:
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError("event files need the package tensorboard; pip install tensorboard")
-    runs, problems = scan(results, verify_rows=False)
+    runs, problems = scan(results)
     if not runs:
         raise UsageError(f"no runs below {results}/runs; choose another --results folder")
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
@@ -46,21 +47,21 @@ def tensorboard(results: Path, out: Path) -> int:
     (out / MARK).touch()
     written = 0
     for problem in problems:
-        print(f"left out: {problem.where}: {problem.reason}")
+        say(f"left out: {problem.where}: {problem.reason}")
     for run in runs:
         try:
             rows = read_rows(run.folder / "epochs.jsonl", run.id).rows
         except StoreError as error:
-            print(f"left out: {error}")
+            say(f"left out: {error}")
             continue
         if not rows:
             continue
         with SummaryWriter(str(out / run.id)) as writer:
             for row in rows:
                 for name in SCALARS:
-                    writer.add_scalar(name, row[name], row["epoch"])
-                for name, value in row["losses"].items():
-                    writer.add_scalar(f"losses/{name}", value, row["epoch"])
+                    writer.add_scalar(name, getattr(row, name), row.epoch)
+                for name, value in row.losses.items():
+                    writer.add_scalar(f"losses/{name}", value, row.epoch)
         written += 1
     print(f"{written} runs in {out}; look at them with: tensorboard --logdir {out}")
     return 0

@@ -4,19 +4,30 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
 
 from bench.errors import StoreError
-from bench.plan.identity import canonical
+from bench.plan.identity import FORMAT, canonical
+
+LIMIT = 16 << 20
+"""Bytes that a file of records may have: a hundred times what the largest plan takes."""
+DEPTH = 32
+"""How deep a file may be nested; ours are six deep."""
+T = TypeVar("T")
 
 
-def _reject(literal: str) -> float:
-    raise ValueError(f"{literal} is not a number here")
+@dataclass(frozen=True)
+class Problem:
+    """A file (or run) that is left out, and why. `where`: the run id or the path below the results folder."""
 
-
-_decode = json.JSONDecoder(parse_constant=_reject).decode  # NaN and Infinity are no JSON
+    where: str
+    reason: str
 
 
 def sync_folder(folder: Path) -> None:
@@ -57,15 +68,73 @@ def write_json(path: Path, value: Any, durable: bool = True) -> bytes:
     return data
 
 
-def parse(path: Path, data: bytes) -> dict[str, Any]:
+def open_regular(path: Path, limit: int = LIMIT) -> BinaryIO:
+    """`path` opened for reading: a regular file, or a link to one. Never waits, whatever stands there.
+
+    Raises FileNotFoundError, and StoreError for a folder, pipe, device or looping link, for more than `limit` bytes, and where it cannot be read.
+    """
     try:
-        value = _decode(data.decode())
-    except ValueError as error:
-        raise StoreError(f"{path}: not JSON ({error})") from error
-    except RecursionError as error:
-        raise StoreError(f"{path}: nested too deep") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{path}: not a JSON object")
+        found = os.stat(path)  # before it is opened: a device may act on that
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{path}: is no regular file")
+        if found.st_size > limit:
+            raise StoreError(f"{path}: {found.st_size:,} bytes, more than the {limit:,} that are read")
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise StoreError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """The content of a file. Raises as `open_regular`."""
+    with open_regular(path, limit) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    if data is None or len(data) > limit:
+        raise StoreError(f"{path}: no file that ends within {limit:,} bytes")
+    return data
+
+
+def folders(results: Path, part: str) -> tuple[list[str], list[Problem]]:
+    """The folders in `results`/`part` by name, hidden ones left out; none where it does not exist. What cannot be looked at is a problem."""
+    try:
+        with os.scandir(results / part) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and os.path.isdir(e.path)), []
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        return [], [Problem(part, f"cannot be read ({error.strerror})")]
+
+
+def _deeper(value: Any, left: int = DEPTH) -> bool:
+    values = value.values() if isinstance(value, dict) else value
+    return not left or any(_deeper(v, left - 1) for v in values if isinstance(v, dict | list))
+
+
+def parse(where: Path | str, data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`. Raises StoreError, naming `where`."""
+    try:
+        value = msgspec.json.decode(data)  # refuses NaN, numbers out of range, lone surrogates
+        if not isinstance(value, dict):
+            raise StoreError(f"{where}: not a JSON object")
+        if not _deeper(value):
+            return value
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise StoreError(f"{where}: not JSON ({error})") from error
+    except RecursionError:
+        pass
+    raise StoreError(f"{where}: nested too deep")
+
+
+def checked(where: Path | str, data: bytes, sealed: bool = True) -> dict[str, Any]:
+    """The JSON object in `data` without its checksum, which it must match. `sealed`: it must have one. Raises StoreError, naming `where`."""
+    value = parse(where, data)
+    if (sealed or "crc" in value) and not sound(value):
+        raise StoreError(f"{where}: does not match its checksum")
+    value.pop("crc", None)
     return value
 
 
@@ -73,16 +142,25 @@ def read_json(path: Path, sealed: bool = False) -> dict[str, Any] | None:
     """The JSON object in `path`; None where there is no such file. Raises StoreError for anything else than a JSON object, and for one that does
     not match its checksum (`sealed`: or has none, as files from other hands do)."""
     try:
-        data = path.read_bytes()
+        return checked(path, read_bytes(path), sealed)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-    value = parse(path, data)
-    if (sealed or "crc" in value) and not sound(value):
-        raise StoreError(f"{path}: does not match its checksum")
-    value.pop("crc", None)
-    return value
+
+
+def typed(where: Path | str, value: dict[str, Any], kind: type[T]) -> T:
+    """`value` as a record of that kind; what the kind does not know is left out. Raises StoreError saying which field is wrong, and how."""
+    if "format" in kind.__struct_fields__ and value.get("format") != FORMAT:
+        raise StoreError(f"{where}: format {value.get('format')!r}, this version reads {FORMAT}")
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
+        raise StoreError(f"{where}: not {kind.WHAT} ({error})") from error
+
+
+def read(path: Path, kind: type[T], sealed: bool = False) -> T | None:
+    """The record in `path`; None where there is no such file. Raises StoreError."""
+    value = read_json(path, sealed)
+    return None if value is None else typed(path, value, kind)
 
 
 def sound(value: dict[str, Any]) -> bool:
@@ -99,13 +177,12 @@ def crc(row: dict[str, Any]) -> str:
 def mend_torn_tail(path: Path) -> int:
     """Cut an unfinished last line (a write that was interrupted) and return how many bytes went. 0 where there is no file or nothing torn."""
     try:
-        file = open(path, "r+b")
+        data = read_bytes(path)
     except FileNotFoundError:
         return 0
-    with file:
-        data = file.read()
-        keep = data.rfind(b"\n") + 1
-        if keep < len(data):
+    keep = data.rfind(b"\n") + 1
+    if keep < len(data):
+        with open(path, "r+b") as file:
             file.truncate(keep)
             os.fsync(file.fileno())
     return len(data) - keep
@@ -113,7 +190,6 @@ def mend_torn_tail(path: Path) -> int:
 
 def sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: missing") from error

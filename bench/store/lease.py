@@ -19,6 +19,7 @@ from pathlib import Path
 import filelock
 
 from bench.errors import StoreError
+from bench.store.files import parse, read_bytes
 
 NAME = "lease.json"
 BEAT_SECONDS = 15.0
@@ -122,15 +123,14 @@ class Lease:
 
     def _read(self) -> dict | None:
         """The lease that stands there; None: none; empty: one that cannot be read, which nobody holds. Raises StoreError."""
-        if self.path.exists() and not self.path.is_file():
-            raise StoreError(f"{self.path} is not a file; remove it")
         try:
-            content = json.loads(self.path.read_bytes()[:4096])
+            content = read_bytes(self.path)
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError):
+        try:
+            return parse(self.path, content)
+        except StoreError:
             return {}
-        return content if isinstance(content, dict) else {}
 
     def _attempt(self) -> dict | bool:
         """True: taken. False: a live process holds it. A lease: whether its holder lives cannot be seen from here."""

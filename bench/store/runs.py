@@ -6,15 +6,18 @@ write each. Files and rows carry a CRC-32. The final record is written last, onc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import FORMAT, canonical, digest
-from bench.store.files import read_json, sha256, sync_folder, write_json
-from bench.store.rows import _number, read_rows
+from bench.plan.protocols import Protocol
+from bench.store.files import Problem, folders, read, read_json, sha256, sync_folder, typed, write_json
+from bench.store.records import Config, Identity, Record, Status, known_protocol
+from bench.store.rows import curve, read_rows
 
-STATUSES = ("planned", "running", "done", "diverged", "failed", "interrupted", "skipped")
+STATUSES: tuple[str, ...] = get_args(get_type_hints(Status)["status"])
 """The closed list of what a run can be."""
 
 
@@ -57,28 +60,21 @@ def write_status(folder: Path, status: str, **fields: Any) -> None:
     write_json(folder / "status.json", {"format": FORMAT, "run": folder.name, "status": status, **fields}, durable=False)
 
 
-def read_status(folder: Path) -> dict[str, Any] | None:
+def read_status(folder: Path) -> Status | None:
     """status.json, or None where there is none. Raises StoreError for a file that is no status."""
-    status = read_json(folder / "status.json")
-    if status is not None and status.get("status") not in STATUSES:
-        raise StoreError(f"{folder / 'status.json'}: status {status.get('status')!r} is not known")
-    return status
+    return read(folder / "status.json", Status)
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def write_record(folder: Path, record: dict[str, Any]) -> Record:
     """Write the final record, last and once; adds format, run, status, and the SHA-256 of config.json and epochs.jsonl. Returns what was written.
 
-    Raises StoreError where a record stands already, the rows are not whole, or the record's epoch and test top-1 are not those of the last row.
+    A damaged record is replaced. Raises StoreError where a sound one stands, the rows are not whole, or the record is not theirs.
     """
-    if (folder / "record.json").exists():
+    if is_done(folder):
         raise StoreError(f"{folder / 'record.json'}: already written")
     rows = read_rows(folder / "epochs.jsonl", folder.name)
     if rows.torn or not rows.rows:
         raise StoreError(f"{folder / 'epochs.jsonl'}: {'torn' if rows.torn else 'no rows'}: no record can be written")
-    last = rows.rows[-1]
-    if (record.get("epochs"), record.get("test_top1")) != (last["epoch"], last["test_top1"]):
-        ours, rows_say = f"{record.get('test_top1')} after epoch {record.get('epochs')}", f"{last['test_top1']} after {last['epoch']}"
-        raise StoreError(f"{folder}: the record says {ours}, the rows {rows_say}")
     whole = {
         **record,
         "format": FORMAT,
@@ -87,46 +83,70 @@ def write_record(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "config_sha256": sha256(folder / "config.json"),
         "rows_sha256": sha256(folder / "epochs.jsonl"),
     }
+    made = typed(folder / "record.json", whole, Record)
+    curve(folder / "epochs.jsonl", folder.name, made)
     write_json(folder / "record.json", whole)
-    return whole
+    return made
 
 
-def read_record(folder: Path, verify_rows: bool = True) -> dict[str, Any] | None:
-    """The final record, checked: it names this run, its numbers are percents, and config.json and epochs.jsonl are those it was written with.
+def read_record(folder: Path) -> Record | None:
+    """As `read_finished`, the record alone."""
+    found = read_finished(folder)
+    return found and found[0]
+
+
+def read_finished(folder: Path) -> tuple[Record, list[float]] | None:
+    """The final record and test top-1 by epoch, checked: it names this run, and config.json and epochs.jsonl are those it was written with
+    and say the same.
 
     None where there is none (the run is not done). Raises StoreError naming the file (and line) at fault.
     """
-    if (record := read_json(where := folder / "record.json", sealed=True)) is None:
+    where = folder / "record.json"
+    if (record := read(where, Record, sealed=True)) is None:
         return None
-    if record.get("format") != FORMAT:
-        raise StoreError(f"{where}: format {record.get('format')!r}, this version reads {FORMAT}")
-    if record.get("run") != folder.name or record.get("status") != "done":
-        raise StoreError(f"{where}: is not the record of a finished run {folder.name}")
-    for key in ("test_top1", "best_top1"):
-        if not _number(record.get(key)) or not 0 <= record[key] <= 100:
-            raise StoreError(f"{where}: {key} {record.get(key)!r} is not a percentage")
-    if not isinstance(record.get("teacher"), dict | None):
-        raise StoreError(f"{where}: teacher is neither an object nor null")
-    if sha256(folder / "config.json") != record.get("config_sha256"):
+    if record.run != folder.name:
+        raise StoreError(f"{where}: is not the record of {folder.name}")
+    if sha256(folder / "config.json") != record.config_sha256:
         raise StoreError(f"{folder / 'config.json'}: changed after the record was written")
-    if verify_rows and sha256(folder / "epochs.jsonl") != record.get("rows_sha256"):
-        read_rows(folder / "epochs.jsonl", folder.name)  # names the line, if it is one
-        raise StoreError(f"{folder / 'epochs.jsonl'}: changed after the record was written")
-    return record
+    return record, curve(folder / "epochs.jsonl", folder.name, record)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run in `folder` is finished: its record is there and sound. An empty or damaged one is none."""
+    files = (folder / "record.json", folder / "config.json", folder / "epochs.jsonl")
+    try:
+        return _sound(folder, tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in map(os.stat, files)))
+    except (OSError, ValueError):  # a name with a null byte is no run's
+        return False
+
+
+@lru_cache(10_000)
+def _sound(folder: Path, stamps: tuple[tuple[int, ...], ...]) -> bool:
+    """`stamps`: of the three files, so that they are read again where one was replaced."""
+    try:
+        return read_run(folder).record is not None
+    except StoreError:
+        return False
 
 
 @dataclass(slots=True)
 class RunView:
-    """What a reader needs of one run folder. `status` is from the closed list; `record` is there for `done` only."""
+    """What a reader needs of one run folder. `status` is from the closed list; `record` and `curve` (test top-1 by epoch) are there for `done` only.
+
+    `identity` is the object that the folder is named by, with whatever a newer version put there; `known` is what this one knows of it.
+    """
 
     folder: Path
     identity: dict[str, Any]
+    known: Identity
+    protocol: Protocol
     title: str
     method_source: str
     status: str
     reason: str = ""
     epoch: int | None = None
-    record: dict[str, Any] | None = field(default=None, repr=False)
+    record: Record | None = field(default=None, repr=False)
+    curve: list[float] = field(default_factory=list, repr=False)
 
     @property
     def id(self) -> str:
@@ -134,79 +154,61 @@ class RunView:
 
     @property
     def teacher(self) -> str | None:
-        return self.identity.get("teacher")
+        return self.known.teacher
 
     @property
     def student(self) -> str:
-        return self.identity["student"]
+        return self.known.student
 
     @property
     def method(self) -> str:
-        return self.identity["method"]
+        return self.known.method
 
     @property
     def seed(self) -> int:
-        return self.identity["seed"]
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        return self.identity["protocol"]
+        return self.known.seed
 
     @property
     def precision(self) -> str:
-        return self.identity["precision"]
+        return self.known.precision
+
+    @property
+    def table(self) -> tuple[str, str]:
+        """What runs of one table have in common: the whole protocol, and the precision."""
+        return canonical(self.identity["protocol"]), self.precision
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A run (or other file) that is left out, and why. `where`: the run id or the path below the results folder."""
-
-    where: str
-    reason: str
-
-
-_FIELDS = {"student": str, "method": str, "seed": int, "protocol": dict, "precision": str, "data_hash": str, "method_version": int, "hyper": dict}
-
-
-def read_run(folder: Path, verify_rows: bool = True) -> RunView:
+def read_run(folder: Path) -> RunView:
     """One run folder. Raises StoreError for one that cannot be trusted."""
-    config = read_json(folder / "config.json")
-    if config is None:
-        raise StoreError(f"{folder / 'config.json'}: missing")
-    identity = config.get("identity")
-    if not isinstance(identity, dict) or any(not isinstance(identity.get(key), kind) for key, kind in _FIELDS.items()):
-        raise StoreError(f"{folder / 'config.json'}: not the configuration of a run")
-    if config.get("format") != FORMAT:
-        raise StoreError(f"{folder / 'config.json'}: format {config.get('format')!r}, this version reads {FORMAT}")
-    name = "-".join(p for p in (identity.get("teacher"), identity["student"], identity["method"], f"s{identity['seed']}", digest(identity)) if p)
+    where = folder / "config.json"
+    if (raw := read_json(where)) is None:
+        raise StoreError(f"{where}: missing")
+    config = typed(where, raw, Config)
+    identity, known = raw["identity"], config.identity
+    name = "-".join(p for p in (known.teacher, known.student, known.method, f"s{known.seed}", digest(identity)) if p)
     if folder.name != name:
-        raise StoreError(f"{folder / 'config.json'}: belongs to a run {name}, not to this folder")
-    record = read_record(folder, verify_rows)
-    view = RunView(folder, identity, str(config.get("title") or identity["method"]), str(config.get("method_source", "")), "planned", record=record)
-    if record is not None:
-        if record.get("epochs") != identity["protocol"].get("epochs"):
-            raise StoreError(f"{folder / 'record.json'}: {record.get('epochs')} epochs, the protocol has {identity['protocol'].get('epochs')}")
-        view.status, view.epoch = "done", record["epochs"]
-        return view
-    if (status := read_status(folder)) is not None:
-        if status["status"] == "done":
+        raise StoreError(f"{where}: belongs to a run {name}, not to this folder")
+    protocol = known_protocol(identity["protocol"], known.protocol)
+    view = RunView(folder, identity, known, protocol, config.title or known.method, config.method_source, "planned")
+    if (found := read_finished(folder)) is not None:
+        view.record, view.curve = found
+        if view.record.epochs != protocol.epochs:
+            raise StoreError(f"{folder / 'record.json'}: {view.record.epochs} epochs, the protocol has {protocol.epochs}")
+        view.status, view.epoch = "done", view.record.epochs
+    elif (status := read_status(folder)) is not None:
+        if status.status == "done":
             raise StoreError(f"{folder}: says done and has no record.json")
-        view.status, view.reason = status["status"], str(status.get("reason") or "")
-        view.epoch = status["epoch"] if isinstance(status.get("epoch"), int) else None
+        view.status, view.reason, view.epoch = status.status, status.reason or "", status.epoch
     return view
 
 
-def scan(results: Path, verify_rows: bool = True) -> tuple[list[RunView], list[Problem]]:
-    """All runs below `results`/runs by name, and those that cannot be trusted with the reason. No such folder reads as no runs. Raises OSError."""
+def scan(results: Path) -> tuple[list[RunView], list[Problem]]:
+    """All runs below `results`/runs by name, and those that cannot be trusted with the reason. No such folder reads as no runs."""
     views, problems = [], []
-    try:
-        with os.scandir(results / "runs") as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except FileNotFoundError:
-        return [], []
+    names, problem = folders(results, "runs")
     for name in names:
         try:
-            views.append(read_run(results / "runs" / name, verify_rows))
+            views.append(read_run(results / "runs" / name))
         except StoreError as error:
             problems.append(Problem(name, str(error).removeprefix(f"{results}{os.sep}")))
-    return views, problems
+    return views, problem + problems

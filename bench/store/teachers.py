@@ -5,46 +5,55 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import StoreError, UsageError
-from bench.store.files import read_json
-
-FORMAT = 1
+from bench.store.files import Problem, folders, read
+from bench.store.records import Teacher
 
 
 @dataclass(frozen=True)
 class TeacherFile:
     """A teacher in the results folder and what its record says."""
 
-    architecture: str
     folder: Path
-    record: dict[str, Any]
+    record: Teacher
+
+    @property
+    def architecture(self) -> str:
+        return self.record.architecture
 
     @property
     def hash(self) -> str:
-        return self.record["hash"]
+        return self.record.hash
 
     def facts(self) -> dict[str, Any]:
         """What enters the records of runs that used it."""
-        return {"architecture": self.architecture, "hash": self.hash, "test_top1": self.record["test_top1"], "trained": self.record["trained"]}
+        r = self.record
+        return {"architecture": r.architecture, "hash": r.hash, "test_top1": r.test_top1, "trained": r.trained}
 
 
 def folder(results: Path, dataset: str, architecture: str) -> Path:
     return results / "teachers" / f"{dataset}-{architecture}"
 
 
+def open_teacher(place: Path) -> TeacherFile | None:
+    """The teacher in a folder, or None where there is no record. Raises StoreError for one that is damaged or another folder's."""
+    record = read(place / "teacher.json", Teacher)
+    if record is None:
+        return None
+    if place.name != f"{record.dataset}-{record.architecture}":
+        raise StoreError(f"{place / 'teacher.json'}: is the record of a {record.architecture} for {record.dataset}")
+    return TeacherFile(place, record)
+
+
 def find(results: Path, dataset: str, architecture: str) -> TeacherFile | None:
     """The teacher of that architecture, or None where there is none. Raises UsageError for a damaged record."""
     place = folder(results, dataset, architecture)
-    if not (place / "teacher.json").exists():
-        return None
     try:
-        record = read_json(place / "teacher.json") or {}
-        complete = record["architecture"] == architecture and record["format"] == FORMAT
-        complete = complete and isinstance(record["hash"], str) and isinstance(record["test_top1"], float) and isinstance(record["trained"], bool)
-    except (StoreError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise UsageError(f"{place / 'teacher.json'} is damaged or of another version; remove {place} and train or import the teacher again")
-    return TeacherFile(architecture, place, record)
+        return open_teacher(place)
+    except StoreError as error:
+        raise UsageError(
+            f"{place / 'teacher.json'} is damaged or of another version ({str(error).partition(': ')[2]}); "
+            f"remove {place} and train or import the teacher again"
+        ) from None
 
 
 def require(results: Path, dataset: str, architecture: str) -> TeacherFile:
@@ -58,7 +67,14 @@ def require(results: Path, dataset: str, architecture: str) -> TeacherFile:
     return teacher
 
 
-def available(results: Path) -> list[TeacherFile]:
-    """All teachers of a results folder, by name."""
-    places = sorted(p.parent for p in (results / "teachers").glob("*/teacher.json"))
-    return [find(results, *place.name.rsplit("-", 1)) for place in places]
+def available(results: Path) -> tuple[list[TeacherFile], list[Problem]]:
+    """All teachers of a results folder, by name, and the folders that hold none that can be read."""
+    found, (names, problems) = [], folders(results, "teachers")
+    for name in names:
+        try:
+            if (teacher := open_teacher(results / "teachers" / name)) is None:
+                raise StoreError(f"{results / 'teachers' / name / 'teacher.json'}: missing; the teacher was never finished")
+            found.append(teacher)
+        except StoreError as error:
+            problems.append(Problem(f"teachers/{name}", str(error)))
+    return found, problems

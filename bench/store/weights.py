@@ -7,7 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.errors import StoreError, UsageError
+from bench.store.files import open_regular
+
+LIMIT = 4 << 30
+"""Bytes of a file of weights."""
 
 
 def state_hash(state: dict[str, Tensor]) -> str:
@@ -26,10 +30,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises UsageError where it is unreadable or holds something else.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # RepDistiller's files carry their options along
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path, LIMIT) as file, torch.serialization.safe_globals([argparse.Namespace]):  # RepDistiller's carry their options
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"teacher file {path} does not exist") from None
+    except StoreError as error:
+        raise UsageError(f"teacher file {error}; give another") from None
     except Exception as error:  # a stranger's bytes make torch.load raise many things
         first = str(error).split("\n")[0][:120]
         raise UsageError(f"teacher file {path} cannot be read as weights ({type(error).__name__}: {first}); fetch it again") from None

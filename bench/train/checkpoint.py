@@ -18,7 +18,9 @@ import torch
 
 from bench.errors import StoreError
 from bench.plan.identity import digest
-from bench.store.files import read_json, write_bytes, write_json
+from bench.store.files import read_bytes, read_json, typed, write_bytes, write_json
+from bench.store.records import Manifest
+from bench.store.weights import LIMIT
 
 FORMAT = 1
 WRITERS = 4
@@ -126,10 +128,11 @@ def serialise(state: Mapping[str, Any]) -> bytes:
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest, or None where it is absent or damaged (a generation that cannot be read is no generation)."""
     try:
-        manifest = read_json(path) or {}
-        sound = manifest["format"] == FORMAT and all({"file", "sha256"} <= set(e) for e in manifest["members"].values())
-        return manifest if sound and isinstance(manifest["serial"], int) else None
-    except (StoreError, KeyError, TypeError, AttributeError):
+        manifest = read_json(path)
+        if manifest is not None:
+            typed(path, manifest, Manifest)
+        return manifest
+    except StoreError:
         return None
 
 
@@ -197,13 +200,19 @@ def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | 
 
 def _load(path: Path, sha256: str, run_id: str) -> tuple[dict[str, Any] | None, str]:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return None, error.strerror or "unreadable"
+        content = read_bytes(path, LIMIT)
+    except FileNotFoundError:
+        return None, "is missing"
+    except StoreError as error:
+        return None, str(error)
     if hashlib.sha256(content).hexdigest() != sha256:
         return None, "content differs from its SHA-256"
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT or state.get("run") != run_id:
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        sound = isinstance(state["epoch"], int) and isinstance(state["step"], int)
+    except Exception as error:  # a stranger's bytes make torch.load raise many things
+        return None, f"cannot be read as a checkpoint ({type(error).__name__})"
+    if not sound or state.get("format") != FORMAT or state.get("run") != run_id:
         return None, "is another run's or another version's"
     return state, ""
 

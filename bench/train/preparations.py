@@ -18,7 +18,8 @@ from bench.data import Dataset
 from bench.data.augment import Augmenter, crops, plain
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import canonical, digest
-from bench.store.files import read_json, write_bytes, write_json
+from bench.store.files import read_bytes, read_json, write_bytes, write_json
+from bench.store.weights import LIMIT
 from bench.train import environment
 from bench.train.memory import high_water, reset_high_water
 from methods.base import Preparation, Prepared
@@ -202,7 +203,7 @@ def read(folder: Path, wanted: dict[str, Any]) -> Built:
     cure = f"remove {folder} and it is built again"
     try:
         record = read_json(folder / "prepared.json") or {}
-        content = (folder / "prepared.pt").read_bytes()
+        content = read_bytes(folder / "prepared.pt", LIMIT)
         facts, cost, sha256 = record["facts"], record["cost"], record["sha256"]
         seconds, peak, device = float(cost["seconds"]), cost.get("peak_memory_bytes"), cost.get("device")
     except (OSError, ValueError, KeyError, TypeError, StoreError) as error:
@@ -212,7 +213,10 @@ def read(folder: Path, wanted: dict[str, Any]) -> Built:
             raise UsageError(f"preparation {folder.name} was made for another {name} ({record.get(name)!r}, now {value!r}); {cure}")
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UsageError(f"preparation {folder.name}: prepared.pt differs from its SHA-256; {cure}")
-    tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a stranger's bytes make torch.load raise many things
+        raise UsageError(f"preparation {folder.name}: prepared.pt cannot be read ({type(error).__name__}); {cure}") from None
     return Built(Prepared(tensors, facts), folder.name, wanted["name"], seconds, peak, device)
 
 

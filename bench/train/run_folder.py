@@ -13,8 +13,9 @@ from bench.errors import StoreError
 from bench.plan.members import Member
 from bench.store.files import mend_torn_tail, write_bytes
 from bench.store.lease import Lease
+from bench.store.records import Status
 from bench.store.rows import append_row, read_rows
-from bench.store.runs import read_status, write_config, write_record, write_status
+from bench.store.runs import is_done, read_status, write_config, write_record, write_status
 from bench.train import checkpoint
 from methods import registry
 
@@ -35,12 +36,14 @@ class RunFolder:
 
     def settled(self) -> bool:
         """Whether nothing is left to do: it is done (never run again) or has diverged (it would again; --redo tries)."""
-        if (self.path / "record.json").exists():
-            return True
+        return is_done(self.path) or ((found := self._stands()) is not None and found.status == "diverged")
+
+    def _stands(self) -> Status | None:
+        """Its status, as far as it can be read: it is not fsynced, and after a crash of the machine it may be anything."""
         try:
-            return (read_status(self.path) or {}).get("status") == "diverged"
+            return read_status(self.path)
         except StoreError:
-            return False
+            return None
 
     def open(self) -> None:
         """Clear away what killed saves left, write or check the configuration, mend a torn row, and count the attempt.
@@ -55,11 +58,8 @@ class RunFolder:
             self.log("cut an unfinished last row")
         rows = read_rows(self.path / "epochs.jsonl", self.id).rows
         self.epochs = len(rows)
-        try:
-            last = (read_status(self.path) or {}).get("attempt")
-        except StoreError:  # it is not fsynced: after a crash of the machine it may be anything
-            last = None
-        self.attempt = 1 + max([last if isinstance(last, int) else 0, *(row["attempt"] for row in rows)])
+        last = self._stands()
+        self.attempt = 1 + max([(last and last.attempt) or 0, *(row.attempt for row in rows)])
 
     def log(self, message: str) -> None:
         """One line in the run's log."""

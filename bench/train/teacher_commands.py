@@ -19,7 +19,7 @@ from bench.options import (
 )
 from bench.plan import names, protocols
 from bench.plan.expand import TEACHER_SEED
-from bench.text import table
+from bench.text import say, table
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,11 @@ def show_teachers(results: Path) -> int:
     """Print the teachers of a results folder."""
     from bench.store import teachers
 
-    found = teachers.available(results)
-    rows = [(t.architecture, t.record["dataset"], t.hash, f"{t.record['test_top1']:.2f} %", t.record.get("source", "?")) for t in found]
-    rows = [(*row, t.record.get("trial") or "-") for row, t in zip(rows, found, strict=True)]
+    found, problems = teachers.available(results)
+    records = [t.record for t in found]
+    rows = [(r.architecture, r.dataset, r.hash, f"{r.test_top1:.2f} %", r.source, r.trial or "-") for r in records]
+    for problem in problems:
+        say(f"not to be trusted: {problem.where}: {problem.reason}")
     if not rows:
         print(f"no teachers in {results / 'teachers'}; get one with: python -m bench teachers import FILE --architecture NAME")
         return 0
@@ -108,7 +110,7 @@ def import_teacher(options: TeachersImport) -> int:
     found = teacher_networks.import_file(
         options.file, options.architecture, options.results, context.dataset, context.images, context.device, options.expected, options.replace
     )
-    print(f"{found.folder}: hash {found.hash}, {found.record['test_top1']:.2f} % top-1 on {context.dataset.name}")
+    print(f"{found.folder}: hash {found.hash}, {found.record.test_top1:.2f} % top-1 on {context.dataset.name}")
     return 0
 
 

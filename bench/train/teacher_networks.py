@@ -2,6 +2,7 @@
 
 A teacher lives in results/teachers/<dataset>-<architecture>/: `teacher.pt` (a bare state dict) and `teacher.json` (its record).
 """
+import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 import models
 from bench.errors import StoreError, UsageError
-from bench.store.files import read_json, write_bytes, write_json
-from bench.store.teachers import FORMAT, TeacherFile, find, folder
+from bench.plan.identity import FORMAT
+from bench.store.files import read, typed, write_bytes, write_json
+from bench.store.records import Teacher, Verified
+from bench.store.teachers import TeacherFile, find, folder
 from bench.store.weights import read_state, state_hash
 
 TOLERANCE = 0.3
@@ -43,22 +46,22 @@ def load(teacher: TeacherFile, dataset, data, device: torch.device, check: Calla
         raise UsageError(f"{path} has hash {found}, its record says {teacher.hash}; remove {teacher.folder} and import or train it again")
     built = network(teacher.architecture, state, len(dataset.classes), path).to(device, memory_format=torch.channels_last)
     verified = teacher.folder / "verified.json"
-    known = _verified(verified)
-    if known.get("hash") != found or dataset.hash not in known.get("data", {}):
+    known = _verified(verified, found)
+    if dataset.hash not in known:
         top1 = _measure(built, data, check)["top1"]
-        recorded = teacher.record["test_top1"]
+        recorded = teacher.record.test_top1
         if abs(top1 - recorded) > TOLERANCE:
             raise UsageError(f"{path} tests at {top1:.2f} % top-1, its record says {recorded:.2f} %; is it for another data set or normalisation?")
-        measured = {**(known.get("data", {}) if known.get("hash") == found else {}), dataset.hash: top1}
-        write_json(verified, {"format": FORMAT, "hash": found, "data": measured})
+        write_json(verified, {"format": FORMAT, "hash": found, "data": {**known, dataset.hash: top1}})
     return built
 
 
-def _verified(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path) or {}
-    except StoreError:
-        return {}  # it only saves a measurement, which is then made again
+def _verified(path: Path, teacher: str) -> dict[str, float]:
+    """Top-1 by data hash, as far as it was measured of the weights with that hash."""
+    with contextlib.suppress(StoreError):  # it only saves a measurement, which is then made again
+        found = read(path, Verified)
+        return found.data if found and found.hash == teacher else {}
+    return {}
 
 
 def _measure(built: nn.Module, data, check: Callable[[], None]) -> dict[str, float]:
@@ -113,5 +116,6 @@ def publish(
         "test_top1_data": data_hash,
         **record,
     }
+    teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
     write_json(place / "teacher.json", full)
-    return TeacherFile(architecture, place, full)
+    return teacher

@@ -32,9 +32,9 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
     place = results / "runs" / run.id
     record = read_record(place)
     state = read_state(place / "student.pt")
-    if state_hash(state) != record["weights_sha256"]:
+    if state_hash(state) != record.weights_sha256:
         raise UsageError(f"{place / 'student.pt'} is not what its record names; train it again: python -m bench teachers train {architecture} --redo")
     facts = {"source": "trained", "run": run.id, "trained": True, "protocol": protocol.name, "trial": protocol.trial, "seed": seed}
-    measured = {"top1": record["test_top1"], "top5": record["test_top5"]}
+    measured = {"top1": record.test_top1, "top5": record.test_top5}
     publish(results, dataset.name, dataset.hash, architecture, state, measured, {**facts, "precision": precision})
     return DONE

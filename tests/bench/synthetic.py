@@ -26,7 +26,7 @@ TITLES = {"student": "Student", "kd": "KD", "fitnet": "FitNet", "at": "AT", "rkd
 CRD = PROTOCOLS["crd"]
 SHORT = CRD.scaled(3)
 DEVICE = {"type": "cuda", "name": "Test GPU"}
-VERSIONS = {"python": "3.11.0", "torch": "2.9.0", "suite": "0.1.0"}
+VERSIONS = {"python": "3.11.0", "torch": "2.9.0"}
 
 
 def run_of(method: str, teacher: str | None, student: str, seed: int, protocol: Protocol = SHORT, **changes: Any) -> identity.Run:
@@ -46,20 +46,21 @@ def add_run(results: Path, run: identity.Run, top1: float, status: str = "done",
     write_config(folder, run.identity(), source, record.pop("title", TITLES.get(run.method, run.method)))
     epochs = run.protocol.epochs
     count = epochs if rows is None else rows
-    last = 0.0
+    tops: list[float] = []
     for epoch in range(1, count + 1):
-        last = curve(epoch) if curve else round(top1 - 40 * (1 - epoch / epochs) ** 2, 2)
+        tops.append(curve(epoch) if curve else round(max(0.0, top1 - 40 * (1 - epoch / epochs) ** 2), 2))
         row = {"run": run.id, "attempt": 1, "epoch": epoch, "lr": run.protocol.rate(epoch, small=False), "loss": 4.6 - 3 * epoch / epochs}
-        row |= {"losses": {"ce": 1.0}, "train_top1": last, "test_top1": last, "test_top5": 90.0, "test_loss": 1.2, "seconds": 1.5}
+        row |= {"losses": {"ce": 1.0}, "train_top1": tops[-1], "test_top1": tops[-1], "test_top5": 90.0, "test_loss": 1.2, "seconds": 1.5}
         append_row(folder / "epochs.jsonl", row)
     if status == "done":
         teacher = {"architecture": run.teacher, "hash": run.teacher_hash, "test_top1": 74.5, "trained": True} if run.teacher else None
-        made = {"epochs": epochs, "test_top1": last, "test_top5": 90.0, "best_top1": last + 0.1, "best_epoch": epochs, "attempts": 1}
-        made |= {"train_seconds": 360.0, "device": DEVICE, "versions": VERSIONS, "engine": "eager", "threads": 1, "deterministic": False}
+        made = {"epochs": epochs, "test_top1": tops[-1], "test_top5": 90.0, "best_top1": max(tops)}
+        made |= {"best_epoch": 1 + tops.index(max(tops)), "attempts": 1, "train_seconds": 360.0, "test_loss": 1.2}
+        made |= {"device": DEVICE, "versions": VERSIONS, "engine": "eager", "threads": 1, "deterministic": False}
         made |= {"commit": "abc1234", "method_source": source, "weights_sha256": "0" * 64, "teacher": teacher, "preparation": None}
         made |= {"finished": "2025-01-01T00:00:00Z"}
         write_record(folder, {**made, **record})
-    write_status(folder, status, reason="loss is not finite" if status == "diverged" else "", epoch=count, test_top1=last)
+    write_status(folder, status, reason="loss is not finite" if status == "diverged" else "", epoch=count, test_top1=tops[-1] if tops else None)
     return folder
 
 
@@ -71,7 +72,8 @@ def add_cost(
     cost |= {"device": DEVICE, "versions": VERSIONS, "images_per_second": speed, "step_ms_median": 64e3 / speed}
     cost |= {"step_ms_iqr": [64e3 / speed, 65e3 / speed]}
     cost |= {"steps_timed": 100, "warmup_steps": 20, "batch": 64, "peak_memory_bytes": memory, "peak_memory_kind": "allocated"}
-    cost |= {"preparation_seconds": preparation, "student_macs": 1, "teacher_macs": 1, "teacher_trained": True, "threads": 1, "engine": "eager"}
+    cost |= {"preparation_seconds": preparation, "preparation_peak_bytes": None, "protocol": "crd"}
+    cost |= {"student_macs": 1, "teacher_macs": 1, "teacher_trained": True, "threads": 1, "engine": "eager"}
     cost |= {"finished": "2025-01-01T00:00:00Z", **changes}
     folder = results / "costs" / "test-gpu"
     folder.mkdir(parents=True, exist_ok=True)

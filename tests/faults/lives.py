@@ -56,8 +56,8 @@ def outcome(folder: Path) -> dict[str, tuple]:
     for view in views:
         if view.record:
             rows = read_rows(view.folder / "epochs.jsonl", view.id).rows
-            kept = tuple((r["epoch"], r["loss"], r["train_top1"], r["test_top1"], r["test_loss"]) for r in rows)
-            found[view.id] = (view.record["weights_sha256"], view.record["test_top1"], view.record["best_epoch"], kept)
+            kept = tuple((r.epoch, r.loss, r.train_top1, r.test_top1, r.test_loss) for r in rows)
+            found[view.id] = (view.record.weights_sha256, view.record.test_top1, view.record.best_epoch, kept)
     return found
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from msgspec.structs import asdict
 
 from bench.__main__ import main
 from bench.errors import TROUBLE, UsageError
@@ -41,7 +42,7 @@ def test_rows_of_a_run_that_contradict_each_other_are_left_alone(halfway, tmp_pa
     shutil.copytree(halfway, folder)
     (path,) = folder.glob("runs/*-student-s1-*/epochs.jsonl")
     row = read_rows(path).rows[0]
-    append_row(path, {**row, "test_top1": row["test_top1"] + 1})
+    append_row(path, {**asdict(row), "test_top1": row.test_top1 + 1})
     assert lives.train(folder) == TROUBLE
     assert "epochs.jsonl:2: epoch 1 written twice by attempt 1 with different numbers" in capfd.readouterr().out
     assert lives.statuses(folder)["kd"][0] == "done"

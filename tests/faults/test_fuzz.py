@@ -66,7 +66,7 @@ def edit(data: bytes, source: random.Random) -> bytes:
 
 def check(folder: Path, right: dict[str, float], touched: Path) -> None:
     views, problems = scan(folder)
-    assert {v.id: v.record["test_top1"] for v in views if v.record}.items() <= right.items()
+    assert {v.id: v.record.test_top1 for v in views if v.record}.items() <= right.items()
     named = {p.where: p.reason for p in problems}
     assert set(named) <= {touched.parent.name}
     for view in views:
@@ -86,7 +86,7 @@ def check(folder: Path, right: dict[str, float], touched: Path) -> None:
 def test_random_edits_give_the_right_numbers_or_name_the_file(folder, seed):
     source = random.Random(seed)
     runs = sorted(p for p in (folder / "runs").iterdir())
-    right = {v.id: v.record["test_top1"] for v in scan(folder)[0] if v.record}
+    right = {v.id: v.record.test_top1 for v in scan(folder)[0] if v.record}
     assert len(right) == 2
     for _ in range(EDITS):
         path = source.choice(runs) / source.choice(FILES)
@@ -106,7 +106,7 @@ def test_random_edits_give_the_right_numbers_or_name_the_file(folder, seed):
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_or_foreign_file_is_named(folder, name):
     """What no edit of bytes does: the file is not there, is a folder, or is another run's."""
-    right = {v.id: v.record["test_top1"] for v in scan(folder)[0] if v.record}
+    right = {v.id: v.record.test_top1 for v in scan(folder)[0] if v.record}
     ours, other = sorted(Path(folder, "runs", run) for run in right)
     data = (ours / name).read_bytes()
     for how in ("gone", "folder", "foreign"):

@@ -47,5 +47,5 @@ def test_ctrl_c_ends_the_tree_and_the_next_call_goes_on(tmp_path):
     said, _ = second.communicate(timeout=280)
     assert second.returncode == 0 and not session(second.pid), said
     (view,) = scan(folder)[0]
-    assert view.status == "done" and view.record["attempts"] == 2
+    assert view.status == "done" and view.record.attempts == 2
     assert "attempt 2: resumed at epoch" in (view.folder / "log.txt").read_text()

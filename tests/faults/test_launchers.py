@@ -28,7 +28,7 @@ def test_four_launchers_over_twenty_runs_execute_each_once(results):
     assert not problems and len(views) == 20 and {v.status for v in views} == {"done"}
     for view in views:
         rows = read_rows(view.folder / "epochs.jsonl", view.id)
-        assert view.record["attempts"] == 1 and rows.superseded == 0 and [r["epoch"] for r in rows.rows] == [1, 2, 3]
+        assert view.record.attempts == 1 and rows.superseded == 0 and [r.epoch for r in rows.rows] == [1, 2, 3]
         assert (view.folder / "epochs.jsonl").read_text().count("\n") == 3
         assert (view.folder / "log.txt").read_text().count(": started") == 1
     assert not list(results.glob("runs/*/lease.json"))

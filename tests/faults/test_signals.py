@@ -119,8 +119,8 @@ def test_a_wall_clock_that_jumps_changes_nothing(results, unbroken):
     assert lives.live(lambda: jumping(results)) == DONE
     assert lives.outcome(results) == unbroken
     for view in scan(results)[0]:
-        seconds = [row["seconds"] for row in read_rows(view.folder / "epochs.jsonl").rows]
-        assert seconds == sorted(seconds) and 0 < seconds[0] and seconds[-1] < 600 and view.record["train_seconds"] < 600
+        seconds = [row.seconds for row in read_rows(view.folder / "epochs.jsonl").rows]
+        assert seconds == sorted(seconds) and 0 < seconds[0] and seconds[-1] < 600 and view.record.train_seconds < 600
 
 
 def test_a_stale_lease_is_judged_without_a_clock(results, unbroken, halfway):

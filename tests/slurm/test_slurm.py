@@ -48,7 +48,7 @@ def words(folder: Path) -> str:
 def numbers(folder: Path) -> dict[str, tuple]:
     views, problems = scan(folder)
     assert not problems
-    return {v.id: (v.record["weights_sha256"], v.record["test_top1"], v.record["test_loss"], v.record["best_epoch"]) for v in views}
+    return {v.id: (v.record.weights_sha256, v.record.test_top1, v.record.test_loss, v.record.best_epoch) for v in views}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_an_array_of_groups_completes_and_the_last_job_waits_for_it(slurm, tmp_p
     assert len(done(folder)) == 3
     finished = max(path.stat().st_mtime for path in done(folder))
     assert finished <= (folder / "report.done").stat().st_mtime
-    assert len(numbers(folder)) == 3 and all(v.record["attempts"] == 1 for v in scan(folder)[0])
+    assert len(numbers(folder)) == 3 and all(v.record.attempts == 1 for v in scan(folder)[0])
 
 
 def test_a_gpu_is_given_to_one_job_at_a_time(slurm, tmp_path):
@@ -102,8 +102,8 @@ def test_a_preempted_group_goes_on_on_another_kind_of_node_and_ends_with_the_sam
         slurm.ask("scancel", intruder.stdout.strip())
     (view,) = scan(tmp_path)[0]
     assert slurm.node(job) == "small"
-    assert view.record["attempts"] == 2 and numbers(tmp_path) == undisturbed
-    assert view.record["changes"] == []  # threads are the job's, not the node's
+    assert view.record.attempts == 2 and numbers(tmp_path) == undisturbed
+    assert view.record.changes == []  # threads are the job's, not the node's
     assert "resumed at epoch" in (view.folder / "log.txt").read_text()
 
 
@@ -112,6 +112,6 @@ def test_a_time_limit_below_the_length_takes_several_submissions(slurm, tmp_path
     submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 130.0}, tmp_path), minutes=4)
     assert wait_for(lambda: done(tmp_path), 450), words(tmp_path) + slurm.logs()
     (view,) = scan(tmp_path)[0]
-    assert view.record["attempts"] >= 2 and numbers(tmp_path) == undisturbed
+    assert view.record.attempts >= 2 and numbers(tmp_path) == undisturbed
     log = (view.folder / "log.txt").read_text()
     assert "interrupted: SIGUSR2" in log and "resumed at epoch" in log

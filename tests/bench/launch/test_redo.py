@@ -85,7 +85,7 @@ def test_old_results_stand_until_the_new_ones_take_their_place(results, plan):
     assert content(results) == before and {v.id: v.record for v in scan(results)[0]} == old
     assert train(results, book) == [DONE, DONE] and book.counts() == (2, 2) and not book.end_redo()
     views, problems = scan(results)
-    assert not problems and all(v.record["weights_sha256"] == old[v.id]["weights_sha256"] for v in views)
+    assert not problems and all(v.record.weights_sha256 == old[v.id].weights_sha256 for v in views)
     assert all((results / name).read_bytes() != text for name, text in before.items() if name.endswith("status.json") or "log" in name)
     assert not list(redo.root(results).glob("*/*")) and not list(results.glob("runs/*/lease.json"))
 

@@ -61,11 +61,11 @@ def test_every_method_takes_steps(tmp_path, pair):
     able = [m.run.method for m in members.resolve(group, dataset.hash, 100, FEW.image_size, FEW.train_images, None) if not m.skipped]
     assert pair not in PAPER or len(able) == len(methods)
     assert {name: view.status for name, view in views.items()} == dict.fromkeys(able, "done")
-    assert len({view.record["weights_sha256"] for view in views.values()}) == len(able)  # each method moved the student its own way
+    assert len({view.record.weights_sha256 for view in views.values()}) == len(able)  # each method moved the student its own way
     for name, view in views.items():
-        teacher = view.record["teacher"]
+        teacher = view.record.teacher
         assert (teacher is None) == (name == "student")
-        assert teacher is None or teacher["trained"] is False
+        assert teacher is None or teacher.trained is False
     (only,) = table.build(tmp_path)[0].tables
     filled = {row.method for row in only.rows for cell in row.cells if cell.values}
     assert filled == {"student"} and len(only.excluded) == len(able) - 1

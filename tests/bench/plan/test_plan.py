@@ -1,6 +1,7 @@
 """The plan is a pure function of profile, selection and facts."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -211,7 +212,7 @@ def test_profiles_of_ieps_experiments():
 def test_estimate_uses_probes_where_every_method_has_one_and_says_what_it_rests_on():
     found = plan_of(methods=("student", "kd"), pairs=("big-small",), seeds=(1,))
     groups = [(g, found.needs_teacher(g)) for g in found.groups]
-    probe = {"images_per_second": 1000.0, "student_macs": 10, "teacher_macs": 0}
+    probe = SimpleNamespace(speed=1000.0, student_macs=10, teacher_macs=0)
     both = {("", "small", "student", "tf32"): probe, ("big", "small", "kd", "tf32"): probe}  # the student's serves every pair
     cost = estimate.training(groups, both, MACS.__getitem__, "cpu", 1)
     tested = 10_000 / 3  # after each epoch, at a third of the cost

@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from bench.__main__ import main
 from bench.plan.protocols import PROTOCOLS
 from bench.report import compare, epochs, page, sentences, table
 from bench.store.files import read_json, write_json
-from bench.store.rows import append_row, read_rows
+from bench.store.rows import append_row, curve, read_rows
 from bench.store.runs import read_run
 from tests.bench.synthetic import CRD, PAIRS, SHORT, add_cost, add_plan, add_run, fill, run_of
 
@@ -245,10 +246,8 @@ def test_all_epochs_as_one_tidy_file(tmp_path, capsys):
 def test_a_quick_curve_is_the_careful_one(tmp_path):
     folder = add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
     view = read_run(folder)
-    rows = [row["test_top1"] for row in read_rows(folder / "epochs.jsonl").rows]
-    assert epochs.curve(view) == rows
-    view.record["attempts"] = 2  # read with care
-    assert epochs.curve(view) == rows
+    assert view.curve == [row.test_top1 for row in read_rows(folder / "epochs.jsonl").rows]
+    assert view.curve == curve(folder / "epochs.jsonl", view.id, structs.replace(view.record, attempts=2))  # parsed
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 89, 90, 91, 240])

@@ -107,8 +107,7 @@ SKD_TABLE_1 = {
 
 
 def looked_up(protocol: str, pair: tuple[str, str], method: str, variant: str = "") -> float | None:
-    identity = run_of(method, *pair, 1, PROTOCOLS[protocol]).identity()["protocol"]
-    found = published.look_up(published.load(), identity, *pair, method, variant)
+    found = published.look_up(published.load(), PROTOCOLS[protocol], *pair, method, variant)
     return found and found.top1
 
 

@@ -128,7 +128,7 @@ def test_members_of_a_crashed_node_are_taken_over_together(tmp_path):
 
 def test_a_lease_that_is_no_file_is_named(tmp_path):
     (tmp_path / NAME).mkdir()
-    with pytest.raises(StoreError, match="is not a file; remove it"):
+    with pytest.raises(StoreError, match="is no regular file"):
         Lease(tmp_path).acquire()
 
 

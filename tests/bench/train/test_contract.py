@@ -147,8 +147,8 @@ def test_what_is_kept(unbroken):
     found, folder = unbroken
     (view,) = (v for v in scan(folder)[0] if v.method == "everything")
     rows = read_rows(view.folder / "epochs.jsonl", view.id).rows
-    assert [row["epoch"] for row in rows] == [1, 2]  # of the main stage only
-    assert set(rows[0]["losses"]) == {"ce", "own", "bank"}
+    assert [row.epoch for row in rows] == [1, 2]  # of the main stage only
+    assert set(rows[0].losses) == {"ce", "own", "bank"}
     stage = found["everything"]["pretraining"]
     assert (stage["epochs"], stage["rate"]) == (2, 0.02) and stage["seconds"] > 0
     log = (view.folder / "log.txt").read_text()
@@ -197,7 +197,7 @@ def test_a_group_that_does_not_fit_is_split(fresh, unbroken, monkeypatch, capsys
     said = [line for line in capsys.readouterr().out.splitlines() if "more memory" in line]
     assert [line.split(": ")[1].split()[0] for line in said] == ["3", "2"]
     for view in scan(folder)[0]:
-        assert view.seed == 0 or (view.record["attempts"], len(read_rows(view.folder / "epochs.jsonl", view.id).rows)) == (1, 2)
+        assert view.seed == 0 or (view.record.attempts, len(read_rows(view.folder / "epochs.jsonl", view.id).rows)) == (1, 2)
     assert not list(folder.glob("groups/*"))
 
 

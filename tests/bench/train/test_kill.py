@@ -52,9 +52,9 @@ def outcome(folder: Path) -> dict[str, tuple]:
     for view in views:
         assert view.status == "done", (view.id, view.status, view.reason)
         rows = read_rows(view.folder / "epochs.jsonl", view.id).rows
-        kept = [(row["epoch"], row["loss"], row["train_top1"], row["test_top1"], row["test_loss"]) for row in rows]
+        kept = [(row.epoch, row.loss, row.train_top1, row.test_top1, row.test_loss) for row in rows]
         record = view.record
-        found[view.id] = (record["weights_sha256"], record["test_top1"], record["best_top1"], record["best_epoch"], tuple(kept))
+        found[view.id] = (record.weights_sha256, record.test_top1, record.best_top1, record.best_epoch, tuple(kept))
     return found
 
 
@@ -90,7 +90,7 @@ def test_thirty_kills_at_random_instants_change_no_bit(tmp_path, unbroken):
     students = outcome(folder)
     expected = {run: value for run, value in unbroken[1].items() if run in students}
     assert len(students) == 3 and students == expected
-    attempts = [row["attempt"] for view in scan(folder)[0] for row in read_rows(view.folder / "epochs.jsonl").rows]
+    attempts = [row.attempt for view in scan(folder)[0] for row in read_rows(view.folder / "epochs.jsonl").rows]
     assert max(attempts) > 3
 
 

@@ -14,7 +14,7 @@ from bench.plan.groups import Group
 from bench.plan.members import resolve
 from bench.plan.protocols import Protocol
 from bench.report import table
-from bench.store.files import write_json
+from bench.store.files import read_json, write_json
 from bench.store.runs import read_status, scan
 from bench.train import checkpoint, engine, environment, teacher_networks
 from bench.train.execution import Execution
@@ -48,7 +48,7 @@ def with_teacher(folder: Path) -> Path:
 def records(folder: Path) -> dict[str, dict]:
     views, problems = scan(folder)
     assert not problems
-    return {view.method: view.record for view in views if view.student == "resnet8" and view.record}
+    return {view.method: read_json(view.folder / "record.json") for view in views if view.student == "resnet8" and view.record}
 
 
 def numbers(record: dict) -> tuple:
@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
     assert jobs.run_group(group("student"), execution(tmp_path)) == DONE
     (view,) = scan(tmp_path)[0]
     here = environment.versions()["torch"]
-    assert view.record["changes"] == [f"epoch 1, step 3: torch {here} -> 9.9", f"epoch 1, step 4: torch 9.9 -> {here}"]
+    assert view.record.changes == [f"epoch 1, step 3: torch {here} -> 9.9", f"epoch 1, step 4: torch 9.9 -> {here}"]
     assert f"the last bits may with them: torch {here} -> 9.9" in (view.folder / "log.txt").read_text()
     (results, *_) = table.build(tmp_path)
     (warning,) = results.tables[0].warnings
@@ -195,8 +195,8 @@ def test_divergence_and_failure_stay_with_their_learner(tmp_path, stray_methods,
     assert numbers(records(tmp_path)["student"]) == numbers(records(alone)["student"])
     # A diverged run would diverge again and is left; a failed one is tried again.
     assert jobs.run_group(group("turns_nan", "raises", "student", teacher=None), execution(tmp_path)) == TROUBLE
-    assert read_status(views["turns_nan"].folder)["attempt"] == 1
-    assert read_status(views["raises"].folder)["attempt"] == 2
+    assert read_status(views["turns_nan"].folder).attempt == 1
+    assert read_status(views["raises"].folder).attempt == 2
 
 
 def test_done_is_not_run_again(tmp_path):
@@ -224,7 +224,7 @@ def test_another_seed_gives_other_numbers_and_methods_share_the_start(tmp_path):
     for seed in (1, 2):
         assert jobs.run_group(group("student", teacher=None, seed=seed), execution(tmp_path)) == DONE
     views = [v for v in scan(tmp_path)[0]]
-    assert len({v.record["weights_sha256"] for v in views}) == 2
+    assert len({v.record.weights_sha256 for v in views}) == 2
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
