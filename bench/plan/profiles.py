@@ -47,6 +47,10 @@ UNLIKE_PAIRS = (
 """The six pairs of unlike networks of CRD's Table 2, in its order."""
 
 ALL_PAIRS = (*CRD_PAIRS, *UNLIKE_PAIRS)
+"""Every pair, in the order of tables."""
+
+ROWS = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "vid", "pkt", "ab", "ft", "fsp", "nst", "crd", "iep", "skd")
+"""The rows of the papers' tables, in the order of ours; rows that are not named here follow."""
 
 
 DEFAULT_PROFILE = "paper"

@@ -8,21 +8,14 @@ from typing import Any
 
 from bench.errors import StoreError, unknown
 from bench.plan.identity import canonical
+from bench.plan.profiles import ALL_PAIRS, ROWS
 from bench.report import cost_sheets, published, statistics
 from bench.report.published import Published
 from bench.report.statistics import Difference, Summary, Verdict
 from bench.store.files import read_json
 from bench.store.runs import Problem, RunView, scan
 
-ORDER = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
-PAIRS = (
-    ("wrn_40_2", "wrn_16_2"),
-    ("resnet56", "resnet20"),
-    ("resnet110", "resnet20"),
-    ("resnet110", "resnet32"),
-    ("resnet32x4", "resnet8x4"),
-    ("vgg13", "vgg8"),
-)
+PAIRS = tuple((pair.teacher, pair.student) for pair in ALL_PAIRS)
 OWN = "own runs"
 
 
@@ -285,7 +278,7 @@ def build_table(
             found[method, label]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
     seeds = plan.get("seeds") or sorted({r.seed for r in runs})
-    order = [*plan.get("rows", ()), *ORDER]
+    order = [*plan.get("rows", ()), *ROWS]
     rows = []
     for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), k[1])):
         cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken | out.keys()) for p in pairs]
