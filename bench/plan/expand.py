@@ -12,7 +12,7 @@ from bench.errors import UsageError, unknown
 from bench.plan import datasets, protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
-from bench.plan.profiles import Pair, Profile
+from bench.plan.profiles import ROWS, Pair, Profile
 from bench.plan.protocols import Protocol
 from bench.plan.selection import Selection, parse_pair
 
@@ -77,9 +77,9 @@ class Plan:
 
 
 def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[str, ...]:
-    default = profile.methods if profile.methods is not None else tuple(facts.methods)
-    if profile.methods is None and "student" in default:
-        default = ("student", *(m for m in default if m != "student"))
+    default = profile.methods
+    if default is None:
+        default = tuple(sorted(facts.methods, key=lambda m: ROWS.index(m) if m in ROWS else len(ROWS)))
     joined = tuple(m[1:] for m in selection.methods if m.startswith("+"))
     chosen = tuple(m for m in selection.methods if not m.startswith("+")) or default
     rows = tuple(dict.fromkeys(chosen + joined))

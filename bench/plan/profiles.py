@@ -47,6 +47,15 @@ UNLIKE_PAIRS = (
 """The six pairs of unlike networks of CRD's Table 2, in its order."""
 
 ALL_PAIRS = (*CRD_PAIRS, *UNLIKE_PAIRS)
+"""Every pair, in the order of tables."""
+
+CRD_ROWS = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "vid", "pkt", "ab", "ft", "fsp", "nst", "crd")
+"""The rows of CRD's Table 1 beside the teacher."""
+
+LATER_ROWS = ("dkd", "reviewkd", "ofd", "dist", "kd_ls", "ickd", "itrd", "ctkd", "ttm", "wttm", "ikl", "rlkd", "simkd", "catkd", "srrl")
+
+ROWS = (*CRD_ROWS, "iep", "skd", *LATER_ROWS)
+"""The order of rows in tables; rows that are not named here follow."""
 
 
 DEFAULT_PROFILE = "paper"
@@ -73,6 +82,7 @@ _IEP_ROWS = ("student", "at", "rkd", "iep", "iep_bb")
 _IEP_BATCH = (("iep", "phase_batch", 128), ("iep_bb", "phase_batch", 128))  # phase I has the protocol's batch
 _SEEDS = (1, 2, 3)
 _PAPER_ROWS = ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
+_CRD_CROSS_ROWS = tuple(row for row in CRD_ROWS if row != "fsp")  # FSP compares maps of equal width: CRD's Table 2 has no such row
 
 
 def _iep(name: str, summary: str, protocol: str, pairs: tuple[Pair, ...] = _WRN, rows: tuple[str, ...] = _IEP_ROWS, **rest: Any) -> Profile:
@@ -100,6 +110,17 @@ PROFILES = MappingProxyType(
                 _PAPER_ROWS,
             ),
             Profile("skd", "the 100-epoch schedule of SKD", "skd", PAIRS, _SEEDS, ("student", "kd", "at", "skd"), teacher_protocol="crd"),
+            Profile(
+                "skd_table",
+                "SKD's Table 1: fifteen rows beside the teacher; 240 epochs, as the rows that it copies from CRD (100: --profile skd)",
+                "crd",
+                PAIRS,
+                _SEEDS,
+                (*CRD_ROWS, "skd"),
+            ),
+            Profile("crd_table", "CRD's Table 1: fourteen rows on seven pairs, five seeds as there", "crd", CRD_PAIRS, (1, 2, 3, 4, 5), CRD_ROWS),
+            Profile("crd_cross", "CRD's Table 2: thirteen rows on six pairs of unlike networks", "crd", UNLIKE_PAIRS, _SEEDS, _CRD_CROSS_ROWS),
+            Profile("field", "every registered method on all thirteen pairs", "crd", ALL_PAIRS, _SEEDS),
             _iep("iep_full", "IEP's Table 1, all images", "iep"),
             _iep("iep_half", "IEP's Table 1, 50 % of the images", "iep_half"),
             _iep("iep_quarter", "IEP's Table 1, 25 % of the images", "iep_quarter"),

@@ -23,6 +23,9 @@ class Line:
     second: frozenset[int] = frozenset()
 
 
+BEST = "best: the source prints its best test epoch, which lies above the last; only our best epochs (our best) are held against it."
+
+
 @dataclass
 class Block:
     """A table to print. `header`: two short lines for each column."""
@@ -84,10 +87,26 @@ def _cell(cell: Cell) -> str:
     return accuracy(cell.summary) if cell.summary else cell.note or NONE
 
 
-def _published(cell: Cell) -> str:
-    if cell.published is None:
-        return "none published"
-    return f"{cell.published.top1:.2f}" + ("" if cell.published.sd is None else f" ±{cell.published.sd:.2f}")
+def _is_best(cell: Cell) -> bool:
+    return cell.published is not None and cell.published.epoch == "best"
+
+
+def other_sources(table: Table) -> list[str]:
+    """For each row what other sources print for its cells, where they print another number."""
+    lines = []
+    for row in table.rows:
+        cells = [
+            f"{pair.title} {', '.join(f'{p.text} ({p.name}{_origin(p)})' for p in cell.published.differing)} beside {cell.published.text}"
+            for pair, cell in zip(table.pairs, row.cells, strict=True)
+            if cell.published and cell.published.differing
+        ]
+        if cells:
+            lines.append(f"Other sources print for {row_title(row)}: {'; '.join(cells)}.")
+    return lines
+
+
+def _origin(number: published.Published) -> str:
+    return "" if number.origin == "own" else f", {number.origin}"
 
 
 def table_block(table: Table, number: str) -> Block:
@@ -118,7 +137,9 @@ def table_block(table: Table, number: str) -> Block:
         if any(c.values and c.others for c in row.cells):
             lines.append(Line("not done", [c.note if c.values else "" for c in row.cells] + blank, "sub"))
         if comparable and (not row.variant or any(c.published for c in row.cells)):
-            lines.append(Line("published", [_published(c) for c in row.cells] + blank, "sub"))
+            lines.append(Line("published", [c.published.text if c.published else "none published" for c in row.cells] + blank, "sub"))
+            if any(_is_best(c) and c.beside for c in row.cells):
+                lines.append(Line("our best", [accuracy(c.beside) if _is_best(c) and c.beside else "" for c in row.cells] + blank, "sub"))
     notes = [
         "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column. "
         "Only done runs are averaged.",
@@ -135,6 +156,8 @@ def table_block(table: Table, number: str) -> Block:
         notes.append("speed, mem., prep.: no costs measured at this precision and batch.")
     if not comparable:
         notes.append("No published number stands beside a trial or an undeclared protocol.")
+    if any(_is_best(c) for r in table.rows for c in r.cells):
+        notes.append(BEST)
     return Block(f"{number}: accuracy", conditions(table), [_head(p) for p in table.pairs] + extra, lines, notes)
 
 
@@ -148,7 +171,7 @@ def published_block(table: Table, number: str) -> Block | None:
             if v is None:
                 cells.append("none published" if cell.published is None else NONE)
             else:
-                cells.append(f"{v.word} {v.mean:+.2f}" + ("" if v.half is None else f" ±{v.half:.2f}"))
+                cells.append(f"{v.word} {v.mean:+.2f}" + ("" if v.half is None else f" ±{v.half:.2f}") + " best" * _is_best(cell))
         if any(cell.verdict for cell in row.cells):
             lines.append(Line(row_title(row), cells))
     if not lines:
@@ -159,7 +182,8 @@ def published_block(table: Table, number: str) -> Block | None:
         "zero; cannot tell: no published deviation, one seed, or wider."
     ]
     assumed = {v.why.split("; ")[-1] for r in table.rows for c in r.cells if (v := c.verdict) and ASSUMED in v.why}
-    notes += [f"Judged {why}." for why in sorted(assumed)]
+    notes += [f"Judged {why}." for why in sorted(assumed)] + [BEST] * any(_is_best(c) for r in table.rows for c in r.cells)
+    notes += other_sources(table)
     notes += [f"Source {title}: {source}. {note}." for title, source, note in met]
     return Block(f"{number}: ours against published", conditions(table), [_head(p) for p in table.pairs], lines, notes)
 

@@ -139,7 +139,7 @@ def assume_sd(sets: list[ResultSet], sd: float) -> None:
     for table in (t for s in sets for t in s.tables):
         for cell in (c for row in table.rows for c in row.cells):
             if cell.verdict and cell.published.sd is None and cell.published.n:
-                verdict = statistics.against_published(cell.summary, cell.published.top1, sd, cell.published.n)
+                verdict = statistics.against_published(cell.beside, cell.published.top1, sd, cell.published.n)
                 why = f"{ASSUMED} {sd:g} (the source prints none)"
                 cell.verdict = Verdict(verdict.word, verdict.mean, verdict.half, f"{verdict.why}; {why}" if verdict.why else why)
 

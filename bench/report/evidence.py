@@ -109,6 +109,10 @@ def cell(
             )
     if p:
         steps.append(f"Published: {p.top1:.2f}" + (f" ± {p.sd:.2f}" if p.sd is not None else ", no deviation") + f" (n = {p.n or '?'}). {p.source}.")
+        steps[-1] += f" That is: {p.said}." if p.said else ""
+        steps += [f"Another source prints {o.text} (n = {o.n or '?'}): {o.source}" + (f" ({o.said})." if o.said else ".") for o in p.differing]
+        if p.epoch == "best" and found.beside:
+            steps.append(f"Our best epochs, which alone are held against a best epoch: mean of {found.beside.n}: {found.beside.mean:.4f}.")
     else:
         steps.append("None published for this protocol, pair and method.")
     if v:

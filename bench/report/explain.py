@@ -72,6 +72,11 @@ def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, ba
             lines[-1] += f"; interval ± t({d.n - 1}) sd/√n = {t_quantile(d.n - 1):.3f} × {sd:.4f} / {math.sqrt(d.n):.4f} = {d.half:.4f}"
     if p:
         lines.append(f"  published: {p.top1:.2f}" + (f" ± {p.sd:.2f}" if p.sd is not None else ", no deviation") + f" (n={p.n or '?'}), {p.source}")
+        lines[-1] += f" [{p.said}]" if p.said else ""
+        lines += [f"  another source: {o.text} (n={o.n or '?'}), {o.source}" + (f" [{o.said}]" if o.said else "") for o in p.differing]
+        if p.epoch == "best" and cell.beside:
+            sd = "" if cell.beside.sd is None else f"; standard deviation (ddof 1): {cell.beside.sd:.4f}"
+            lines.append(f"  our best epochs, which alone are held against a best epoch: mean of {cell.beside.n}: {cell.beside.mean:.4f}{sd}")
     else:
         lines.append("  none published for this protocol, pair and method")
     if v:

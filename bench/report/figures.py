@@ -113,7 +113,7 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
 
 
 def every_seed(results: ResultSet, table: Table) -> Figure | None:
-    """A panel for each pair: the top-1 of each seed (dots), their mean (line) and the published mean (diamond) of each method."""
+    """A panel for each pair: the top-1 of each seed (dots), their mean (line) and the published mean of the last epoch (diamond) of each method."""
     shown = [(j, p) for j, p in enumerate(table.pairs) if any(row.cells[j].values for row in table.rows)]
     if not shown:
         return None
@@ -129,7 +129,7 @@ def every_seed(results: ResultSet, table: Table) -> Figure | None:
             axes.plot(list(cell.values.values()), [y] * len(cell.values), "o", color="0.35", markersize=3.5)
             if cell.summary:
                 axes.plot([cell.summary.mean] * 2, [y - 0.35, y + 0.35], "-", color="black", linewidth=1.2)
-            if cell.published:
+            if cell.published and cell.published.epoch != "best":  # the panel shows last epochs
                 axes.plot(cell.published.top1, y, "D", markerfacecolor="none", markeredgecolor="black", markersize=5)
         axes.set_yticks(range(len(table.rows)), [_plain(row_title(row), 24) for row in reversed(table.rows)], fontsize=7)
         axes.set_title(_plain(pair.title), fontsize=9)

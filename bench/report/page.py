@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from bench.report import compare, evidence, sentences, svg, trend_section
-from bench.report.blocks import MIB, conditions, cost_block, remarks, row_title, second_best, set_title, total_seconds
+from bench.report.blocks import MIB, conditions, cost_block, other_sources, remarks, row_title, second_best, set_title, total_seconds
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
 from bench.report.statistics import Difference
@@ -66,7 +66,9 @@ def _compared(key: str, found: Compared | None, is_base: bool, below: list[str] 
 
 def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: Row, some_published: bool) -> list[dict[str, Any]]:
     s, p, v = cell.summary, cell.published, cell.verdict
-    paper = (f"{p.top1:.2f} paper" if p else "no paper") if some_published and not row.variant else ""
+    best = p is not None and p.epoch == "best"
+    beside = f" (best epoch, ours {cell.beside.mean:.2f})" if best and cell.beside else " (best epoch)" * best
+    paper = (f"{p.top1:.2f} paper{beside}" if p else "no paper") if some_published and not row.variant else ""
     note = cell.note if cell.others else ""
     if s is None:
         views = [_view("mean", note or DASH, kind="none", below=[paper])]
@@ -76,7 +78,8 @@ def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: 
     views += [_compared(c.baseline, c.cells.get(at), row.method == c.baseline and not row.variant) for c in versus]
     if some_published:
         if v:
-            views.append(_view("published", _signed(v.mean), "" if v.half is None else f"± {v.half:.2f}", v.mean, v.word.replace(" ", "-"), [v.word]))
+            half, word = "" if v.half is None else f"± {v.half:.2f}", v.word + ", best epochs" * best
+            views.append(_view("published", _signed(v.mean), half, v.mean, v.word.replace(" ", "-"), [word]))
         else:
             views.append(_view("published", "none published" if p is None else DASH, kind="none"))
     return views
@@ -191,7 +194,8 @@ def table_view(results: ResultSet, table: Table, mark: str, number: int, data: d
         "common": common,
         "vary": vary,
         "columns": columns,
-        "sources": [f"{title}: {source}" + (f" ({note})" if note else "") for title, source, note in sources],
+        "sources": [f"{title}: {source}" + (f" ({note})" if note else "") for title, source, note in sources]
+        + other_sources(table),
         "warnings": table.warnings,
         "excluded": [(p.where, p.reason) for p in table.excluded],
     }

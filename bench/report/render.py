@@ -138,7 +138,7 @@ COLUMNS = (
     "not_done", "baseline", "difference", "half_width", "difference_n", "p_holm", "kd_difference", "kd_half_width", "kd_p_holm",
     "published", "published_sd", "published_n", "verdict", "minus_published",
     "minus_published_half_width", "images_per_second", "relative_speed", "peak_memory_bytes", "relative_memory", "preparation_seconds",
-    "total_seconds",
+    "total_seconds", "published_epoch",
 )  # fmt: skip
 
 
@@ -176,6 +176,7 @@ def csv_text(sets: list[ResultSet]) -> str:
                     fields += [d and d.mean, d and d.half, d and d.n, judged and judged.holm, *to_kd]
                     fields += [p and p.top1, p and p.sd, p and p.n, v and v.word, v and v.mean, v and v.half]
                     fields += [cost and cost.speed, ratio and ratio[0], cost and cost.memory, ratio and ratio[1], cost and cost.preparation, total]
+                    fields.append(p and p.epoch)
                     writer.writerow([csv_field(value) for value in fields])
     return out.getvalue()
 

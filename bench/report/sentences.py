@@ -98,6 +98,9 @@ def published_lines(table: Table) -> list[str]:
         return [f"No published number stands beside these: {reason}."]
     text = f"Of {_number(sum(counts.values()), 'cell')} with a published number, {counts['agrees']} agree with it, {counts['differs']} differ, "
     lines = [text + f"and {counts['cannot tell']} cannot be told (no published deviation, too few seeds, or too wide an interval)."]
+    best = sum(c.verdict is not None and c.published.epoch == "best" for r in table.rows for c in r.cells)
+    if best:
+        lines.append(f"Of these, {best} {'is' if best == 1 else 'are'} of a best epoch, held against our best epochs and never against our last.")
     differing = [
         (cell.verdict, f"{_title(table, i)} on {clean(pair.title, 60)} ({_signed(cell.verdict.mean)} ± {cell.verdict.half:.2f})")
         for i, row in enumerate(table.rows)

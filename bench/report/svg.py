@@ -160,7 +160,8 @@ def seeds(table: Table, column: int) -> Markup | None:
     if not rows:
         return None
     cells = {i: table.rows[i].cells[column] for i in rows}
-    values = [v for c in cells.values() for v in c.values.values()] + [c.published.top1 for c in cells.values() if c.published]
+    papers = {i: p for i, c in cells.items() if (p := c.published) and p.epoch != "best"}  # the panel shows last epochs
+    values = [v for c in cells.values() for v in c.values.values()] + [p.top1 for p in papers.values()]
     pad = max(0.1, (max(values) - min(values)) * 0.06)
     low, high = min(values) - pad, max(values) + pad
     left, right, step, top = 84.0, 312.0, 20.0, 4.0
@@ -182,9 +183,9 @@ def seeds(table: Table, column: int) -> Markup | None:
         else:  # a cloud of dots tells no more than its ends
             ends = f'x1="{_n(at(min(cell.values.values())))}" x2="{_n(at(max(cell.values.values())))}"'
             parts.append(f'<line class="bar" {ends} y1="{_n(y)}" y2="{_n(y)}"><title>{len(cell.values)} seeds, lowest to highest</title></line>')
-        if cell.published:
-            p = at(cell.published.top1)
-            parts.append(f'<path class="paper" d="M{_n(p)} {_n(y - 5)}l5 5l-5 5l-5 -5z"><title>published: {cell.published.top1:.2f}</title></path>')
+        if i in papers:
+            p = at(papers[i].top1)
+            parts.append(f'<path class="paper" d="M{_n(p)} {_n(y - 5)}l5 5l-5 5l-5 -5z"><title>published: {papers[i].top1:.2f}</title></path>')
         parts.append("</g>")
     return _svg(320, bottom + 22, f"Seeds on {table.pairs[column].title}", parts)
 

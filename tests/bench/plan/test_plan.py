@@ -69,7 +69,9 @@ def test_selection_replaces_and_joins_rows():
     assert [m for m, _ in plan_of(methods=("kd",)).rows] == ["kd"]
     shorter = dataclasses.replace(PROFILE, methods=("student",))
     assert [m for m, _ in plan_of(shorter, methods=("+at",)).rows] == ["student", "at"]
-    assert [m for m, _ in plan_of(dataclasses.replace(PROFILE, methods=None)).rows][0] == "student"
+    more = dataclasses.replace(FACTS, methods={name: name for name in ("zz", "dkd", "at", "aa", "student")})
+    every = expand(dataclasses.replace(PROFILE, methods=None), Selection(), more)
+    assert [m for m, _ in every.rows] == ["student", "at", "dkd", "zz", "aa"]  # the order of tables, then the registry's
 
 
 def test_overrides_reach_the_group_and_the_cells_say_so():
@@ -167,6 +169,36 @@ def test_declared_profiles_name_what_exists():
         changed = {(c.method, name, here) for c in shown.cells for name, _, here in c.changed}
         assert changed == set(profile.variant), profile.name  # every ablation differs from the method's own settings
     assert len(PROFILES["paper"].pairs) * len(PROFILES["paper"].seeds) * len(PROFILES["paper"].methods) == 162
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "pairs", "seeds"),
+    [("skd_table", 15, PAIRS, 3), ("crd_table", 14, CRD_PAIRS, 5), ("crd_cross", 13, UNLIKE_PAIRS, 3), ("field", None, ALL_PAIRS, 3)],
+)
+def test_profiles_of_the_wider_tables(name, rows, pairs, seeds):
+    pytest.importorskip("torch")
+    from bench.plan import registries
+    from bench.report import published
+
+    profile = PROFILES[name]
+    facts = registries.read(protocols.get(profile.protocol))
+    found = expand(profile, Selection(), facts)
+    assert (found.protocol, found.teacher_protocol) == (protocols.get("crd"),) * 2 and found.pairs == pairs and len(found.seeds) == seeds
+    assert [m for m, _ in found.rows][0] == "student" and len(found.rows) == (rows or len(facts.methods))
+    if name == "skd_table":
+        assert {m for m, _ in found.rows} - {"skd"} == set(PROFILES["crd_table"].methods)
+        assert not any(c.skipped for c in found.cells)  # as printed: every row stands on every pair
+    if rows:  # the source prints a number for every cell that can run, and none for one that cannot
+        index = published.load()
+        for c in found.cells:
+            printed = ("crd", "cifar100", 1.0, c.teacher, c.student, c.method) in index
+            assert printed != bool(c.skipped), c
+
+
+def test_the_paper_profile_is_left_as_it_was():
+    paper, skd = PROFILES["paper"], PROFILES["skd_table"]
+    assert paper.methods == ("student", "kd", "fitnet", "at", "rkd", "sp", "cc", "iep", "skd")
+    assert set(paper.methods) - {"iep"} <= set(skd.methods) and paper.pairs == skd.pairs and paper.seeds == skd.seeds
 
 
 def test_declared_pairs():
