@@ -18,12 +18,12 @@ import models
 from bench.data import cifar100
 from bench.errors import StoreError, UsageError
 from bench.options import DataOption, ResultsOption
-from bench.plan import protocols, registries
+from bench.plan import datasets, protocols, registries
 from bench.plan.expand import Plan, expand
 from bench.plan.profiles import get_profile
 from bench.plan.selection import Selection
 from bench.report import cost_sheets
-from bench.store import teachers
+from bench.store import redo, teachers
 from bench.store.files import read
 from bench.store.lease import Lease
 from bench.store.records import PlanRecord
@@ -193,7 +193,7 @@ def check_teachers(results: Path) -> Iterator[Finding]:
     found, problems = teachers.available(results)
 
     def mend(place: Path) -> str:
-        again = f"teachers train {shlex.quote(place.name.rpartition('-')[2])}, or teachers import FILE"
+        again = f"teachers train {shlex.quote(place.name.partition('-')[2])}, or teachers import FILE"
         return f"{_remove(place)}; python -m bench {again}"
 
     for problem in problems:
@@ -205,7 +205,7 @@ def check_teachers(results: Path) -> Iterator[Finding]:
             if state_hash(state) != teacher.hash:
                 yield Finding(f"{place / 'teacher.pt'}: its hash is not the one of its record", mend(place))
                 continue
-            teacher_networks.network(teacher.architecture, state, 100, place / "teacher.pt")
+            teacher_networks.network(teacher.architecture, state, datasets.get(teacher.record.dataset).classes, place / "teacher.pt")
         except (UsageError, models.NetworkError) as error:
             yield Finding(str(error), mend(place))
 
@@ -217,6 +217,10 @@ def check_runs(results: Path) -> Iterator[Finding]:
         folder = results / "runs" / problem.where if problem.where != "runs" else results / "runs"
         status = "status.json" in problem.reason
         yield Finding(f"{problem.where}: {problem.reason}", f"{_remove(folder / 'status.json' if status else folder)}, then launch it again")
+    for path in sorted([*results.glob("runs/*/.*.tmp"), *results.glob("groups/*/.*.tmp")]):
+        yield Finding(f"{path}: {path.stat().st_size / 1e6:.1f} MB of a save that was killed", "launch its run again, which clears it away, or remove it")
+    for again in sorted(redo.root(results).glob("runs/*")):
+        yield Finding(f"{again.name} was to be trained again (--redo) and was not", f"the same --redo goes on; to keep the old results: {_remove(again)}")
     for view in views:
         mend = f"{_remove(view.folder)}, then launch it again"
         if view.record is not None:

@@ -33,14 +33,24 @@ class Ledger:
         needed = {g.teacher for g in self.groups_left() if self.plan.needs_teacher(g)}
         return [name for name in self.plan.teachers if name in needed and self.teacher(name) is None]
 
+    def teachers_there(self) -> list[teachers.TeacherFile]:
+        """The teachers of the plan that are at hand, largest first."""
+        return [found for name in self.plan.teachers if (found := self.teacher(name))]
+
     def check_teachers(self) -> None:
-        """Raises UsageError where a teacher at hand was trained in a trial and the plan is none."""
-        for name in self.plan.teachers:
-            found = self.teacher(name)
-            trial = found.record.trial if found else None
-            if trial and not self.plan.teacher_protocol.trial:
+        """Raises UsageError for a teacher that was trained here in another way than this plan trains its own.
+
+        What was imported is taken as it is. A trial may have a teacher of the whole schedule.
+        """
+        wanted = self.plan.teacher_protocol
+        for found in self.teachers_there():
+            record = found.record
+            same = (record.protocol or wanted.name) == wanted.name and record.trial in (None, "", wanted.trial)
+            if record.source == "trained" and not same:
+                ways = [f"{name}{f' ({trial})' if trial else ''}" for name, trial in ((record.protocol, record.trial), (wanted.name, wanted.trial))]
                 raise UsageError(
-                    f"the teacher in {found.folder} is a trial's ({trial}); remove that folder to have it trained anew, or use another --results"
+                    f"the teacher in {found.folder} was trained under {ways[0]}, this plan trains its own under {ways[1]}; "
+                    f"remove that folder to have it trained anew, or use another --results"
                 )
 
     def ids(self, group: Group) -> dict[str, str | None]:

@@ -24,6 +24,7 @@ from bench.plan.expand import TEACHER_SEED, Plan, expand, narrowed
 from bench.plan.groups import Group
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
+from bench.store.records import Teacher
 from bench.store.runs import scan
 from bench.text import count, duration, say, table
 from bench.train import engine, environment
@@ -171,6 +172,7 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     lines.append(f"{count(planned, 'run')}, {done} done; {count(len(left.groups), 'group')} and {count(len(left.teachers), 'teacher')} to train")
     epochs = the_plan.teacher_protocol.epochs
     lines += [f"  teacher {name}: {count(epochs, 'epoch')} of {the_plan.teacher_protocol.name}" for name in left.teachers]
+    lines += [f"  teacher {t.architecture}: {t.record.source}, {t.record.test_top1:.2f} % top-1, {_way(t.record)}" for t in book.teachers_there()]
     lines += [
         f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(left.groups, left.by_group, strict=True)
     ]
@@ -182,6 +184,11 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     one = (device["name"] if device else "GPU") + (f" slot of {count(slots[0].threads, 'core')}" if on_cpu else "")
     several = f", {duration(left.elapsed)} on {len(slots)} slots" if len(slots) > 1 else ""
     return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
+
+
+def _way(record: Teacher) -> str:
+    """How a teacher at hand was trained, as far as its record says."""
+    return f"under {record.protocol}{f' ({record.trial})' if record.trial else ''}" if record.protocol else "elsewhere"
 
 
 def task_name(group: Group) -> str:

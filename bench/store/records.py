@@ -124,6 +124,8 @@ class Record(Struct, frozen=True, kw_only=True):
     preparation: dict[str, Any] | None
     finished: Text
     changes: list[Text] = []
+    pretraining: dict[str, Any] | None = None
+    inference: dict[str, Any] | None = None
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -219,6 +221,7 @@ class Teacher(Struct, frozen=True, kw_only=True):
     trained: bool
     source: Text
     trial: Text | None = None
+    protocol: Name | None = None
 
 
 class Verified(Struct, frozen=True, kw_only=True):
@@ -242,7 +245,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     WHAT: ClassVar[str] = "the manifest of a group"
     format: int
     serial: Count
-    epoch: Count
+    epoch: Integer  # below 1: of a stage before the main one
     step: Count
     members: dict[str, Member]
 

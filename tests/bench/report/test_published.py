@@ -167,7 +167,7 @@ def test_the_last_epoch_and_the_own_run_come_first(tmp_path):
 @pytest.mark.parametrize("said", [{"epoch": "first"}, {"origin": "mine"}])
 def test_an_unknown_word_is_named(tmp_path, said):
     write(tmp_path, "a", {"top1": 71.0}, **said)
-    with pytest.raises(StoreError, match=r"a\.json.*there are"):
+    with pytest.raises(StoreError, match=r"a\.json.*Invalid enum value"):
         published.load(tmp_path)
 
 

@@ -22,6 +22,8 @@ R20 = ("resnet56", "resnet20")
 KEPT = {Config: "runs/*/config.json", Record: "runs/*/record.json", Cost: "costs/*/*-*.json"}
 KEPT |= {PlanRecord: "plan.json", Teacher: "teachers/*/teacher.json"}
 GPU_ONLY = {"driver"}
+NEWER = {Record: {"pretraining", "inference"}}
+"""Written since the sets were kept: tests/bench/train/test_contract.py holds that they are."""
 
 
 def kept(pattern: str) -> list[dict[str, Any]]:
@@ -31,7 +33,7 @@ def kept(pattern: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind.__name__)
 def test_no_field_is_read_that_nobody_writes(kind):
     found = kept(KEPT[kind])
-    assert found and {f.encode_name for f in structs.fields(kind)} <= set().union(*found)
+    assert found and {f.encode_name for f in structs.fields(kind)} - NEWER.get(kind, set()) <= set().union(*found)
     for value in found:
         typed("", value, kind)
 
