@@ -7,24 +7,37 @@ published numbers rest (its script once had weight 4). Their row "with KL" is `i
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import batch_normalised, unit
+from methods._maps import EPS, batch_normalised
 from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
 from methods.registry import register
 from models.outputs import Outputs
 
 
-def correlations(maps: Tensor) -> Tensor:
-    """G with rows Q_c / |Q_c|_2, Q = F F^T, F an image's map (B, C, H * W) -> (B, C, C). A channel that is 0 gets row 0, and no gradient."""
-    pixels = maps.movedim(1, -1).flatten(1, 2)  # (B, H * W, C), a view of channels-last maps
-    return unit(pixels.mT @ pixels)
-
-
 def ickd_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-    """1 / (C B) * sum (G_s - G_t)^2; maps (B, C, H, W) of equal B and C, H and W may differ -> scalar (Liu et al. 2021, section 3.2)."""
-    return (correlations(student_maps) - correlations(teacher_maps)).square().sum() / (teacher_maps.shape[0] * teacher_maps.shape[1])
+    """1 / (C B) * sum (G_s - G_t)^2, G an image's matrix F F^T (C, C) of channels F (C, H * W) with each row scaled to norm 1 -> scalar.
+
+    (Liu et al. 2021, section 3.2.) Maps (B, C, H, W) of equal B and C; H and W may differ. A channel that is 0 has row 0, and no gradient.
+    No (B, C, C) tensor is made: a row's norm and the product of two rows are f_c' (sum_k f_k g_k') g_c, through matrices of pixels.
+    """
+    s, t = (maps.movedim(1, -1).flatten(1, 2) for maps in (student_maps, teacher_maps))  # (B, H * W, C), views of channels-last maps
+    (s_scale, s_rows), (t_scale, t_rows) = (_scale(_row_products(x, x)) for x in (s, t))
+    cosines = _row_products(s, t) * s_scale * t_scale
+    return (s_rows + t_rows - 2 * cosines).mean()
+
+
+def _row_products(f: Tensor, g: Tensor) -> Tensor:
+    """sum_k (f_c . f_k) (g_c . g_k) of channels; (B, P, C), (B, Q, C) -> (B, C)."""
+    return (f * ((f @ g.mT) @ g)).sum(1)
+
+
+def _scale(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """One over the root, 0 where there is nothing to scale, and where there is something as 0 or 1."""
+    rows = squares > EPS**2
+    return rows * torch.where(rows, squares, 1.0).rsqrt(), rows.to(squares.dtype)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,23 @@ ALIKE = (
     ("resnet32x4", "resnet8x4"),
     ("vgg13", "vgg8"),
 )
-PAIRS = ALIKE
+UNLIKE = (
+    ("vgg13", "mobilenetv2"),
+    ("resnet50", "mobilenetv2"),
+    ("resnet50", "vgg8"),
+    ("resnet32x4", "shufflev1"),
+    ("resnet32x4", "shufflev2"),
+    ("wrn_40_2", "shufflev1"),
+)
 BATCHES = (64, 16, 1)
-pairs = pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-batches = pytest.mark.parametrize("batch", BATCHES)
+
+
+def _case(pair: tuple[str, str], batch: int):
+    large = pair[0] == "resnet50" and batch > 1  # a gigabyte, and seconds
+    return pytest.param(pair, batch, id=f"{'-'.join(pair)}-{batch}", marks=[pytest.mark.slow] if large else [])
+
+
+everywhere = pytest.mark.parametrize(("pair", "batch"), [_case(pair, batch) for pair in (*ALIKE, *UNLIKE) for batch in BATCHES])
 
 
 def both(pair: tuple[str, str]) -> tuple[Shapes, Shapes]:
