@@ -86,3 +86,18 @@ def average_pooled(x: np.ndarray, size: int) -> np.ndarray:
     """Windows from floor(i H / size) to ceil((i + 1) H / size), as adaptive pooling states them; also where size is above H."""
     edges = [(i * x.shape[2] // size, -(-(i + 1) * x.shape[2] // size)) for i in range(size)]
     return np.stack([np.stack([x[:, :, a:b, c:d].mean((2, 3)) for c, d in edges], -1) for a, b in edges], -2)
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    """Batch normalisation by the batch's own statistics, weight 1 and bias 0."""
+    mean, variance = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-5)
+
+
+def convolved(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """A convolution of odd kernel with padding that keeps the size, no bias."""
+    reach = weight.shape[2] // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
+    height, width = x.shape[2:]
+    taps = range(weight.shape[2])
+    return sum(np.einsum("bchw,oc->bohw", padded[:, :, i : i + height, j : j + width], weight[:, :, i, j]) for i in taps for j in taps)

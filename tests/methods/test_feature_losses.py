@@ -9,7 +9,7 @@ from methods._maps import batch_normalised, pooled_to, unit
 from methods.base import Batch, Setting
 from methods.ickd import ickd_loss
 from models.outputs import Outputs, Shapes
-from tests.methods.independent import agrees, arrays, average_pooled, both, draw, everywhere, unit_rows
+from tests.methods.independent import agrees, arrays, average_pooled, both, convolved, draw, everywhere, normalised, unit_rows
 
 # ICKD
 
@@ -125,19 +125,6 @@ def test_context_loss(pair, batch):
     agrees(reviewkd.context_loss, numpy_context, s, t, step=1e-4)
 
 
-def numpy_norm(x):
-    mean, variance = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
-    return (x - mean) / np.sqrt(variance + 1e-5)
-
-
-def numpy_convolution(x, weight):
-    reach = weight.shape[2] // 2
-    padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
-    height, width = x.shape[2:]
-    taps = range(weight.shape[2])
-    return sum(np.einsum("bchw,oc->bohw", padded[:, :, i : i + height, j : j + width], weight[:, :, i, j]) for i in taps for j in taps)
-
-
 def numpy_nearest(x, size):
     place = [i * x.shape[2] // size for i in range(size)]
     return x[:, :, place][:, :, :, place]
@@ -147,14 +134,14 @@ def numpy_review(maps, fusions, sizes):
     """Deep to shallow; `fusions`: (enter, attention weight and bias or None, leave), shallow to deep, as the maps are."""
     results, residual = [], None
     for x, (enter, attention, leave), size in reversed(list(zip(maps, fusions, sizes, strict=True))):
-        x = numpy_norm(numpy_convolution(x, enter))
+        x = normalised(convolved(x, enter))
         if attention is not None:
             y = numpy_nearest(residual, x.shape[2])
-            gates = numpy_convolution(np.concatenate([x, y], 1), attention[0]) + attention[1].reshape(1, 2, 1, 1)
+            gates = convolved(np.concatenate([x, y], 1), attention[0]) + attention[1].reshape(1, 2, 1, 1)
             gates = 1 / (1 + np.exp(-gates))
             x = x * gates[:, :1] + y * gates[:, 1:]
         residual = numpy_nearest(x, size)
-        results.insert(0, numpy_norm(numpy_convolution(residual, leave)))
+        results.insert(0, normalised(convolved(residual, leave)))
     return results
 
 
