@@ -44,9 +44,11 @@ def context_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor])
 
 
 def _level_loss(difference: Tensor) -> Tensor:
-    total, weights = difference.square().mean(), 1.0
+    total, weights, pooled = difference.square().mean(), 1.0, difference
     for place, size in enumerate((size for size in SIZES if size < difference.shape[2]), start=1):
-        total = total + pooled_to(difference, size, size).square().mean() / 2**place
+        even = difference.shape[2] % pooled.shape[2] == 0  # windows of one size: their means are means of the means below
+        pooled = pooled_to(pooled if even else difference, size, size)
+        total = total + pooled.square().mean() / 2**place
         weights += 1 / 2**place
     return total / weights
 
@@ -67,12 +69,20 @@ class Fusion(nn.Module):
         convolution, norm = self.enter
         x = batch_normalised(norm, convolution(x), relu=False)
         if self.attention is not None:
-            y = _resized(deeper, x.shape[2:])
-            gates = self.attention(torch.cat([x, y], 1)).sigmoid()
-            x = x * gates[:, :1] + y * gates[:, 1:]
+            x = self.fused(x, deeper)
         x = _resized(x, self.size)
         convolution, norm = self.leave
         return batch_normalised(norm, convolution(x), relu=False), x
+
+    def fused(self, x: Tensor, deeper: Tensor) -> Tensor:
+        """x g_0 + y g_1, y the deeper residual enlarged to x, gates g = sigmoid(attention(x beside y)).
+
+        A 1x1 convolution of x beside y is one of x plus one of y, and that of y can be enlarged after it, at 2 channels.
+        """
+        x_weight, y_weight = self.attention.weight.chunk(2, dim=1)
+        gates = F.conv2d(x, x_weight, self.attention.bias) + _resized(F.conv2d(deeper, y_weight), x.shape[2:])
+        gates = gates.sigmoid()
+        return x * gates[:, :1] + _resized(deeper, x.shape[2:]) * gates[:, 1:]
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
