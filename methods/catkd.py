@@ -2,7 +2,7 @@
 
 Guo et al.: Class Attention Transfer Based Knowledge Distillation, CVPR 2023. The classifier at each place of the last map gives one map
 a class, whose mean is the logit. Weight, resolution and whether maps are normalised are those of the authors' configurations, pair by
-pair; the published numbers rest on them, though the paper normalises throughout. None is known for resnet110/resnet20 (here as
+pair, on which the published numbers rest. None is known for resnet110/resnet20 (here as
 resnet110/resnet32) and resnet50/vgg8; what is not listed has the defaults below, which are nobody's.
 """
 
@@ -19,7 +19,7 @@ from models.outputs import Outputs
 
 def catkd_loss(student_maps: Tensor, teacher_maps: Tensor, resolution: int, normalise: bool) -> Tensor:
     """Mean over all elements of (A_s - A_t)^2, A the maps (B, classes, H, W) average-pooled to `resolution` squared, each class's then
-    scaled to norm 1 where `normalise`; H and W may differ -> scalar (Guo et al. 2023, section 3.3)."""
+    scaled to norm 1 where `normalise`; H and W may differ -> scalar (Guo et al. 2023)."""
     s, t = (pooled_to(maps, resolution, resolution).flatten(2) for maps in (student_maps, teacher_maps))
     return F.mse_loss(unit(s), unit(t)) if normalise else F.mse_loss(s, t)
 

@@ -2,7 +2,7 @@
 
 Liu et al.: Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation, ICCV 2021, the variant ICKD-C for
 classification. Rows of norm 1, the mean over channels and images, and weight 2.5 for every pair are the authors' code's, on which the
-published numbers rest (its script once had weight 4). Their row "with KL" is `ickd+kd`.
+published numbers rest (one version of its script has weight 4). Their row "with KL" is `ickd+kd`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from models.outputs import Outputs
 def ickd_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
     """1 / (C B) * sum (G_s - G_t)^2, G an image's matrix F F^T (C, C) of channels F (C, H * W) with each row scaled to norm 1 -> scalar.
 
-    (Liu et al. 2021, section 3.2.) Maps (B, C, H, W) of equal B and C; H and W may differ. A channel that is 0 has row 0, and no gradient.
+    (Liu et al. 2021.) Maps (B, C, H, W) of equal B and C; H and W may differ. A channel that is 0 has row 0, and no gradient.
     No (B, C, C) tensor is made: a row's norm and the product of two rows are f_c' (sum_k f_k g_k') g_c, through matrices of pixels.
     """
     s, t = (maps.movedim(1, -1).flatten(1, 2) for maps in (student_maps, teacher_maps))  # (B, H * W, C), views of channels-last maps

@@ -33,7 +33,7 @@ def standardised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
-    """log2 sum_d |c_d - 1|^(2 alpha), c_d = 1 / B sum_b of the standardised values' product; both (B, D) -> scalar (section 3.2).
+    """log2 sum_d |c_d - 1|^(2 alpha), c_d = 1 / B sum_b of the standardised values' product; both (B, D) -> scalar.
 
     Dimensions in which the teacher does not move in this batch have no correlation and are left out; without any the loss is 0.
     """
@@ -44,7 +44,7 @@ def correlation_loss(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
 
 def mutual_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """sum (G_s^2 - G_st^2), G_s the cosines of a batch's embeddings over their trace, G_st their product with the teacher's over its own;
-    (B, D_s), (B, D_t) -> scalar (section 3.3, alpha = 2, without its logarithms)."""
+    (B, D_s), (B, D_t) -> scalar (order 2, without logarithms)."""
     s, t = unit(student), unit(teacher)
     gram = s @ s.T
     joint = gram * (t @ t.T)

@@ -1,9 +1,9 @@
 """OFD: the student's maps follow the teacher's before the ReLU, where the teacher is active; where it is not, they need only stay below.
 
 Heo et al.: A Comprehensive Overhaul of Feature Distillation, ICCV 2019. Margins come from the teacher's batch normalisations, through a
-preparation. Weight 0.001 for every pair, as in the authors' CIFAR code and in mdistiller, whose rows are the published ones. Both leave the
-teacher in training mode (statistics of the batch, running ones drift); here it is frozen. Of maps of unlike sizes the larger is
-average-pooled before anything else (mdistiller: the teacher's to the student's).
+preparation. Weight 0.001 for every pair, as in the authors' CIFAR code and in mdistiller. Both leave the teacher in training mode
+(statistics of the batch, running ones drift); here it is frozen. Of maps of unlike sizes the larger is average-pooled before anything
+else (mdistiller: the teacher's to the student's).
 """
 
 import functools
@@ -29,7 +29,7 @@ RARE = 0.001
 def margins(weight: Tensor, bias: Tensor) -> Tensor:
     """E[x | x < 0] of x ~ N(bias, weight^2), channel by channel, float64: b - |w| phi(b / w) / Phi(-b / |w|); (C,), (C,) -> (C,).
 
-    (Heo et al. 2019, section 3.2, from a batch normalisation's weight and bias.)
+    From a batch normalisation's weight and bias (Heo et al. 2019); as in the authors' code, whose margin for rare negatives this is too.
     """
     mean, deviation = bias.double(), weight.double().abs().clamp_min(1e-12)
     place = mean / deviation
@@ -39,8 +39,8 @@ def margins(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def ofd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], lows: Sequence[Tensor]) -> Tensor:
-    """1 / B * sum over levels i = 1 ... n of 2^(i - n) * sum of (s - max(t, m))^2 where s > max(t, m) or t > 0 -> scalar (Heo et al. 2019,
-    section 3.3). Maps (B, C, H, W), each student's of its teacher's shape; margins m (C, 1, 1)."""
+    """1 / B * sum over levels i = 1 ... n of 2^(i - n) * sum of (s - max(t, m))^2 where s > max(t, m) or t > 0 -> scalar (Heo et al.
+    2019). Maps (B, C, H, W), each student's of its teacher's shape; margins m (C, 1, 1)."""
     total, last = 0.0, len(student_maps) - 1
     for level, (s, t, low) in enumerate(zip(student_maps, teacher_maps, lows, strict=True)):
         target = torch.maximum(t, low)

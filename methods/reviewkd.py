@@ -35,7 +35,7 @@ WEIGHTS = {
 
 
 def context_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Sum over levels of (D_0 + 1/2 D_1 + 1/4 D_2 + ...) / (1 + 1/2 + 1/4 + ...) -> scalar (Chen et al. 2021, section 3.3).
+    """Sum over levels of (D_0 + 1/2 D_1 + 1/4 D_2 + ...) / (1 + 1/2 + 1/4 + ...) -> scalar (Chen et al. 2021, HCL).
 
     D_0 is the mean of (f_s - f_t)^2, D_1, ... the same of the maps average-pooled to 4x4, 2x2, 1x1, as far as these are smaller than the
     map. Maps (B, C, H, H), each student's of its teacher's shape.

@@ -25,7 +25,7 @@ from models.outputs import Outputs
 class Hyper:
     """The authors' values. Raises MethodError for a factor below 1."""
 
-    weight: float = 1.0  # of the mean over all elements of (projection - teacher's map)^2, the method's Eq. 3
+    weight: float = 1.0  # of the mean over all elements of (projection - teacher's map)^2
     factor: int = 2  # the projector's width is the teacher's over this
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from models.outputs import Outputs
 
 
 def srrl_losses(projected: Tensor, embedding: Tensor, logits: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over all elements of (f - f_t)^2 and of (W f + b - z_t)^2 -> two scalars (Yang et al. 2021, section 3.2).
+    """Means over all elements of (f - f_t)^2 and of (W f + b - z_t)^2 -> two scalars (Yang et al. 2021).
 
     f the projected student's, f_t the teacher's embedding (B, D); z_t the teacher's logits (B, classes), W (classes, D) and b its classifier.
     """
