@@ -72,14 +72,21 @@ class Halted(Exception):
 
 
 class Stub(nn.Module):
-    """A network with the outputs of `shapes`, each a fixed random projection of the pooled images: any architecture in no time."""
+    """A network with the outputs of `shapes`, each a fixed random projection of the pooled images: any architecture in no time.
+
+    Its classifier and the normalisations behind its stages have the shapes of the architecture's and no part in its outputs.
+    """
+
+    head = "classifier"
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
         self.shapes = shapes
+        self.classifier = nn.Linear(shapes.embedding, shapes.classes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c, _, _ in shapes.maps["preact"][1:])
         g = generator(0, f"stub/{shapes.name}")
         self.maps = {k: [torch.randn(c, 3, generator=g) for c, _, _ in sizes] for k, sizes in shapes.maps.items()}
-        self.embed, self.head = torch.randn(3, shapes.embedding, generator=g), torch.randn(3, shapes.classes, generator=g)
+        self.embed, self.logits = torch.randn(3, shapes.embedding, generator=g), torch.randn(3, shapes.classes, generator=g)
 
     def forward(self, x: Tensor, kinds: tuple[str, ...] = ()) -> Outputs:
         maps = {}
@@ -89,7 +96,10 @@ class Stub(nn.Module):
             signed = [torch.einsum("bchw,dc->bdhw", nn.functional.interpolate(x, size), weight) for size, weight in pairs]
             maps[kind] = tuple(m if kind == "preact" else m.relu() for m in signed)
         pooled = x.mean((2, 3))
-        return Outputs(pooled @ self.head, (pooled @ self.embed).relu(), maps)
+        return Outputs(pooled @ self.logits, (pooled @ self.embed).relu(), maps)
+
+    def stage_norms(self) -> tuple[nn.Module, ...]:
+        return tuple(self.norms)
 
 
 @functools.cache

@@ -1,0 +1,31 @@
+"""What methods on maps and embeddings share: pooling to a size, rows of norm 1, a batch normalisation that takes one value a channel."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.native import normalised
+
+EPS = 1e-12  # least norm of a row
+
+
+def pooled_to(maps: Tensor, height: int, width: int) -> Tensor:
+    """Average pooling of (B, C, H, W) to (B, C, height, width); windows as of torch's adaptive pooling where the sizes do not divide."""
+    if maps.shape[2:] == (height, width):
+        return maps
+    if maps.shape[2] % height == 0 and maps.shape[3] % width == 0:  # the same values, and deterministic on GPUs
+        return F.avg_pool2d(maps, (maps.shape[2] // height, maps.shape[3] // width))
+    return F.adaptive_avg_pool2d(maps, (height, width))
+
+
+def unit(rows: Tensor, dim: int = -1) -> Tensor:
+    """`rows` scaled to Euclidean norm 1 along `dim`. A row of 0 stays 0 and gets no gradient."""
+    norm = rows.norm(dim=dim, keepdim=True)
+    return rows * (norm > EPS) / norm.clamp_min(EPS)
+
+
+def batch_normalised(norm: nn.BatchNorm2d, x: Tensor, relu: bool = True) -> Tensor:
+    """norm(x), through ReLU; x (B, C, H, W). One value a channel has no variance: it is normalised by the running statistics."""
+    if x.shape[0] * x.shape[2] * x.shape[3] > 1:
+        return normalised(norm, x, relu=relu)
+    x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps)
+    return F.relu(x) if relu else x

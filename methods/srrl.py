@@ -1,0 +1,79 @@
+"""SRRL: the student's embedding, brought to the teacher's width, equals the teacher's and gives the teacher's logits under its classifier.
+
+Yang et al.: Knowledge Distillation via Softmax Regression Representation Learning, ICLR 2021: CE and the two losses at weight 1, as in
+the authors' code (ImageNet only). There the convolution stands before the pooling; here it stands behind it, as in the public code for
+CIFAR-100 (SimKD's), which adds KD: weights 1 and 1 there, 0.1 and 0.9 in CTKD's script (`ce_weight`, `kd_weight`), on which CTKD's
+SRRL rows rest. Values by pair are not known.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods._maps import batch_normalised
+from methods._teacher import classifier_preparation, read_classifier
+from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting
+from methods.kd import kd_loss
+from methods.registry import register
+from models.outputs import Outputs
+
+
+def srrl_losses(projected: Tensor, embedding: Tensor, logits: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over all elements of (f - f_t)^2 and of (W f + b - z_t)^2 -> two scalars (Yang et al. 2021).
+
+    f the projected student's, f_t the teacher's embedding (B, D); z_t the teacher's logits (B, classes), W (classes, D) and b its classifier.
+    """
+    return F.mse_loss(projected, embedding), F.mse_loss(F.linear(projected, weight, bias), logits)
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """The authors' weights; no KD."""
+
+    ce_weight: float = 1.0
+    kd_weight: float = 0.0
+    temperature: float = 4.0
+    feature_weight: float = 1.0
+    regression_weight: float = 1.0
+
+
+@register("srrl")
+class SRRL(Method):
+    title = "SRRL"
+    paper = "Yang et al., Knowledge Distillation via Softmax Regression Representation Learning, ICLR 2021"
+    Hyper = Hyper
+    teacher_outputs = Needs(logits=True, embedding=True)
+    student_outputs = Needs(logits=True, embedding=True)
+    fp32 = True
+
+    @classmethod
+    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
+        return "srrl needs a teacher: name one" if setting.teacher is None else None
+
+    @classmethod
+    def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
+        return None if setting.teacher is None else classifier_preparation()
+
+    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
+        """Raises MethodError where the pair is not supported or `prepared` is not this teacher's classifier."""
+        super().__init__(hyper, setting, prepared)
+        if reason := self.unsupported(hyper, setting):
+            raise MethodError(reason)
+        narrow, wide = setting.student.embedding, setting.teacher.embedding
+        self.projector = nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
+        for name, tensor in read_classifier(prepared, "srrl", setting).items():
+            self.register_buffer(name, tensor)
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        h, (convolution, norm) = self.hyper, self.projector
+        projected = batch_normalised(norm, convolution(student.embedding[:, :, None, None])).flatten(1)
+        features, regression = srrl_losses(projected, teacher.embedding, teacher.logits, self.weight, self.bias)
+        losses = {
+            "ce": h.ce_weight * F.cross_entropy(student.logits, batch.labels),
+            "features": h.feature_weight * features,
+            "regression": h.regression_weight * regression,
+        }
+        if h.kd_weight:
+            losses["kd"] = h.kd_weight * kd_loss(student.logits, teacher.logits, h.temperature)
+        return losses
