@@ -218,9 +218,11 @@ def check_runs(results: Path) -> Iterator[Finding]:
         status = "status.json" in problem.reason
         yield Finding(f"{problem.where}: {problem.reason}", f"{_remove(folder / 'status.json' if status else folder)}, then launch it again")
     for path in sorted([*results.glob("runs/*/.*.tmp"), *results.glob("groups/*/.*.tmp")]):
-        yield Finding(f"{path}: {path.stat().st_size / 1e6:.1f} MB of a save that was killed", "launch its run again, which clears it away, or remove it")
+        size = path.stat().st_size / 1e6
+        yield Finding(f"{path}: {size:.1f} MB of a save that was killed", "launch its run again, which clears it away, or remove it")
     for again in sorted(redo.root(results).glob("runs/*")):
-        yield Finding(f"{again.name} was to be trained again (--redo) and was not", f"the same --redo goes on; to keep the old results: {_remove(again)}")
+        mend = f"the same --redo goes on; to keep the old results: {_remove(again)}"
+        yield Finding(f"{again.name} was to be trained again (--redo) and was not", mend)
     for view in views:
         mend = f"{_remove(view.folder)}, then launch it again"
         if view.record is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import models
 from bench import data
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
 from bench.launch import jobs
@@ -22,7 +23,7 @@ from bench.plan.selection import Selection
 from bench.store import redo
 from bench.store.lease import Lease
 from bench.store.runs import scan
-from bench.train import loop
+from bench.train import loop, teacher_networks
 from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
@@ -160,3 +161,25 @@ def test_who_declines_loses_nothing(results, plan, monkeypatch):
         launch.run(options)
     launch.run(dataclasses.replace(options, dry_run=True))
     assert content(results) == before and not redo.root(results).exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"source": "trained", "protocol": "tiny", "trial": ""}, None),
+        ({"source": "imported"}, None),
+        ({"source": "trained", "protocol": "tiny", "trial": "1 of 2 epochs"}, r"under tiny \(1 of 2 epochs\), this plan trains its own under tiny"),
+        ({"source": "trained", "protocol": "crd", "trial": ""}, "under crd, this plan trains its own under tiny; remove that folder"),
+    ],
+    ids=["its own", "imported", "another schedule", "another protocol"],
+)
+def test_a_teacher_trained_in_another_way_is_refused(tmp_path, plan, record, said):
+    dataset, state = data.load(TINY), models.build("resnet14").state_dict()
+    measured = {"top1": 50.0, "top5": 80.0}
+    teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", state, measured, {**record, "trained": True})
+    book = Ledger(tmp_path, dataclasses.replace(plan, teachers=("resnet14",)), dataset)
+    if said is None:
+        book.check_teachers()
+    else:
+        with pytest.raises(UsageError, match=said):
+            book.check_teachers()
