@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from bench import doctor
+from bench.__main__ import main
 from bench.errors import StoreError, UsageError
 from bench.launch import status
 from bench.plan.identity import digest
 from bench.report import render, table
-from bench.report.__main__ import main as report
 from bench.store import teachers
 from bench.store.files import LIMIT, read_bytes, read_json, write_json
 from bench.store.lease import NAME, Lease
@@ -86,7 +86,7 @@ def kept(place: Path) -> str:
 
 def read_all(place: Path, capsys) -> str:
     """What the commands say of a folder; none of them may raise."""
-    assert report([str(place)]) == 0 and report([str(place), "--strict", "--no-write"]) in (0, 1)
+    assert main(["report", str(place)]) == 0 and main(["report", str(place), "--strict", "--no-write"]) in (0, 1)
     assert status.show(place, True) == 0 and teacher_commands.show_teachers(place) == 0
     for check in (doctor.check_runs, doctor.check_checkpoints, doctor.check_others, doctor.check_evidence, doctor.check_teachers):
         for finding in check(place):
