@@ -12,6 +12,7 @@ from bench.plan.groups import Group
 from bench.plan.members import Member
 from bench.store import redo
 from bench.store.lease import acquire_all
+from bench.store.runs import is_done
 from bench.train import checkpoint, environment
 from bench.train.checkpoint import START, Position
 from bench.train.context import Context
@@ -55,7 +56,7 @@ def run_group(group: Group, execution: Execution) -> int:
 def done(job: GroupJob, member: Member) -> bool:
     """Whether nothing is left to do for a member."""
     folder = _folder(job, member)
-    if redo.pending(job.results, folder.id) and (folder.path / "record.json").exists():
+    if redo.pending(job.results, folder.id) and is_done(folder.path):
         redo.publish(job.results, folder.id)  # it was finished, and cut off before it took its place
         return True
     return bool(member.skipped) or folder.settled()
