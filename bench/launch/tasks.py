@@ -140,14 +140,22 @@ def child_environment(slot: Slot, deterministic: bool) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def own_folder(folder: Path) -> Path:
+    """The folder, made if need be, which others may read as far as the umask says and never write: jobs unpickle what lies in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(folder.stat().st_mode & 0o7755)
+    return folder
+
+
 def fresh_folder(results: Path) -> Path:
-    """A new folder for the files of one launch. Raises UsageError where nothing can be written."""
+    """A new folder for the files of one launch, see `own_folder`. Raises UsageError where nothing can be written."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for suffix in range(1000):
         folder = results / "jobs" / f"{stamp}-{os.getpid()}{f'-{suffix}' if suffix else ''}"
         try:
-            folder.mkdir(parents=True)
-            return folder
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return own_folder(folder)
         except FileExistsError:
             continue
         except OSError as error:
