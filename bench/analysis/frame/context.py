@@ -3,7 +3,7 @@
 import dataclasses
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from bench.data.augment import Augmenter
 from bench.errors import UsageError
 from bench.store.files import write_bytes
 from bench.store.weights import read_state, state_hash
+from bench.text import duration
 from bench.train import environment, preparations, teacher_networks
 from methods import registry as method_registry
 from methods.base import Prepared, Setting
 from models.outputs import Outputs, Shapes
 
 BATCH = 100
+SAY_SECONDS = 10.0
 
 
 class Context:
@@ -114,6 +116,16 @@ class Context:
         inner = Context(self.root, self.dataset, self.images, subjects or self.subjects, self.log)
         inner._networks = self._networks
         return obtain(analysis(dataclasses.replace(analysis.Options(), **(changes or {}))), inner)
+
+    def progress(self, items: Iterable, total: int, what: str) -> Iterator:
+        """The same items; says at most every ten seconds how far they are."""
+        began = said = time.monotonic()
+        for i, item in enumerate(items):
+            now = time.monotonic()
+            if i and now - said >= SAY_SECONDS:
+                said = now
+                self.log(f"{what}: {i} of {total}, {duration((now - began) * (total - i) / i)} left")
+            yield item
 
     def part(self, unit: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays of one unit of work, kept on disk until the result is whole: what is made once is not made again after a stop."""

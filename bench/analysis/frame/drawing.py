@@ -1,8 +1,10 @@
 """How the analyses' figures look: a paper's column wide, legible in print, told apart without colour. Loads matplotlib: import it to draw."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -49,3 +51,34 @@ def label(axes, x: str = "", y: str = "", title: str = "") -> None:
     axes.tick_params(labelsize=SMALL)
     axes.grid(color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
+
+
+def masked(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Pictures (n, 3, S, S) uint8 and masks bool (n, S, S) -> (n, S, S, 3): outside the mask darkened, its edge white. Works in grey."""
+    shown = images.transpose(0, 2, 3, 1).astype(float) / 255
+    inner = masks.copy()
+    inner[:, 1:] &= masks[:, :-1]
+    inner[:, :-1] &= masks[:, 1:]
+    inner[:, :, 1:] &= masks[:, :, :-1]
+    inner[:, :, :-1] &= masks[:, :, 1:]
+    out = np.where(masks[..., None], shown, 0.3 * shown)
+    out[masks & ~inner] = 1.0
+    return out
+
+
+def tiles(images: np.ndarray, masks: np.ndarray, rows: Sequence[str], title: str = "") -> Figure:
+    """A grid of masked pictures with a label before each row: images (R, n, 3, S, S) uint8, masks bool (R, n, S, S)."""
+    count, across = masks.shape[:2]
+    side = (COLUMN - 0.85) / across
+    made = figure(count * side + (0.3 if title else 0.05))
+    panels = made.subplots(count, across, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
+    for r in range(count):
+        for c, picture in enumerate(masked(images[r], masks[r])):
+            panels[r, c].imshow(picture, interpolation="nearest")
+            panels[r, c].set_xticks([])
+            panels[r, c].set_yticks([])
+        text = "\n".join(textwrap.wrap(plain(rows[r]), 14))
+        panels[r, 0].set_ylabel(text, fontsize=SMALL, rotation=0, ha="right", va="center", labelpad=4)
+    if title:
+        made.suptitle(plain(title, 90), fontsize=NORMAL)
+    return made
