@@ -126,7 +126,7 @@ class Dissect(Analysis):
             axes.plot(share, curve, linewidth=1.1, markersize=3, markevery=max(1, len(curve) // 8), label=row["layer"], **drawing.look(i))
             said.append(f"{row['layer']}: {row['detectors']} of {row['channels']} channels are detectors, best IoU {curve[0]:.3f}")
         axes.axhline(stored.options["detector"], color="0.5", linewidth=0.8)
-        axes.annotate("detector", (100, stored.options["detector"]), ha="right", va="bottom", fontsize=drawing.SMALL, color="0.3")
+        axes.annotate("detector", (100, stored.options["detector"]), ha="right", va="top", fontsize=drawing.SMALL, color="0.3")
         axes.set_ylim(0)
         drawing.label(axes, "channels, best first (%)", "set IoU with best concept")
         axes.legend(fontsize=drawing.SMALL, frameon=False)
