@@ -105,7 +105,7 @@ class Sync(Analysis):
             drawing.label(axes, y="largest\ncluster (%)", title=f"{layer}, {channels[layer]} channels")
             axes.set_ylim(-3, 103)
         panels[-1].set_xlabel("eps (1 - cosine)", fontsize=drawing.NORMAL)
-        panels[0].legend(fontsize=drawing.SMALL, frameon=False)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=drawing.SMALL, frameon=False)
         caption = f"Largest cluster of the eps-graph against eps, {stored.subject}: semantic vectors, activations, random vectors"
         return [Drawing("clusters", caption, "; ".join(said) + ".", figure)]
 

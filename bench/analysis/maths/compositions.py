@@ -44,11 +44,14 @@ def matched_pairs(vectors: Tensor, triple: tuple[int, int, int], count: int, gen
 
 @dataclass
 class OnMaps:
-    """The mean over images of score and gain of triples (n, 3) = (a, b, c) on maps, each map of unit length; a map that is 0 adds nothing."""
+    """Score and gain of triples (n, 3) = (a, b, c) on maps, each map of unit length; a map that is 0 adds nothing.
+
+    Score: the mean over images of cos(A_a + A_b, A_c). Gain: score less the larger of the means of cos(A_a, A_c) and cos(A_b, A_c), as for vectors;
+    the larger one image by image would count the noise of single images.
+    """
 
     triples: Tensor
-    score: Tensor | int = 0
-    gain: Tensor | int = 0
+    sums: Tensor | int = 0  # (3, n): of the sum with c, a with c, b with c
     count: int = 0
 
     def add(self, maps: Tensor) -> None:
@@ -56,11 +59,11 @@ class OnMaps:
         cosines = relation(rows(maps)).cpu()
         a, b, c = self.triples.unbind(1)
         length = (cosines[:, a, a] + cosines[:, b, b] + 2 * cosines[:, a, b]).clamp_min(1e-12).sqrt()
-        score = (cosines[:, a, c] + cosines[:, b, c]) / length
-        gain = score - torch.maximum(cosines[:, a, c], cosines[:, b, c])
-        self.score, self.gain = self.score + score.double().sum(0), self.gain + gain.double().sum(0)
+        with_a, with_b = cosines[:, a, c], cosines[:, b, c]
+        self.sums = self.sums + torch.stack([(with_a + with_b) / length, with_a, with_b]).sum(1, dtype=torch.float64)
         self.count += len(maps)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Score and gain, (n,) fp64."""
-        return self.score / self.count, self.gain / self.count
+        score, with_a, with_b = self.sums / self.count
+        return score, score - torch.maximum(with_a, with_b)

@@ -61,9 +61,9 @@ def test_scores_on_maps_are_those_of_unit_maps_added():
     for i, (a, b, c) in enumerate(((0, 1, 3), (0, 2, 3))):
         total = unit[:, a] + unit[:, b]
         each = (total * unit[:, c]).sum(1) / total.norm(dim=1)
-        single = torch.maximum((unit[:, a] * unit[:, c]).sum(1), (unit[:, b] * unit[:, c]).sum(1))
+        single = max((unit[:, a] * unit[:, c]).sum(1).mean().item(), (unit[:, b] * unit[:, c]).sum(1).mean().item())
         assert score[i].item() == pytest.approx(each.mean().item(), abs=1e-6)
-        assert gain[i].item() == pytest.approx((each - single).mean().item(), abs=1e-6)
+        assert gain[i].item() == pytest.approx(each.mean().item() - single, abs=1e-6)
 
 
 class Planted(torch.nn.Module):
@@ -94,7 +94,7 @@ def test_a_planted_network_has_its_groups_as_neighbours(tmp_path):
     neurons = registry.get("neurons")
     stored = obtain(neurons(neurons.Options(images=40, relations=2, matched=2, channels=(5,))), context)
     for row in stored.facts["layers"]:
-        assert row["similar"] == pytest.approx(1, abs=1e-3) and row["random"] < 0.97 and row["rank_correlation"] > 0.3  # nearly all pairs are ties
+        assert row["similar"] == pytest.approx(1, abs=1e-3) and row["random"] < 0.97
     assert {c % 4 for c in stored.facts["drawn"][0]["rows"]} == {1}
     assert torch.equal(torch.from_numpy(stored.arrays["drawn0.masks"][0]), torch.from_numpy(stored.arrays["drawn0.masks"][1]))
 
