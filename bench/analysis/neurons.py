@@ -85,7 +85,7 @@ class Neurons(Analysis):
         for i, (_, centre, rows) in enumerate(groups):
             ids = np.argsort(-first[f"{shown}.strongest"][:, centre], kind="stable")[: min(ACROSS, count)].tolist()
             found = passes.images_and_masks(context, subject, layers[shown], images, ids, limit, rows, "threshold")
-            arrays |= {f"drawn{i}.images": found[0], f"drawn{i}.masks": found[1]}
+            arrays |= {f"drawn{i}.images": found[0], f"drawn{i}.masks": found[1], f"drawn{i}.strong": found[2]}
         said = [{"kind": kind, "channel": c, "rows": rows, "cosines": arrays[f"{shown}.vectors"][c, rows].tolist()} for kind, c, rows in groups]
         return Result({"layers": facts, "relations": relations, "drawn": said, "drawn_layer": shown, "images": count}, arrays)
 
@@ -133,17 +133,18 @@ class Neurons(Analysis):
         for i, group in enumerate(facts["drawn"]):
             rows, cosines = group["rows"], group["cosines"]
             images = stored.arrays[f"drawn{i}.images"]
-            masks = stored.arrays[f"drawn{i}.masks"]
+            masks, strong = stored.arrays[f"drawn{i}.masks"], stored.arrays[f"drawn{i}.strong"]
             if group["kind"] == "neighbours":
                 labels = [f"channel {c}" if n == 0 else f"{c} (cos {v:.2f})" for n, (c, v) in enumerate(zip(rows, cosines, strict=True))]
                 caption = f"Channel {group['channel']} of {layer} and its nearest by semantic vector, {stored.subject}"
             else:
                 labels = [f"channel {rows[0]}", f"+ {rows[1]}", f"~ {rows[2]}"]
                 caption = f"Addition {rows[0]} + {rows[1]} ~ {rows[2]} of {layer}, {stored.subject}"
-            figure = drawing.tiles(np.broadcast_to(images, (len(rows), *images.shape)), masks, labels)
+            figure = drawing.tiles(np.broadcast_to(images, (len(rows), *images.shape)), masks, labels, strong)
             shares = [f"{label}: {100 * m.mean():.0f} % of the pixels" for label, m in zip(labels, masks, strict=True)]
             text = f"The images on which channel {group['channel']} is strongest, bright where each channel is active. {'; '.join(shares)}; "
-            text += f"overlap of the last with the first, as IoU: {_overlap(masks[0], masks[-1]):.2f}."
+            text += f"overlap of the last with the first, as IoU: {_overlap(masks[0], masks[-1]):.2f}. A grey edge: the channel is nowhere above its "
+            text += f"threshold there ({int((~strong).sum())} of {strong.size} pictures), shown is what lies above half of its maximum on that image."
             out.append(Drawing(f"{group['kind']}-{'-'.join(map(str, rows))}", caption, text, figure))
         return out
 
@@ -245,7 +246,7 @@ def _bars(stored: Stored, drawing) -> Drawing:
         axes.set_xticks(place, [r["layer"] for r in rows])
         drawing.label(axes, y=label)
         axes.axhline(0, color="black", linewidth=0.6)
-        axes.legend(fontsize=drawing.SMALL, frameon=False, handlelength=1.2)
+        axes.legend(fontsize=drawing.SMALL, frameon=False, handlelength=1.2, ncols=2, columnspacing=1, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     words = [
         f"{r['layer']}: similar {r['similar']:.3f}, random {r['random']:.3f}; gain of additions {r['gain']:+.3f}, matched {r['gain_random']:+.3f}"
         for r in rows

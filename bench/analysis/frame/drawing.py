@@ -53,8 +53,9 @@ def label(axes, x: str = "", y: str = "", title: str = "") -> None:
     axes.set_axisbelow(True)
 
 
-def masked(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Pictures (n, 3, S, S) uint8 and masks bool (n, S, S) -> (n, S, S, 3): outside the mask darkened, its edge white. Works in grey."""
+def masked(images: np.ndarray, masks: np.ndarray, strong: np.ndarray) -> np.ndarray:
+    """Pictures (n, 3, S, S) uint8 and masks bool (n, S, S) -> (n, S, S, 3): outside the mask darkened, its edge white, or grey where the mask is not
+    `strong` (n,). Works in grey."""
     shown = images.transpose(0, 2, 3, 1).astype(float) / 255
     inner = masks.copy()
     inner[:, 1:] &= masks[:, :-1]
@@ -62,23 +63,23 @@ def masked(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     inner[:, :, 1:] &= masks[:, :, :-1]
     inner[:, :, :-1] &= masks[:, :, 1:]
     out = np.where(masks[..., None], shown, 0.3 * shown)
-    out[masks & ~inner] = 1.0
+    edge = np.broadcast_to(np.where(strong, 1.0, 0.55)[:, None, None], masks.shape)
+    out[masks & ~inner] = edge[masks & ~inner][:, None]
     return out
 
 
-def tiles(images: np.ndarray, masks: np.ndarray, rows: Sequence[str], title: str = "") -> Figure:
-    """A grid of masked pictures with a label before each row: images (R, n, 3, S, S) uint8, masks bool (R, n, S, S)."""
+def tiles(images: np.ndarray, masks: np.ndarray, rows: Sequence[str], strong: np.ndarray | None = None) -> Figure:
+    """A grid of masked pictures with a label before each row: images (R, n, 3, S, S) uint8, masks bool (R, n, S, S), `strong` bool (R, n): all."""
     count, across = masks.shape[:2]
     side = (COLUMN - 0.85) / across
-    made = figure(count * side + (0.3 if title else 0.05))
+    made = figure(count * side + 0.05)
+    strong = np.ones((count, across), dtype=bool) if strong is None else strong
     panels = made.subplots(count, across, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
     for r in range(count):
-        for c, picture in enumerate(masked(images[r], masks[r])):
+        for c, picture in enumerate(masked(images[r], masks[r], strong[r])):
             panels[r, c].imshow(picture, interpolation="nearest")
             panels[r, c].set_xticks([])
             panels[r, c].set_yticks([])
         text = "\n".join(textwrap.wrap(plain(rows[r]), 14))
         panels[r, 0].set_ylabel(text, fontsize=SMALL, rotation=0, ha="right", va="center", labelpad=4)
-    if title:
-        made.suptitle(plain(title, 90), fontsize=NORMAL)
     return made

@@ -52,17 +52,22 @@ def strongest_images(
     wanted = [np.argsort(-first[f"{layer}.strongest"][:, c], kind="stable")[:count].tolist() for c in channels]
     limit = torch.from_numpy(first[f"{layer}.thresholds"]).to(context.device)
     found = [images_and_masks(context, subject, at, probe, ids, limit, [c], order) for c, ids in zip(channels, wanted, strict=True)]
-    return {"drawn.images": np.stack([images for images, _ in found]), "drawn.masks": np.stack([masks[0] for _, masks in found])}
+    return {"drawn.images": np.stack([images for images, _, _ in found]), "drawn.masks": np.stack([masks[0] for _, masks, _ in found])}
 
 
 def images_and_masks(
     context, subject, at: int, probe: Probe, ids: Sequence[int], limit: torch.Tensor, channels: Sequence[int], order: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images `ids` uint8 (n, 3, S, S), and where each of the channels is active on them bool (len(channels), n, S, S)."""
-    shown, masks = [], []
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images `ids` uint8 (n, 3, S, S), where each of the R channels is active on them bool (R, n, S, S), and whether that is above its
+    threshold, bool (R, n): on an image where it is nowhere, the mask is where its map lies above half of its maximum there."""
+    shown, masks, strong = [], [], []
     for i in ids:
         batch = next(iter(probe.batches(1, i, i + 1)))
         found = context.outputs(subject, batch.images, ("stage",)).maps["stage"][at]
         shown.append(batch.shown[0].cpu().numpy())
-        masks.append(active(found, limit, probe.size, order)[0, list(channels)].cpu().numpy())
-    return np.stack(shown), np.stack(masks, 1)
+        on = active(found, limit, probe.size, order)[0, list(channels)]
+        half = active(found, found.amax((0, 2, 3)) / 2, probe.size, order)[0, list(channels)]
+        above = on.any(2).any(1)
+        masks.append(torch.where(above[:, None, None], on, half).cpu().numpy())
+        strong.append(above.cpu().numpy())
+    return np.stack(shown), np.stack(masks, 1), np.stack(strong, 1)
