@@ -10,7 +10,9 @@ from bench.analysis.frame import registry, results, subjects
 from bench.analysis.frame.base import Analysis, Stored, options_of
 from bench.errors import UsageError
 from bench.options import Appended, DataOption, DeviceOption, ResultsOption, ThreadsOption
+from bench.plan import names
 from bench.text import table
+from bench.train.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class Analyse(ThreadsOption, DeviceOption, DataOption, ResultsOption):
     protocol: str | None = None
     """The protocol whose images are shown; default: that of the runs named, else crd."""
 
+    def check(self) -> None:
+        """Raises UsageError for what can be refused without loading torch: the analysis, its options, the words that name networks."""
+        options_of(registry.get(self.name), self.changes)
+        if not self.results.is_dir():
+            raise UsageError(f"{self.results} is no folder; give the results folder with --results")
+        self.words()
+
+    def words(self) -> subjects.Words:
+        return subjects.read(self.networks, self.results, names.networks(), self.protocol)
+
     def main(self) -> int:
         for stored in run(self):
             print("\n".join(lines(registry.get(self.name), stored, self.results)))
@@ -54,22 +66,16 @@ def run(options: Analyse) -> list[Stored]:
     """The results, stored before or made now. Raises UsageError, StoreError, MethodError or NetworkError."""
     analysis = registry.get(options.name)
     chosen = analysis(options_of(analysis, options.changes))
-    if not options.results.is_dir():
-        raise UsageError(f"{options.results} is no folder; give the results folder with --results")
-    import models
-    from bench import data
-    from bench.analysis.frame.context import Context, obtain
-    from bench.data.augment import Augmenter
-    from bench.train import environment
+    from bench.analysis.frame.context import PRECISION, Context, obtain
+    from bench.train import context
 
-    words = subjects.read(options.networks, options.results, models.names(), options.protocol)
-    device = environment.select(options.device)
-    environment.configure("fp32", options.threads)
-    dataset = data.load(words.protocol, options.data_folder)
+    words = options.words()
+    execution = Execution(str(options.results), str(options.data_folder), options.device, options.threads)
+    machine = context.Context(words.protocol, PRECISION, execution)
+    dataset = machine.dataset
     check(analysis, dataset)
     groups = subjects.choose(words, options.results, dataset.name, dataset.hash, analysis.scope, analysis.needs.students)
-    images = Augmenter(dataset, device, channels_last=True)
-    return [obtain(chosen, Context(options.results, dataset, images, group, lambda text: print(text, flush=True))) for group in groups]
+    return [obtain(chosen, Context(options.results, dataset, machine.images, group, lambda text: print(text, flush=True))) for group in groups]
 
 
 def check(analysis: type[Analysis], dataset) -> None:

@@ -28,6 +28,8 @@ from models.outputs import Outputs, Shapes
 
 BATCH = 100
 SAY_SECONDS = 10.0
+PRECISION = "tf32"
+"""That of most runs, so that what was prepared for them serves here; plain fp32 on a CPU."""
 
 
 class Context:
@@ -86,7 +88,7 @@ class Context:
             yield self.images.test_batch(part), self.images.test_labels[part]
 
     def outputs(self, subject: Subject, images: Tensor, kinds: tuple[str, ...] = ()) -> Outputs:
-        """One forward pass of a batch, fp32, without gradients."""
+        """One forward pass of a batch, without gradients."""
         with torch.inference_mode():
             return self.network(subject)(images, kinds)
 
@@ -99,16 +101,10 @@ class Context:
         wanted = found.preparation(hyper, Setting(shapes, shapes, len(self.dataset.classes), len(self.dataset.train_labels)))
         if wanted is None:
             raise UsageError(f"{method} prepares nothing from a network")
-        return preparations.obtain(
-            self.root,
-            wanted,
-            lambda: self.network(subject),
-            subject.hash,
-            self.dataset.hash,
-            lambda name, say: preparations.TrainingImages(self.dataset, self.images, name, say, lambda: None),
-            lambda: None,
-            self.log,
-        ).prepared
+        seen = preparations.TrainingImages(self.dataset, self.images)
+        arithmetic = environment.arithmetic(PRECISION, self.device)
+        origin = preparations.Origin(lambda: self.network(subject), subject.hash, self.dataset.hash, arithmetic, seen)
+        return preparations.obtain(self.root, wanted, origin, self.log).prepared
 
     def result(self, name: str, changes: Mapping[str, Any] | None = None, subjects: Sequence[Subject] | None = None) -> Stored:
         """The stored result of another analysis on the same data, made now if it is not there. `subjects`: all of this one's unless given."""
@@ -141,7 +137,9 @@ class Context:
 def identity(analysis: Analysis, context: Context) -> dict[str, Any]:
     """What names a result: the analysis with its options and version, the networks by their weights, the data by its content."""
     data = {"name": context.dataset.name, "hash": context.dataset.hash, "image_size": context.dataset.image_size}
-    return {**analysis.identity(), "networks": [s.facts() for s in context.subjects], "data": data}
+    found = {**analysis.identity(), "networks": [s.facts() for s in context.subjects], "data": data}
+    arithmetic = environment.arithmetic(PRECISION, context.device)
+    return found if arithmetic == "fp32" else {**found, "arithmetic": arithmetic}
 
 
 def cpu_seconds() -> float:
