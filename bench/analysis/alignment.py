@@ -129,6 +129,7 @@ class Alignment(Analysis):
             axes.axhline(1e3 * row["bound"], color="#0072b2", linewidth=1, linestyle=":", label="bound")
             axes.set_xscale("symlog", linthresh=1)
             axes.set_xlim(0, len(curve) - 1)
+            axes.xaxis.set_major_formatter("{x:g}")
             drawing.label(axes, y="KL (0.001 nats)", title=f"{row['layer']}, {row['channels'] - row['dropped']} channels")
             said.append(f"{row['layer']}: from {curve[0]:.2f} to {curve[-1]:.2f}, {_order(row)}")
         panels[-1].set_xlabel("epoch", fontsize=drawing.NORMAL)
