@@ -1,5 +1,6 @@
 """What an analysis works with: the device, the images, the networks it was asked about, stored preparations, and parts that survive a stop."""
 
+import contextlib
 import dataclasses
 import resource
 import time
@@ -39,6 +40,7 @@ class Context:
         self.root, self.dataset, self.images, self.subjects, self.log = root, dataset, images, tuple(subjects), log
         self.device = images.device
         self.folder: Path | None = None  # of the result, set by `obtain`
+        self.apart = (0.0, 0.0)  # seconds and CPU seconds spent on what has a cost of its own
         self._networks: dict[str, nn.Module] = {}
 
     # The networks.
@@ -104,14 +106,25 @@ class Context:
         seen = preparations.TrainingImages(self.dataset, self.images)
         arithmetic = environment.arithmetic(PRECISION, self.device)
         origin = preparations.Origin(lambda: self.network(subject), subject.hash, self.dataset.hash, arithmetic, seen)
-        return preparations.obtain(self.root, wanted, origin, self.log).prepared
+        with self._apart():
+            return preparations.obtain(self.root, wanted, origin, self.log).prepared
 
     def result(self, name: str, changes: Mapping[str, Any] | None = None, subjects: Sequence[Subject] | None = None) -> Stored:
         """The stored result of another analysis on the same data, made now if it is not there. `subjects`: all of this one's unless given."""
         analysis = registry.get(name)
         inner = Context(self.root, self.dataset, self.images, subjects or self.subjects, self.log)
         inner._networks = self._networks
-        return obtain(analysis(dataclasses.replace(analysis.Options(), **(changes or {}))), inner)
+        with self._apart():
+            return obtain(analysis(dataclasses.replace(analysis.Options(), **(changes or {}))), inner)
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What is spent here is not this result's: it has a cost of its own."""
+        began = _now()
+        try:
+            yield
+        finally:
+            self.apart = tuple(a + now - before for a, now, before in zip(self.apart, _now(), began, strict=True))
 
     def progress(self, items: Iterable, total: int, what: str) -> Iterator:
         """The same items; says at most every ten seconds how far they are."""
@@ -142,10 +155,10 @@ def identity(analysis: Analysis, context: Context) -> dict[str, Any]:
     return found if arithmetic == "fp32" else {**found, "arithmetic": arithmetic}
 
 
-def cpu_seconds() -> float:
-    """Of this process, all threads."""
+def _now() -> tuple[float, float]:
+    """The clock, and the CPU seconds of this process, all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return time.monotonic(), used.ru_utime + used.ru_stime
 
 
 def obtain(analysis: Analysis, context: Context) -> Stored:
@@ -157,11 +170,12 @@ def obtain(analysis: Analysis, context: Context) -> Stored:
         return found
     folder = context.folder = results.place(context.root, wanted)
     context.log(f"{folder.name}: running")
-    began, cpu = time.monotonic(), cpu_seconds()
+    began = _now()
     result = analysis.run(context)
+    seconds, cpu = (now - before - apart for now, before, apart in zip(_now(), began, context.apart, strict=True))
     cost = {
-        "seconds": time.monotonic() - began,
-        "cpu_seconds": cpu_seconds() - cpu,
+        "seconds": max(0.0, seconds),
+        "cpu_seconds": max(0.0, cpu),
         "device": environment.device_facts(context.device)["name"],
         "threads": torch.get_num_threads(),
     }

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from bench.__main__ import main
-from bench.analysis.frame import registry, results
-from bench.analysis.frame.base import Result, options_of
+from bench.analysis.frame import registry, results, subjects
+from bench.analysis.frame.base import Analysis, Needs, Result, options_of
+from bench.analysis.frame.commands import check
+from bench.analysis.frame.context import obtain
 from bench.errors import StoreError, UsageError
+from bench.plan import names
 from bench.report.__main__ import main as report
 from tests.bench.analysis import small
 
@@ -78,6 +81,58 @@ def test_a_pair_is_its_teacher_and_its_finished_students(place, images, capsys):
     assert "What the networks know" in page and page.count("data:image/png;base64,") == 2 and "Channels within eps" in page
     assert len(list((place / "report" / "figures").glob("sync-*.pdf"))) == len(list((place / "report" / "figures").glob("sync-*.png"))) == 2
     assert "Synchrony of channels" in (place / "report" / "analyses.txt").read_text()
+
+
+def test_masks_that_are_not_there_are_refused(images):
+    wanting = type("Wanting", (Analysis,), {"name": "wanting", "needs": Needs(masks=True)})
+    check(wanting, images)
+    with pytest.raises(UsageError, match="needs masks of the objects, and cifar100 has none; shapes100 has"):
+        check(wanting, small.cifar_like(images))
+
+
+def test_a_class_that_breaks_the_contract_is_refused():
+    add = registry.register("sync")
+    with pytest.raises(ValueError, match="is taken by bench.analysis.sync"):
+        add(type("Other", (Analysis,), {}))
+    for name, fields, said in (
+        ("No Name", {}, "lower case"),
+        ("other", {"scope": "world"}, "scope of network or group"),
+        ("other", {"Options": int}, "not a frozen dataclass"),
+        ("other", {"needs": Needs(students=True)}, "its scope is group"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            registry.register(name)(type("Other", (Analysis,), fields))
+    assert "other" not in registry.names()
+
+
+class Grouped(Analysis):
+    """Scope "group": labels of the networks it was given; by its own clock it takes 2 s, and 5 s go to what has a cost of its own."""
+
+    name, title, question, scope, needs = "grouped", "Grouped", "Who?", "group", Needs(students=True)
+
+    clock = 0.0
+
+    def run(self, context) -> Result:
+        with context._apart():
+            Grouped.clock += 5
+        Grouped.clock += 2
+        return Result({"labels": [s.label for s in context.subjects]})
+
+
+def test_a_group_is_one_result_and_costs_of_others_are_left_out(place, images, monkeypatch):
+    monkeypatch.setattr("bench.analysis.frame.context._now", lambda: (Grouped.clock, 2 * Grouped.clock))
+    subjects_found = small.subjects_of(place, images)
+    stored = obtain(Grouped(Grouped.Options()), small.context(place, images, subjects_found))
+    assert len(stored.facts["labels"]) == 3 and stored.subject == "resnet8 and 2 more"
+    assert (stored.cost["seconds"], stored.cost["cpu_seconds"]) == (2, 4)
+
+
+def test_a_group_needs_one_teacher_and_students(place, images):
+    words = subjects.read(("resnet8",), place, names.networks(), "smoke")
+    with pytest.raises(UsageError, match="no finished student of resnet8"):
+        subjects.choose(words, place, images.name, images.hash, "group", True)
+    with pytest.raises(UsageError, match="none is named: name a pair"):
+        subjects.choose(subjects.read((), place, names.networks(), "smoke"), place, images.name, images.hash, "group", False)
 
 
 def test_options_keep_their_types():
