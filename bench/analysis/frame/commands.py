@@ -58,7 +58,7 @@ class Analyse(ThreadsOption, DeviceOption, DataOption, ResultsOption):
     def main(self) -> int:
         for stored in run(self):
             print("\n".join(lines(registry.get(self.name), stored, self.results)))
-        print(f"figures and tables: python -m bench.report {self.results} --figures")
+        print(f"figures and tables: python -m bench report {self.results} --figures")
         return 0
 
 

@@ -10,7 +10,6 @@ from bench.analysis.frame.commands import check
 from bench.analysis.frame.context import obtain
 from bench.errors import StoreError, UsageError
 from bench.plan import names
-from bench.report.__main__ import main as report
 from tests.bench.analysis import small
 
 IDENTITY = {"name": "sync", "version": 1, "options": {}, "networks": [{"label": "resnet8"}], "data": {"name": "shapes100"}}
@@ -76,7 +75,7 @@ def test_a_pair_is_its_teacher_and_its_finished_students(place, images, capsys):
     assert capsys.readouterr().out.count("done before") == 2
     assert main(("analyses", "--results", str(place))) == 0
     assert "2 results" in capsys.readouterr().out
-    assert report([str(place), "--figures"]) == 0
+    assert main(("report", str(place), "--figures")) == 0
     page = (place / "report" / "index.html").read_text()
     assert "What the networks know" in page and page.count("data:image/png;base64,") == 2 and "Channels within eps" in page
     assert len(list((place / "report" / "figures").glob("sync-*.pdf"))) == len(list((place / "report" / "figures").glob("sync-*.png"))) == 2
