@@ -1,6 +1,7 @@
 """The contract of an analysis: what it needs, its options, `run`, and how its result is read (tables, figures). No torch here."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,9 @@ def _convert(text: str, value: str, kind: Any) -> Any:
             return tuple(_convert(text, part.strip(), typing.get_args(kind)[0]) for part in value.strip("()[] ").split(",") if part.strip())
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
-        return kind(value)
+        made = kind(value)
+        if kind is not float or math.isfinite(made):
+            return made
     except (KeyError, ValueError):
         pass
     raise UsageError(f"--set {text}: expected {getattr(kind, '__name__', kind)}")
