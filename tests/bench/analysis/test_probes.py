@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.analysis.frame import registry, subjects
+from bench.analysis.frame.context import obtain
 from bench.analysis.probes import broden, colours, own
 from bench.analysis.probes.base import categories, position
 from bench.data.augment import Augmenter
@@ -128,3 +130,18 @@ def test_a_label_that_is_not_declared_is_named(tmp_path, images):
     with pytest.raises(UsageError, match="a_object.png: label 300 is not in c_object.csv"):
         list(read(tmp_path / "b", images).batches(10))
     assert broden.fingerprint(tmp_path / "b") != ""
+
+
+def test_dissection_on_a_broden_folder_is_named_by_its_content(tmp_path, images):
+    make(tmp_path / "b")
+    shutil.copytree(tmp_path / "b", tmp_path / "elsewhere")
+    small.add_teacher(tmp_path, images)
+    subject = subjects.teacher(tmp_path, images.name, small.TEACHER)
+    dissect = registry.get("dissect")
+    first, second = (
+        obtain(dissect(dissect.Options(probe=str(tmp_path / name), quantile=0.3)), small.context(tmp_path, images, [subject]))
+        for name in ("b", "elsewhere")
+    )
+    assert first.key == second.key and first.options["probe"].startswith("broden ") and str(tmp_path) not in str(first.identity)
+    assert first.facts["probe"] == "Broden" and first.facts["categories"] == ["object", "scene", "color"]
+    assert first.arrays["stage3.iou_set"].shape == (64, 4) and first.arrays["stage3.iou_set"].max() > 0
