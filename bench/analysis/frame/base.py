@@ -23,12 +23,11 @@ class Needs:
     preparation: str = ""  # the method whose preparation of the network it reads, as skd
     concepts: bool = False  # annotated images: a probe
     masks: bool = False  # which pixels are the object
-    snapshots: bool = False  # weights kept during training
 
     def words(self) -> str:
         """For people: "students, masks"."""
         named = [f"preparation of {self.preparation}"] if self.preparation else []
-        flags = {"students": self.students, "annotated images": self.concepts, "masks": self.masks, "snapshots": self.snapshots}
+        flags = {"students": self.students, "annotated images": self.concepts, "masks": self.masks}
         return ", ".join(["a network", *named, *(name for name, wanted in flags.items() if wanted)])
 
 
