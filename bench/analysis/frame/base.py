@@ -48,7 +48,7 @@ class Stored:
     identity: Mapping[str, Any]  # name, version, options, networks, data
     facts: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
-    cost: Mapping[str, Any]  # seconds, cpu_seconds, device, threads
+    cost: Mapping[str, Any]  # seconds, cpu_seconds, device, threads, versions, commit, finished
 
     @property
     def options(self) -> Mapping[str, Any]:

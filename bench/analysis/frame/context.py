@@ -5,6 +5,7 @@ import dataclasses
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,9 @@ def obtain(analysis: Analysis, context: Context) -> Stored:
         "cpu_seconds": max(0.0, cpu),
         "device": environment.device_facts(context.device)["name"],
         "threads": torch.get_num_threads(),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     results.write(folder, wanted, result, cost)
     context.log(f"{folder.name}: done in {cost['seconds']:.1f} s, {cost['cpu_seconds']:.1f} CPU s")
