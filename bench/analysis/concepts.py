@@ -26,7 +26,7 @@ class Options:
     layers: tuple[str, ...] = ()  # none: every stage
     images: int = 4000  # of the probe: those at even places train, at odd ones test
     most_images: int = 500  # of a concept, to train a segmentation on
-    least_images: int = 20  # of a concept in each half; others are left out
+    least_images: int = 10  # of a concept in each half; others are left out
     most_concepts: int = 40  # that are segmented, the most frequent
     share: float = 0.9  # of the IoU of all channels that "channels needed" reaches
     arithmetic: tuple[str, ...] = ()  # as red+white-yellow
@@ -124,7 +124,8 @@ class Concepts(Analysis):
         told = sorted((r for r in facts["classification"] if r["layer"] == last), key=lambda r: -r["cosine"])[:10]
         if told:
             lines = [(r["concept"], f"{r['single']:.3f}", f"{r['all']:.3f}", f"{r['nearest']} ({r['cosine']:+.2f})") for r in told]
-            out.append(Table(f"Classification by {last}: the ten nearest neighbours", ("concept", "AUC, one", "AUC, all", "nearest"), lines))
+            title = f"Classification by {last}: the ten nearest neighbours of one category"
+            out.append(Table(title, ("concept", "AUC, one", "AUC, all", "nearest"), lines))
         if facts["arithmetic"]:
             lines = [(r["layer"], r["kind"], r["text"], f"{r['nearest']} ({r['cosine']:+.2f})") for r in facts["arithmetic"]]
             out.append(Table("Arithmetic", ("layer", "vectors", "sum", "nearest"), lines))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.analysis.maths import concept_vectors as cv
-from bench.analysis.probes.base import Probe
+from bench.analysis.probes.base import Probe, categories
 from models.randomness import generator
 
 BATCH = 100
@@ -54,6 +54,7 @@ class Labels:
     left_out: int
     options: Any
     names: list[str]
+    groups: list[int]  # the category of each concept
 
     def halves(self, concept: int) -> tuple[Tensor, Tensor]:
         """The images that show it, at even places (at most options.most_images) and at odd ones."""
@@ -90,7 +91,7 @@ def labelled(probe: Probe, options) -> Labels:
     few = torch.minimum(has.sum(0), (~has).sum(0)) >= 2 * options.least_images
     told = ((whole if whole.any() else by_pixel) & enough & few).nonzero().flatten().tolist()
     left_out = int(((by_pixel | whole) & ~enough).sum())
-    return Labels(planes, has, segmented, told, left_out, options, [c.name for c in probe.concepts])
+    return Labels(planes, has, segmented, told, left_out, options, [c.name for c in probe.concepts], categories(probe.concepts)[1])
 
 
 def segmented(context, layer: str, seen: Mapping[str, np.ndarray], labels: Labels, options) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -142,7 +143,8 @@ def classified(layer: str, seen: Mapping[str, np.ndarray], labels: Labels) -> tu
     every = cv.auc(test @ weights.T + bias, y_test).diagonal()
     channel = cv.auc(train, y_train).argmax(1)
     single = cv.auc(test, y_test).gather(1, channel[:, None])[:, 0]
-    near = _nearest(weights.numpy(), labels.told, labels.names)
+    groups = torch.tensor([labels.groups[k] for k in labels.told])
+    near = _nearest(weights.numpy(), labels.told, labels.names, groups[:, None] == groups)  # a class lies in its coarse class
     rows = [
         {"channel": c, "single": s, "all": a, "nearest": name, "cosine": cosine}
         for c, s, a, (name, cosine) in zip(channel.tolist(), single.tolist(), every.tolist(), near, strict=True)
@@ -150,10 +152,12 @@ def classified(layer: str, seen: Mapping[str, np.ndarray], labels: Labels) -> tu
     return rows, weights.numpy()
 
 
-def _nearest(vectors: np.ndarray, which: list[int], names: list[str]) -> list[tuple[str, float]]:
-    """For each vector the name of the one with the largest cosine to it, and that cosine; "–" and 0 where it is the only one."""
+def _nearest(vectors: np.ndarray, which: list[int], names: list[str], among: Tensor | None = None) -> list[tuple[str, float]]:
+    """For each vector the name of the one with the largest cosine to it, of those that `among` bool (K, K) allows, and that cosine; "–" and 0
+    where there is none."""
     if len(which) < 2:
         return [("–", 0.0)] * len(which)
     unit = cv.unit(torch.from_numpy(vectors))
-    value, at = (unit @ unit.T).fill_diagonal_(-2).max(1)
-    return [(names[which[i]], v) for i, v in zip(at.tolist(), value.tolist(), strict=True)]
+    cosines = (unit @ unit.T).fill_diagonal_(-2)
+    value, at = (cosines if among is None else cosines.masked_fill(~among, -2)).max(1)
+    return [(names[which[i]], v) if v > -2 else ("–", 0.0) for i, v in zip(at.tolist(), value.tolist(), strict=True)]

@@ -5,6 +5,7 @@ import torch
 
 from bench.analysis import concepts
 from bench.analysis.maths import concept_vectors as cv
+from bench.analysis.maths.concept_fits import _nearest
 from bench.errors import UsageError
 
 CHANNELS, IMAGES, SIZE = 4, 160, 16
@@ -87,3 +88,12 @@ def test_sums_are_read_and_unknown_concepts_refused():
     assert concepts._terms("red+white-blue green", names) == ([0, 2], [1])
     with pytest.raises(UsageError, match="no concept 'mauve'; it has red"):
         concepts._terms("red+mauve", names)
+
+
+def test_the_nearest_is_sought_among_those_allowed():
+    vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.5, 0.5], [0.0, 1.0]]).numpy()
+    names = ["class a", "its coarse class", "class b", "alone"]
+    groups = torch.tensor([0, 1, 0, 2])
+    assert [name for name, _ in _nearest(vectors, [0, 1, 2, 3], names)] == ["its coarse class", "class a", "its coarse class", "class b"]
+    found = _nearest(vectors, [0, 1, 2, 3], names, groups[:, None] == groups)
+    assert found[0] == ("class b", pytest.approx(0.5**0.5)) and found[1] == ("–", 0.0) and found[2][0] == "class a" and found[3] == ("–", 0.0)
