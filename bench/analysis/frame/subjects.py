@@ -13,6 +13,9 @@ from bench.plan.selection import parse_pair
 from bench.store import runs, teachers
 from bench.store.runs import RunView
 
+TEACHER_TITLE = "Teacher"
+"""Of runs in which a teacher was trained: they are no students of a pair."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -47,7 +50,7 @@ def read(words: Sequence[str], results: Path, networks: Sequence[str], protocol:
 
     Raises UsageError for a word that names nothing, a run that is not finished, and runs of different data.
     """
-    views = {view.id: view for view in runs.scan(results, verify_rows=False)[0]}
+    views = {view.id: view for view in runs.scan(results)[0]}
     named: list[str] = []
     pairs: list[tuple[str, str]] = []
     chosen: dict[str, RunView] = {}
@@ -66,54 +69,48 @@ def read(words: Sequence[str], results: Path, networks: Sequence[str], protocol:
     wanted = protocols.get(protocol) if protocol else None
     of_pairs = [v for v in views.values() if v.status == "done" and any(v.student == s and v.teacher in (t, None) for t, s in pairs)]
     if wanted is None:
-        known = {_data(v.protocol): v for v in (*chosen.values(), *of_pairs) if v.title != "Teacher"}
+        known = {_data(v.protocol): v for v in (*chosen.values(), *of_pairs) if v.title != TEACHER_TITLE}
         if len(known) > 1:
             raise UsageError(f"the runs named are of different data ({'; '.join(sorted(known))}): choose with --protocol NAME, or name runs of one")
         first = next(iter(known.values()), None)
-        wanted = _protocol(first.protocol) if first else protocols.get("crd")
-    here = _data(dataclasses.asdict(wanted))
+        wanted = first.protocol if first else protocols.get("crd")
+    here = _data(wanted)
     for view in chosen.values():
         if _data(view.protocol) != here:
             raise UsageError(f"{view.id} was trained on {_data(view.protocol)}, the analysis is on {here}: name its own protocol, or none")
-    chosen |= {v.id: v for v in of_pairs if _data(v.protocol) == here and v.title != "Teacher"}
+    chosen |= {v.id: v for v in of_pairs if _data(v.protocol) == here and v.title != TEACHER_TITLE}
     return Words(tuple(dict.fromkeys(named)), tuple(dict.fromkeys(pairs)), tuple(chosen.values()), wanted)
 
 
-def _data(protocol: dict[str, Any]) -> str:
+def _data(protocol: Protocol) -> str:
     """The part of a protocol that says which images, in words."""
-    words = [protocol["dataset"], f"{protocol['image_size']} pixels"]
-    if protocol.get("train_images"):
-        words.append(f"{protocol['train_images']} + {protocol['test_images']} images")
-    if protocol.get("sample_rate", 1.0) < 1:
-        words.append(f"{protocol['sample_rate']:.0%} of the training set")
+    words = [protocol.dataset, f"{protocol.image_size} pixels"]
+    if protocol.train_images:
+        words.append(f"{protocol.train_images} + {protocol.test_images} images")
+    if protocol.sample_rate < 1:
+        words.append(f"{protocol.sample_rate:.0%} of the training set")
     return ", ".join(words)
-
-
-def _protocol(fields: dict[str, Any]) -> Protocol:
-    return Protocol(**{**fields, "milestones": tuple(fields["milestones"])})
 
 
 def teacher(results: Path, dataset: str, architecture: str) -> Subject:
     """Raises UsageError where it is not there, naming the data set it is there for, if any."""
     if teachers.find(results, dataset, architecture) is None:
-        others = [t.record["dataset"] for t in teachers.available(results) if t.architecture == architecture]
+        others = [t.record.dataset for t in teachers.available(results)[0] if t.architecture == architecture]
         if others:
             known = f"for {', '.join(others)}, not for {dataset}"
             raise UsageError(f"the {architecture} teacher in {results} is {known}: choose its data with --protocol")
     found = teachers.require(results, dataset, architecture)
-    return Subject("teacher", architecture, architecture, found.hash, found.folder / "teacher.pt", found.record["test_top1"])
+    return Subject("teacher", architecture, architecture, found.hash, found.folder / "teacher.pt", found.record.test_top1)
 
 
 def student(view: RunView, data_hash: str) -> Subject:
-    """Raises UsageError for a student of another data set and for one whose weights were not kept."""
-    if view.identity["data_hash"] != data_hash:
-        raise UsageError(f"{view.id} was trained on other data (hash {view.identity['data_hash']}, here {data_hash})")
+    """A finished run's. Raises UsageError for a student of another data set and for one whose weights were not kept."""
+    if view.known.data_hash != data_hash:
+        raise UsageError(f"{view.id} was trained on other data (hash {view.known.data_hash}, here {data_hash})")
     if not (view.folder / "student.pt").exists():
         raise UsageError(f"{view.folder}: the weights (student.pt) are not there; train it again with python -m bench run --redo")
-    record = view.record or {}
-    return Subject(
-        "student", view.student, view.id, record["weights_sha256"], view.folder / "student.pt", record["test_top1"], view.method, view.seed
-    )
+    weights, top1 = view.record.weights_sha256, view.record.test_top1
+    return Subject("student", view.student, view.id, weights, view.folder / "student.pt", top1, view.method, view.seed)
 
 
 def choose(words: Words, results: Path, dataset: str, data_hash: str, scope: str, students_needed: bool) -> list[list[Subject]]:
@@ -122,7 +119,7 @@ def choose(words: Words, results: Path, dataset: str, data_hash: str, scope: str
     architectures = list(dict.fromkeys([*words.teachers, *(t for t, _ in words.pairs)]))
     if scope == "network":
         if not architectures and not students:
-            architectures = [t.architecture for t in teachers.available(results) if t.record["dataset"] == dataset]
+            architectures = [t.architecture for t in teachers.available(results)[0] if t.record.dataset == dataset]
             if not architectures:
                 cure = "python -m bench teachers import FILE --architecture NAME"
                 raise UsageError(f"no trained network for {dataset} in {results}; get one with {cure}")
