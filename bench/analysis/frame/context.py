@@ -141,7 +141,7 @@ class Context:
         """The arrays of one unit of work, kept on disk until the result is whole: what is made once is not made again after a stop."""
         place = self.folder / "parts" / f"{unit}.npz"
         if place.exists():
-            return results.unpack(place, place.read_bytes())
+            return results.unpack(place, results.arrays_of(place))
         made = {name: np.asarray(value) for name, value in make().items()}
         place.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(place, results.pack(made))

@@ -18,10 +18,12 @@ import numpy as np
 from bench.analysis.frame.base import Result, Stored
 from bench.errors import StoreError
 from bench.plan.identity import canonical, digest
-from bench.store.files import read_json, write_bytes, write_json
+from bench.store.files import folders, read_bytes, read_json, write_bytes, write_json
 
 FORMAT = 1
 FOLDER = "analysis"
+LIMIT = 1 << 30
+"""Bytes that a file of arrays may have."""
 _FIELDS = {"identity": dict, "facts": dict, "cost": dict, "arrays_sha256": str}
 
 
@@ -54,6 +56,14 @@ def unpack(path: Path, data: bytes) -> dict[str, np.ndarray]:
         raise StoreError(f"{path}: cannot be read as arrays ({type(error).__name__}); remove {path.parent} and run the analysis again") from None
 
 
+def arrays_of(path: Path) -> bytes:
+    """The content of a file of arrays. Raises StoreError."""
+    try:
+        return read_bytes(path, LIMIT)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing; remove {path.parent} and run the analysis again") from None
+
+
 def write(folder: Path, identity: Mapping[str, Any], result: Result, cost: Mapping[str, Any]) -> None:
     """Write a result; its parts go. Raises ValueError for facts that are no JSON (a NaN) and arrays of objects."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +87,7 @@ def read(folder: Path) -> Stored | None:
         right = False
     if not right:
         raise StoreError(f"{where}: its identity does not belong to this folder; remove {folder} and run the analysis again")
-    try:
-        data = (folder / "arrays.npz").read_bytes()
-    except OSError as error:
-        raise StoreError(f"{folder / 'arrays.npz'}: cannot be read ({error.strerror}); remove {folder} and run the analysis again") from None
+    data = arrays_of(folder / "arrays.npz")
     if hashlib.sha256(data).hexdigest() != found["arrays_sha256"]:
         raise StoreError(f"{folder / 'arrays.npz'}: differs from its SHA-256; remove {folder} and run the analysis again")
     arrays = unpack(folder / "arrays.npz", data)
@@ -98,10 +105,11 @@ def find(results: Path, identity: Mapping[str, Any]) -> Stored | None:
 def scan(results: Path) -> tuple[list[Stored], list[tuple[str, str]]]:
     """All finished results below a results folder by name, and those that cannot be trusted, with the reason."""
     found, problems = [], []
-    for folder in sorted(p for p in (results / FOLDER).glob("*") if p.is_dir()):
+    names, unread = folders(results, FOLDER)
+    for name in names:
         try:
-            if (stored := read(folder)) is not None:
+            if (stored := read(results / FOLDER / name)) is not None:
                 found.append(stored)
         except StoreError as error:
-            problems.append((folder.name, str(error)))
-    return found, problems
+            problems.append((name, str(error)))
+    return found, [(p.where, p.reason) for p in unread] + problems
