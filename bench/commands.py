@@ -21,6 +21,8 @@ COMMANDS = MappingProxyType(
         "teachers import": Command("bench.train.teacher_commands:TeachersImport", "bring in a trained teacher from a file"),
         "teachers train": Command("bench.train.teacher_commands:TeachersTrain", "train one teacher"),
         "prepare": Command("bench.train.prepare:Prepare", "build what a method prepares from a teacher, and print its figures"),
+        "analyse": Command("bench.analysis.frame.commands:Analyse", "ask trained networks what they know: see analyses"),
+        "analyses": Command("bench.analysis.frame.commands:Analyses", "list the analyses: what each asks and needs"),
         "doctor": Command("bench.doctor:Doctor", "what is wrong with data, devices, disk, records, and the command that mends it"),
         "speed": Command("bench.measure.speed:Speed", "step times for each engine, precision and pair here, and the hours for the whole table"),
         "equivalence": Command("bench.measure.equivalence:Equivalence", "whether a faster precision may stand in for a slower one"),

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 import tyro
 
 from bench.errors import UsageError
-from bench.report import compare, epochs, page, render, table
+from bench.report import analysis_section, compare, epochs, page, render, table
 from bench.report.explain import explain
 from bench.store.files import write_bytes
 
-PARTS = ("runs", "costs", "evidence", "nightly", "plan.json")
+PARTS = ("runs", "costs", "evidence", "nightly", "analysis", "plan.json")
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,20 @@ def report(options: Report) -> int:
         show(explain(sets, *options.explain))
         return 0
     width = max(60, shutil.get_terminal_size((160, 24)).columns)
+    analyses = analysis_section.text(sets)
     show(render.text(sets, width) if options.format == "text" else render.FORMATS[options.format][1](sets))
+    if analyses and options.format == "text":
+        show(analyses)
     if options.write:
         out = options.out or results / "report"
         try:
             out.mkdir(parents=True, exist_ok=True)
             for file, make in render.FORMATS.values():
                 write_bytes(out / file, make(sets).encode())
-            write_bytes(out / "index.html", page.html(sets).encode())
+            if analyses:
+                write_bytes(out / "analyses.txt", analyses.encode())
+            drawn = analysis_section.draw(sets, out) if options.figures else {}
+            write_bytes(out / "index.html", page.html(sets, drawn).encode())
             if options.epochs:
                 epochs.save_csv(sets, out / "epochs.csv")
             if options.figures:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.report import compare, evidence, sentences, svg, trend_section
+from bench.report import analysis_section, compare, evidence, sentences, svg, trend_section
 from bench.report.blocks import MIB, conditions, cost_block, other_sources, remarks, row_title, second_best, set_title, total_seconds
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
@@ -206,10 +206,11 @@ def _probe(sheet: Any) -> dict[str, Any] | None:
     return block and {"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes}
 
 
-def html(sets: list[ResultSet]) -> str:
-    """The whole page; with the trend of nightly runs where the own results folder has some."""
+def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] | None = None) -> str:
+    """The whole page; with the results of analyses (`drawn`: their figures) and the trend of nightly runs where there are some."""
     own = next((s.folder for s in sets if s.name == OWN), None)
     trend = trend_section.section(own, _environment()) if own else None
+    analyses = analysis_section.section(sets, _environment(), drawn or {})
     strings = evidence.Strings()
     data: dict[str, Any] = {}
     views = []
@@ -244,6 +245,7 @@ def html(sets: list[ResultSet]) -> str:
         sets=views,
         newest=newest[:16].replace("T", " "),
         trend=trend,
+        analyses=analyses,
         island=Markup(island),
         css=Markup((PARTS / "page.css").read_text()),
         js=Markup((PARTS / "page.js").read_text()),

@@ -1,0 +1,1 @@
+"""The analyses' formulas as pure functions on tensors, each with its source."""

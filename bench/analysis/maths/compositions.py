@@ -1,0 +1,69 @@
+"""Which two channels add up to a third (Han et al. 2022, Fig. 3): found in the semantic vectors, tried on the activation maps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.skd.analysis import composition_scores
+from methods.skd.loss import relation, rows
+
+CHUNK = 2**22
+"""Scores made at a time: 16 MB in fp32."""
+
+
+def best_pairs(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each channel c the pair a < b with the largest gain: vectors (C, K) -> pairs int64 (C, 2), scores (C,), gains (C,).
+
+    Score cos(u_a + u_b, u_c) of unit vectors, gain = score - max(cos_ac, cos_bc). Needs 3 channels; all pairs are tried, CHUNK scores at a time.
+    """
+    count = len(vectors)
+    every = torch.combinations(torch.arange(count), 2)
+    gains = torch.full((count,), -torch.inf, dtype=vectors.dtype)
+    scores, pairs = torch.zeros(count, dtype=vectors.dtype), torch.zeros(count, 2, dtype=torch.int64)
+    for some in every.split(max(1, CHUNK // count)):
+        score, gain = composition_scores(vectors, some)
+        value, at = gain.max(0)
+        better = value > gains
+        gains, pairs = torch.where(better, value, gains), torch.where(better[:, None], some[at], pairs)
+        scores = torch.where(better, score.gather(0, at[None])[0], scores)
+    return pairs, scores, gains
+
+
+def matched_pairs(vectors: Tensor, triple: tuple[int, int, int], count: int, generator: torch.Generator) -> Tensor:
+    """`count` random pairs int64 (n, 2) as near to c as the triple (a, b, c): drawn from the twentieth of all pairs whose max(cos_ac, cos_bc)
+    is nearest to the triple's, itself left out."""
+    a, b, c = triple
+    near = relation(vectors)[c]
+    every = torch.combinations(torch.arange(len(vectors)), 2)
+    every = every[(every != c).all(1) & ~((every[:, 0] == min(a, b)) & (every[:, 1] == max(a, b)))]
+    distance = (near[every].amax(1) - torch.maximum(near[a], near[b])).abs()
+    pool = distance.argsort(stable=True)[: max(count, len(every) // 20)]
+    return every[pool[torch.randperm(len(pool), generator=generator)[:count]]]
+
+
+@dataclass
+class OnMaps:
+    """Score and gain of triples (n, 3) = (a, b, c) on maps, each map of unit length; a map that is 0 adds nothing.
+
+    Score: the mean over images of cos(A_a + A_b, A_c). Gain: score less the larger of the means of cos(A_a, A_c) and cos(A_b, A_c), as for vectors;
+    the larger one image by image would count the noise of single images.
+    """
+
+    triples: Tensor
+    sums: Tensor | int = 0  # (3, n): of the sum with c, a with c, b with c
+    count: int = 0
+
+    def add(self, maps: Tensor) -> None:
+        """maps (B, C, H, W)."""
+        cosines = relation(rows(maps)).cpu()
+        a, b, c = self.triples.unbind(1)
+        length = (cosines[:, a, a] + cosines[:, b, b] + 2 * cosines[:, a, b]).clamp_min(1e-12).sqrt()
+        with_a, with_b = cosines[:, a, c], cosines[:, b, c]
+        self.sums = self.sums + torch.stack([(with_a + with_b) / length, with_a, with_b]).sum(1, dtype=torch.float64)
+        self.count += len(maps)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Score and gain, (n,) fp64."""
+        score, with_a, with_b = self.sums / self.count
+        return score, score - torch.maximum(with_a, with_b)

@@ -1,0 +1,1 @@
+"""Annotated images: which pixels of which image show which concept."""

@@ -1,0 +1,126 @@
+"""The analyses in the report: for each that has results its tables and, where figures are drawn, its figures with their text. No torch here."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from bench.analysis.frame import registry, results
+from bench.analysis.frame.base import Analysis, Stored
+from bench.report.table import OWN, ResultSet
+from bench.store.files import write_bytes
+from bench.text import clean, duration, table
+
+FOLDER = "figures"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that was drawn: its place in the report's folder without ending, and the PNG."""
+
+    path: str
+    caption: str
+    text: str
+    png: bytes = field(repr=False)
+
+
+def found(sets: list[ResultSet]) -> tuple[list[tuple[ResultSet, Stored]], list[tuple[str, str]]]:
+    """The results of all sets, and what is left out with the reason: files that cannot be trusted, analyses that are not registered."""
+    kept, problems = [], []
+    for one in sets:
+        stored, broken = results.scan(one.folder)
+        problems += broken
+        for result in stored:
+            if result.name in registry.names():
+                kept.append((one, result))
+            else:
+                problems.append((result.key, f"no analysis {result.name!r} is registered"))
+    return kept, problems
+
+
+def draw(sets: list[ResultSet], out: Path) -> dict[str, list[Figure]]:
+    """Draw every result into `out`/figures as PNG (300 dpi) and PDF; the figures by "<set>/<key of the result>". Raises OSError."""
+    drawn: dict[str, list[Figure]] = {}
+    for one, stored in found(sets)[0]:
+        for made in registry.get(stored.name).draw(stored):
+            (out / FOLDER).mkdir(parents=True, exist_ok=True)
+            name = f"{FOLDER}/{stored.key}-{made.name}"
+            content = {}
+            for ending, settings in (("png", {"dpi": 300}), ("pdf", {"metadata": {"CreationDate": None}})):
+                buffer = io.BytesIO()
+                made.figure.savefig(buffer, format=ending, **settings)
+                content[ending] = buffer.getvalue()
+                write_bytes(out / f"{name}.{ending}", content[ending])
+            drawn.setdefault(f"{one.name}/{stored.key}", []).append(Figure(name, made.caption, made.text, content["png"]))
+    return drawn
+
+
+def _cost(stored: Stored) -> str:
+    cost = stored.cost
+    spent = f"{duration(cost['seconds'])} ({duration(cost['cpu_seconds'])} of CPU)"
+    return f"It took {spent} on {clean(cost['device'], 80)}, {cost['threads']} thread{'s' * (cost['threads'] != 1)}."
+
+
+def _options(stored: Stored) -> str:
+    def shown(value: Any) -> str:
+        return "(" + ", ".join(map(shown, value)) + ")" if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{name} = {shown(value)}" for name, value in stored.options.items())
+
+
+def _view(one: ResultSet, analysis: type[Analysis], stored: Stored, figures: list[Figure]) -> dict[str, Any]:
+    networks = [f"{n['label']} ({n['test_top1']:.2f} % top-1)" for n in stored.identity["networks"]]
+    pictures = [
+        {
+            "source": Markup("data:image/png;base64," + base64.b64encode(f.png).decode()),
+            "caption": f.caption,
+            "text": f.text,
+            "pdf": f"{f.path}.pdf",
+            "png": f"{f.path}.png",
+        }
+        for f in figures
+    ]
+    return {
+        "key": stored.key,
+        "title": f"{stored.subject} on {stored.identity['data']['name']}" + ("" if one.name == OWN else f", evidence set {one.name}"),
+        "networks": networks,
+        "options": _options(stored),
+        "cost": _cost(stored),
+        "tables": analysis.tables(stored),
+        "figures": pictures,
+    }
+
+
+def section(sets: list[ResultSet], environment: jinja2.Environment, drawn: Mapping[str, list[Figure]]) -> Markup | None:
+    """The section of the page; None where there is no result. `drawn`: what `draw` gave, or nothing."""
+    kept, problems = found(sets)
+    groups = []
+    for name in registry.names():
+        analysis = registry.get(name)
+        views = [_view(one, analysis, stored, drawn.get(f"{one.name}/{stored.key}", [])) for one, stored in kept if stored.name == name]
+        if views:
+            groups.append({"name": name, "title": analysis.title, "question": analysis.question, "source": analysis.source, "results": views})
+    if not groups and not problems:
+        return None
+    return Markup(environment.get_template("analysis.html.j2").render(groups=groups, problems=problems))
+
+
+def text(sets: list[ResultSet]) -> str:
+    """The tables of all results for the terminal; empty where there is none."""
+    kept, problems = found(sets)
+    lines: list[str] = []
+    for one, stored in kept:
+        analysis = registry.get(stored.name)
+        view = _view(one, analysis, stored, [])
+        lines += ["", f"{analysis.title}: {view['title']}", f"  {analysis.question}", f"  options: {view['options']}. {view['cost']}"]
+        for found_table in view["tables"]:
+            lines += ["", f"  {found_table.title}"]
+            lines += ["  " + clean(line, 400) for line in table([list(map(str, r)) for r in found_table.rows], list(found_table.header))]
+            lines += [f"  {note}" for note in found_table.notes]
+    lines += [f"left out: {where}: {reason}" for where, reason in problems]
+    return "\n".join(["Analyses", *lines, ""]) if lines else ""

@@ -1,0 +1,169 @@
+"""The frame: what it refuses, with one line; results that cannot be trusted; the report's section."""
+
+import numpy as np
+import pytest
+
+from bench.__main__ import main
+from bench.analysis.frame import registry, results, subjects
+from bench.analysis.frame.base import Analysis, Needs, Result, options_of
+from bench.analysis.frame.commands import check
+from bench.analysis.frame.context import obtain
+from bench.errors import StoreError, UsageError
+from bench.plan import names
+from tests.bench.analysis import small
+
+IDENTITY = {"name": "sync", "version": 1, "options": {}, "networks": [{"label": "resnet8"}], "data": {"name": "shapes100"}}
+COST = {"seconds": 1.0, "cpu_seconds": 1.0, "device": "x", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return small.dataset()
+
+
+@pytest.fixture
+def place(tmp_path, images, monkeypatch):
+    small.add_teacher(tmp_path, images)
+    monkeypatch.setattr("bench.plan.protocols.PROTOCOLS", {"smoke": small.PROTOCOL, "crd": small.PROTOCOL})
+    return tmp_path
+
+
+def said(capsys, *arguments) -> str:
+    assert main(arguments) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    return stderr
+
+
+def test_bad_input_is_one_line_and_exit_2(place, images, capsys):
+    for arguments, text in (
+        (("snc", "resnet8"), "unknown analysis 'snc'; did you mean sync"),
+        (("sync", "resnet9"), "unknown pair 'resnet9'; did you mean"),
+        (("sync", "resnet20"), "no resnet20 teacher for shapes100"),
+        (("sync", "resnet8", "--set", "layers=stage9"), "resnet8 has no layer 'stage9'; it has stem, stage1"),
+        (("sync", "resnet8", "--set", "epz=1"), "unknown option of sync 'epz'; did you mean eps"),
+        (("sync", "resnet8", "--set", "eps=wide"), "--set eps=wide: expected float"),
+        (("sync", "resnet8", "--set", "eps=nan"), "--set eps=nan: expected float"),
+        (("sync", "resnet8", "--set", "images=1"), "at least 2"),
+        (("sync", "resnet8-resnet8-kd-s1-0123456789"), "no runs in"),
+    ):
+        assert text in said(capsys, "analyse", *arguments, "--results", str(place), "--device", "cpu"), arguments
+    assert not list((place / "analysis").glob("*/result.json"))
+    assert "is no folder" in said(capsys, "analyse", "sync", "--results", str(place / "nowhere"))
+
+
+def test_a_student_of_another_data_set_is_refused(place, images, capsys):
+    other = small.add_student(place, images, data_hash="f" * 16)
+    assert "was trained on other data (hash ffffffffffffffff" in said(capsys, "analyse", "sync", other, "--results", str(place), "--device", "cpu")
+
+
+def test_a_student_whose_weights_are_gone_or_changed_is_refused(place, images, capsys):
+    run = small.add_student(place, images)
+    weights = place / "runs" / run / "student.pt"
+    weights.write_bytes((place / "teachers" / "shapes100-resnet8" / "teacher.pt").read_bytes())
+    assert "its record says" in said(capsys, "analyse", "sync", run, "--results", str(place), "--device", "cpu")
+    weights.unlink()
+    assert "student.pt) are not there" in said(capsys, "analyse", "sync", run, "--results", str(place), "--device", "cpu")
+
+
+def test_a_pair_is_its_teacher_and_its_finished_students(place, images, capsys):
+    small.add_student(place, images)
+    arguments = ("analyse", "sync", "resnet8-resnet8", "--results", str(place), "--device", "cpu", "--set", "images=4", "--set", "dimensions=2")
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert first.count("Synchrony of channels: ") == 2 and "done before" not in first and "CPU s" in first
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    assert main(("analyses", "--results", str(place))) == 0
+    assert "2 results" in capsys.readouterr().out
+    assert main(("report", str(place), "--figures")) == 0
+    page = (place / "report" / "index.html").read_text()
+    assert "What the networks know" in page and page.count("data:image/png;base64,") == 2 and "Channels within eps" in page
+    assert len(list((place / "report" / "figures").glob("sync-*.pdf"))) == len(list((place / "report" / "figures").glob("sync-*.png"))) == 2
+    assert "Synchrony of channels" in (place / "report" / "analyses.txt").read_text()
+
+
+def test_masks_that_are_not_there_are_refused(images):
+    wanting = type("Wanting", (Analysis,), {"name": "wanting", "needs": Needs(masks=True)})
+    check(wanting, images)
+    with pytest.raises(UsageError, match="needs masks of the objects, and cifar100 has none; shapes100 has"):
+        check(wanting, small.cifar_like(images))
+
+
+def test_a_class_that_breaks_the_contract_is_refused():
+    add = registry.register("sync")
+    with pytest.raises(ValueError, match="is taken by bench.analysis.sync"):
+        add(type("Other", (Analysis,), {}))
+    for name, fields, said in (
+        ("No Name", {}, "lower case"),
+        ("other", {"scope": "world"}, "scope of network or group"),
+        ("other", {"Options": int}, "not a frozen dataclass"),
+        ("other", {"needs": Needs(students=True)}, "its scope is group"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            registry.register(name)(type("Other", (Analysis,), fields))
+    assert "other" not in registry.names()
+
+
+class Grouped(Analysis):
+    """Scope "group": labels of the networks it was given; by its own clock it takes 2 s, and 5 s go to what has a cost of its own."""
+
+    name, title, question, scope, needs = "grouped", "Grouped", "Who?", "group", Needs(students=True)
+
+    clock = 0.0
+
+    def run(self, context) -> Result:
+        with context._apart():
+            Grouped.clock += 5
+        Grouped.clock += 2
+        return Result({"labels": [s.label for s in context.subjects]})
+
+
+def test_a_group_is_one_result_and_costs_of_others_are_left_out(place, images, monkeypatch):
+    monkeypatch.setattr("bench.analysis.frame.context._now", lambda: (Grouped.clock, 2 * Grouped.clock))
+    subjects_found = small.subjects_of(place, images)
+    stored = obtain(Grouped(Grouped.Options()), small.context(place, images, subjects_found))
+    assert len(stored.facts["labels"]) == 3 and stored.subject == "resnet8 and 2 more"
+    assert (stored.cost["seconds"], stored.cost["cpu_seconds"]) == (2, 4)
+
+
+def test_a_group_needs_one_teacher_and_students(place, images):
+    words = subjects.read(("resnet8",), place, names.networks(), "smoke")
+    with pytest.raises(UsageError, match="no finished student of resnet8"):
+        subjects.choose(words, place, images.name, images.hash, "group", True)
+    with pytest.raises(UsageError, match="none is named: name a pair"):
+        subjects.choose(subjects.read((), place, names.networks(), "smoke"), place, images.name, images.hash, "group", False)
+
+
+def test_options_keep_their_types():
+    options = options_of(registry.get("sync"), ["eps=0.1, 0.5", "sync.images=7", "layers=stage1"])
+    assert (options.eps, options.images, options.layers) == ((0.1, 0.5), 7, ("stage1",))
+    with pytest.raises(UsageError, match="expected field=value; sync has eps"):
+        options_of(registry.get("sync"), ["eps"])
+
+
+def test_a_result_round_trips_and_what_is_damaged_is_said(tmp_path):
+    folder = results.place(tmp_path, IDENTITY)
+    results.write(folder, IDENTITY, Result({"a": [1, None]}, {"x": np.arange(3.0)}), COST)
+    stored = results.find(tmp_path, IDENTITY)
+    assert stored.facts == {"a": [1, None]} and np.array_equal(stored.arrays["x"], np.arange(3.0))
+    (folder / "arrays.npz").write_bytes(b"PK" + b"x" * 20)
+    with pytest.raises(StoreError, match="differs from its SHA-256; remove"):
+        results.read(folder)
+    assert results.scan(tmp_path)[1][0][0] == folder.name
+    other = folder.with_name("sync-resnet8-0000000000")
+    folder.rename(other)
+    with pytest.raises(StoreError, match="does not belong to this folder"):
+        results.read(other)
+    small.damaged_json(other / "result.json")
+    with pytest.raises(StoreError, match="not a result of an analysis"):
+        results.read(other)
+
+
+def test_facts_without_json_and_arrays_of_objects_are_refused(tmp_path):
+    folder = results.place(tmp_path, IDENTITY)
+    with pytest.raises(ValueError):
+        results.write(folder, IDENTITY, Result({"a": float("nan")}), COST)
+    with pytest.raises(ValueError, match="objects"):
+        results.write(folder, IDENTITY, Result({}, {"x": np.array([{}])}), COST)
+    assert results.read(folder) is None

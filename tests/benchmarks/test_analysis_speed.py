@@ -1,0 +1,43 @@
+"""What dissection costs, as a ratio measured in one run: dissect of the three stages of a resnet56 against one evaluation pass over the same images.
+
+The sides take turns on one thread; the ratio is the median over rounds on the process's CPU time (the clock's is printed beside it). The network
+is untrained, the probe is CIFAR-100's (colours of pixels, classes of images) on drawn images. KD_BENCH_ROUNDS sets the rounds (default 2).
+"""
+
+import os
+
+from bench.analysis.dissect import Options
+from bench.analysis.frame import registry, subjects
+from bench.analysis.frame.context import obtain
+from bench.plan.protocols import Protocol
+from bench.train.learner import evaluate
+from tests.bench.analysis import small
+from tests.benchmarks.timing import SLACK, ratio, report, timed
+
+ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "2"))
+TARGET = 3.0
+IMAGES = 1000
+PROTOCOL = Protocol("analyses", dataset="shapes100", train_images=100, test_images=IMAGES, image_size=32)
+
+
+def test_dissect_against_an_evaluation(benchmark, capsys, one_thread, tmp_path):
+    images = small.cifar_like(small.dataset(PROTOCOL))
+    small.add_teacher(tmp_path, images, "resnet56")
+    subject = subjects.teacher(tmp_path, images.name, "resnet56")
+    context = small.context(tmp_path, images, [subject])
+    network, dissect = context.network(subject), registry.get("dissect")
+    ours, theirs = [], []
+
+    def turn() -> None:
+        theirs.append(timed(lambda: evaluate(network, context.images.test_batches(100), "fp32")))
+        # Another quantile each time: a result that is there is not made again.
+        ours.append(timed(lambda: obtain(dissect(Options(quantile=0.005 + 1e-6 * len(ours))), context)))
+
+    turn()
+    ours.clear()
+    theirs.clear()
+    (tmp_path / "analysis").rename(tmp_path / "warm-up")
+    benchmark.pedantic(turn, rounds=ROUNDS, iterations=1)
+    cpu, wall = ratio(ours, theirs)
+    report(capsys, benchmark, [("dissect, three stages / one evaluation pass", TARGET, cpu, wall)])
+    assert cpu < TARGET * SLACK
