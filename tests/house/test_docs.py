@@ -18,8 +18,6 @@ from bench.report import render, table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_YET: set[str] = set()
-"""Pages that others already link to and that stand here once their part is complete."""
 README_WORDS = 700
 PLACEHOLDER = re.compile(r"(?<![A-Za-z])[A-Z]{2,}(?![a-z])|\.\.\.|\$")
 EXAMPLE_CHECKOUT = "/srv/kd-bench"
@@ -147,8 +145,6 @@ def test_every_relative_link_and_picture_leads_to_a_file_of_the_repository(page)
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.is_relative_to(ROOT), target
-        if file.relative_to(ROOT).as_posix() in NOT_YET and not file.exists():
-            continue
         assert file.exists(), target
         assert not anchor or anchor in headings(file), target
 
@@ -169,7 +165,7 @@ def test_paths_are_of_the_repository_and_exist(page):
     assert not outside(page.read_text())
     written = {f"methods/{name}.py" for name in written_methods()}
     for span in parts(page)[2]:
-        if re.fullmatch(r"(bench|methods|models|tests|docs)/[\w./-]+", span) and not PLACEHOLDER.search(span) and span not in written | NOT_YET:
+        if re.fullmatch(r"(bench|methods|models|tests|docs)/[\w./-]+", span) and not PLACEHOLDER.search(span) and span not in written:
             below_tests = page.name == "faults.md" and (ROOT / "tests" / span).exists()
             assert (ROOT / span).exists() or below_tests, span
 
