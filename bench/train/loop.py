@@ -13,6 +13,7 @@ from bench.data.augment import draws
 from bench.errors import DONE, TROUBLE, StoreError
 from bench.store import redo
 from bench.store.lease import LeaseLost
+from bench.store.weights import state_hash
 from bench.train import environment, reasons
 from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
 from bench.train.engine import DeviceLost, Failures, is_lost
@@ -245,7 +246,7 @@ class Training:
             "deterministic": job.execution.deterministic,
             "commit": job.commit,
             "changes": place.changes,
-            "weights_sha256": _weights_hash(learner),
+            "weights_sha256": state_hash(learner.student.state_dict()),
             "teacher": job.teacher_file.facts() if uses_teacher else None,
             "preparation": place.built.facts() if place.built else None,
             "pretraining": {**dataclasses.asdict(place.pretraining), "seconds": place.pretraining_seconds} if place.pretraining else None,
@@ -349,9 +350,3 @@ class Training:
         steps = math.ceil(len(self.job.dataset.train_labels) / self.protocol.batch)
         left = (self.protocol.epochs - epoch + 1) * steps - step
         return round(left * elapsed / self._steps_timed, 1)
-
-
-def _weights_hash(learner: Learner) -> str:
-    from bench.store.weights import state_hash
-
-    return state_hash(learner.student.state_dict())

@@ -18,6 +18,7 @@ from bench.store.files import read, typed, write_bytes, write_json
 from bench.store.records import Teacher, Verified
 from bench.store.teachers import TeacherFile, find, folder
 from bench.store.weights import read_state, state_hash
+from bench.train.learner import evaluate
 
 TOLERANCE = 0.3
 """How far, in points of top-1, a measured accuracy may lie from the recorded one: covers precisions and devices, not another net."""
@@ -65,8 +66,6 @@ def _verified(path: Path, teacher: str) -> dict[str, float]:
 
 
 def _measure(built: nn.Module, data, check: Callable[[], None]) -> dict[str, float]:
-    from bench.train.learner import evaluate
-
     return evaluate(built, data.test_batches(500), "tf32", check)
 
 
