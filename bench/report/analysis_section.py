@@ -2,21 +2,25 @@
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 
-from bench.analysis.frame import registry, results
-from bench.analysis.frame.base import Analysis, Stored
 from bench.report.table import OWN, ResultSet
 from bench.store.files import write_bytes
 from bench.text import clean, duration, table
 
+if TYPE_CHECKING:
+    from bench.analysis.frame.base import Analysis, Stored
+
 FOLDER = "figures"
+WIDTH = 160
+"""Characters of a line of notes."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +33,44 @@ class Figure:
     png: bytes = field(repr=False)
 
 
-def found(sets: list[ResultSet]) -> tuple[list[tuple[ResultSet, Stored]], list[tuple[str, str]]]:
-    """The results of all sets, and what is left out with the reason: files that cannot be trusted, analyses that are not registered."""
+@dataclass(frozen=True)
+class Found:
+    """A result, the set it is of and its analysis."""
+
+    set: ResultSet
+    analysis: "type[Analysis]"
+    stored: "Stored"
+
+    @property
+    def key(self) -> str:
+        return f"{self.set.name}/{self.stored.key}"
+
+
+def found(sets: list[ResultSet]) -> tuple[list[Found], list[tuple[str, str]]]:
+    """The results of all sets by analysis, and what is left out with the reason: files that cannot be trusted, analyses that are not registered."""
+    with_results = [one for one in sets if (one.folder / "analysis").is_dir()]
+    if not with_results:
+        return [], []
+    from bench.analysis.frame import registry, results  # only where there is a result: arrays take time to load
+
     kept, problems = [], []
-    for one in sets:
+    for one in with_results:
         stored, broken = results.scan(one.folder)
         problems += broken
         for result in stored:
             if result.name in registry.names():
-                kept.append((one, result))
+                kept.append(Found(one, registry.get(result.name), result))
             else:
                 problems.append((result.key, f"no analysis {result.name!r} is registered"))
-    return kept, problems
+    return sorted(kept, key=lambda f: f.stored.name), problems
 
 
 def draw(sets: list[ResultSet], out: Path) -> dict[str, list[Figure]]:
     """Draw every result into `out`/figures as PNG (300 dpi) and PDF; the figures by "<set>/<key of the result>". Raises OSError."""
     drawn: dict[str, list[Figure]] = {}
-    for one, stored in found(sets)[0]:
-        for made in registry.get(stored.name).draw(stored):
+    for one in found(sets)[0]:
+        stored = one.stored
+        for made in one.analysis.draw(stored):
             (out / FOLDER).mkdir(parents=True, exist_ok=True)
             name = f"{FOLDER}/{stored.key}-{made.name}"
             content = {}
@@ -56,24 +79,26 @@ def draw(sets: list[ResultSet], out: Path) -> dict[str, list[Figure]]:
                 made.figure.savefig(buffer, format=ending, **settings)
                 content[ending] = buffer.getvalue()
                 write_bytes(out / f"{name}.{ending}", content[ending])
-            drawn.setdefault(f"{one.name}/{stored.key}", []).append(Figure(name, made.caption, made.text, content["png"]))
+            drawn.setdefault(one.key, []).append(Figure(name, made.caption, made.text, content["png"]))
     return drawn
 
 
-def _cost(stored: Stored) -> str:
+def _cost(stored: "Stored") -> str:
     cost = stored.cost
     spent = f"{duration(cost['seconds'])} ({duration(cost['cpu_seconds'])} of CPU)"
     return f"It took {spent} on {clean(cost['device'], 80)}, {cost['threads']} thread{'s' * (cost['threads'] != 1)}."
 
 
-def _options(stored: Stored) -> str:
+def _options(stored: "Stored") -> str:
     def shown(value: Any) -> str:
         return "(" + ", ".join(map(shown, value)) + ")" if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
 
-    return ", ".join(f"{name} = {shown(value)}" for name, value in stored.options.items())
+    return ", ".join(f"{name} = {shown(value)}" for name, value in stored.options.items() if value not in ([], ""))
 
 
-def _view(one: ResultSet, analysis: type[Analysis], stored: Stored, figures: list[Figure]) -> dict[str, Any]:
+def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
+    stored = one.stored
+    kept_in = "" if one.set.name == OWN else f", evidence set {one.set.name.removeprefix('evidence/')}"
     networks = [f"{n['label']} ({n['test_top1']:.2f} % top-1)" for n in stored.identity["networks"]]
     pictures = [
         {
@@ -87,11 +112,11 @@ def _view(one: ResultSet, analysis: type[Analysis], stored: Stored, figures: lis
     ]
     return {
         "key": stored.key,
-        "title": f"{stored.subject} on {stored.identity['data']['name']}" + ("" if one.name == OWN else f", evidence set {one.name}"),
+        "title": f"{stored.subject} on {stored.identity['data']['name']}{kept_in}",
         "networks": networks,
         "options": _options(stored),
         "cost": _cost(stored),
-        "tables": analysis.tables(stored),
+        "tables": one.analysis.tables(stored),
         "figures": pictures,
     }
 
@@ -100,11 +125,9 @@ def section(sets: list[ResultSet], environment: jinja2.Environment, drawn: Mappi
     """The section of the page; None where there is no result. `drawn`: what `draw` gave, or nothing."""
     kept, problems = found(sets)
     groups = []
-    for name in registry.names():
-        analysis = registry.get(name)
-        views = [_view(one, analysis, stored, drawn.get(f"{one.name}/{stored.key}", [])) for one, stored in kept if stored.name == name]
-        if views:
-            groups.append({"name": name, "title": analysis.title, "question": analysis.question, "source": analysis.source, "results": views})
+    for analysis in dict.fromkeys(one.analysis for one in kept):
+        views = [_view(one, drawn.get(one.key, [])) for one in kept if one.analysis is analysis]
+        groups.append({"title": analysis.title, "question": analysis.question, "source": analysis.source, "results": views})
     if not groups and not problems:
         return None
     return Markup(environment.get_template("analysis.html.j2").render(groups=groups, problems=problems))
@@ -114,13 +137,12 @@ def text(sets: list[ResultSet]) -> str:
     """The tables of all results for the terminal; empty where there is none."""
     kept, problems = found(sets)
     lines: list[str] = []
-    for one, stored in kept:
-        analysis = registry.get(stored.name)
-        view = _view(one, analysis, stored, [])
-        lines += ["", f"{analysis.title}: {view['title']}", f"  {analysis.question}", f"  options: {view['options']}. {view['cost']}"]
+    for one in kept:
+        view = _view(one, [])
+        lines += ["", f"{one.analysis.title}: {view['title']}", f"  {one.analysis.question}", f"  options: {view['options']}. {view['cost']}"]
         for found_table in view["tables"]:
             lines += ["", f"  {found_table.title}"]
             lines += ["  " + clean(line, 400) for line in table([list(map(str, r)) for r in found_table.rows], list(found_table.header))]
-            lines += [f"  {note}" for note in found_table.notes]
+            lines += [f"  {line}" for note in found_table.notes for line in textwrap.wrap(note, WIDTH)]
     lines += [f"left out: {where}: {reason}" for where, reason in problems]
     return "\n".join(["Analyses", *lines, ""]) if lines else ""
