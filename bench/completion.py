@@ -52,12 +52,15 @@ def script(shell: str) -> str:
     cases = [f'        "{name}") words="{" ".join(flags(name))}" ;;' for name in COMMANDS]
     values = [f'        {flag}) words="{" ".join(words)}" ;;' for flag, words in VALUES.items()]
     first = " ".join(dict.fromkeys(name.split()[0] for name in COMMANDS))
-    second = " ".join(name.split()[1] for name in COMMANDS if " " in name)
+    after: dict[str, str] = {}  # the second words of each first one
+    for before, word in (name.split() for name in COMMANDS if " " in name):
+        after[before] = f"{after[before]} {word}" if before in after else word
+    seconds = " ".join(after.values())
     lines = [
         *(["autoload -U +X bashcompinit && bashcompinit"] if shell == "zsh" else []),
         "_kd_bench() {",
         '    local words="" command="${COMP_WORDS[1]}" current="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"',
-        f'    case " {second} " in *" ${{COMP_WORDS[2]}} "*) command="$command ${{COMP_WORDS[2]}}" ;; esac',
+        f'    case " {seconds} " in *" ${{COMP_WORDS[2]}} "*) command="$command ${{COMP_WORDS[2]}}" ;; esac',
         '    case "$command" in',
         *cases,
         "    esac",
@@ -65,7 +68,7 @@ def script(shell: str) -> str:
         *values,
         "    esac",
         f'    [ "$COMP_CWORD" = 1 ] && words="{first}"',
-        f'    [ "$COMP_CWORD" = 2 ] && [ "${{COMP_WORDS[1]}}" = teachers ] && words="{second} $words"',
+        *(f'    [ "$COMP_CWORD" = 2 ] && [ "${{COMP_WORDS[1]}}" = {before} ] && words="{words} $words"' for before, words in after.items()),
         '    COMPREPLY=($(compgen -W "$words" -- "$current"))',
         "}",
         "complete -o default -F _kd_bench kd-bench",

@@ -148,7 +148,7 @@ def check_data(the_plan: Plan, root: Path) -> Iterator[Finding]:
         return
     for name in cifar100.FILES:
         try:
-            cifar100._checked(root, name)
+            cifar100.checked(root, name)
         except UsageError as error:
             yield _split(error)
 
@@ -248,7 +248,7 @@ def _weights(view: RunView) -> str:
     try:
         state = read_state(view.folder / "student.pt")
     except UsageError as error:
-        return str(error).removeprefix("teacher file ").partition(";")[0]
+        return str(error).partition(";")[0]
     return "" if state_hash(state) == view.record.weights_sha256 else "student.pt is not what the record names"
 
 

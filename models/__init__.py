@@ -1,8 +1,24 @@
 """Networks for small images, by name, with the outputs that distillation methods ask for."""
 
+from models.files import described, load
 from models.folding import folded
 from models.layers import NetworkError
 from models.network import classifier, preact_norms, trunk
-from models.registry import build, macs, names, options, shapes, small_rate
+from models.registry import build, head, macs, names, options, shapes, small_rate
 
-__all__ = ["NetworkError", "build", "classifier", "folded", "macs", "names", "options", "preact_norms", "shapes", "small_rate", "trunk"]
+__all__ = [
+    "NetworkError",
+    "build",
+    "classifier",
+    "described",
+    "folded",
+    "head",
+    "load",
+    "macs",
+    "names",
+    "options",
+    "preact_norms",
+    "shapes",
+    "small_rate",
+    "trunk",
+]

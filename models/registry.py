@@ -51,6 +51,11 @@ def small_rate(name: str) -> bool:
     return _factory(name).func.small_rate
 
 
+def head(name: str) -> str:
+    """The name of a network's linear classifier. Raises NetworkError for an unknown name."""
+    return _factory(name).func.head
+
+
 def build(name: str, num_classes: int = 100, **chosen: object) -> Network:
     """A new network in train mode, initialised from torch's ambient generator.
 

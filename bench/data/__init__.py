@@ -69,3 +69,10 @@ def load(protocol: Protocol, data_root: Path | None = None, download: bool = Fal
         fields |= {name: fields[name][kept] for name in fields if name.startswith("train_") and fields[name] is not None}
     used = tuple(fields[name] for name in ("train_images", "train_labels", "test_images", "test_labels"))
     return Dataset(name=protocol.dataset, hash=content_hash(used, fields["mean"], fields["std"]), **fields)
+
+
+def normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation that a data set's images are normalised with, on the 0..1 scale. Raises UsageError for an unknown one."""
+    datasets.get(name)
+    module = import_module(f"bench.data.{name}")
+    return module.MEAN, module.STD

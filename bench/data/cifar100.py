@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,15 @@ STD = (0.2675, 0.2565, 0.2761)
 def read(protocol: Protocol, data_root: Path | None, download: bool = False) -> dict[str, Any]:
     """Fields of a Dataset: all 50000 + 10000 images.
 
-    Raises UsageError where a file is absent, truncated or not the official one. With `download`, torchvision fetches
-    what is missing or damaged; what it fetches is printed before.
+    Raises UsageError where a file is absent, truncated or not the official one. With `download`, what is missing or damaged is fetched
+    first.
     """
     if data_root is None:
-        raise UsageError("cifar100 needs a data root; name it with --data-root DIR (add --download to fetch the files to it)")
+        raise UsageError("cifar100 needs a data root; name it with --data-root DIR; get the files with: python -m bench data fetch --data-root DIR")
     root = Path(data_root)
-    try:
-        files = {name: _checked(root, name) for name in FILES}
-    except UsageError:
-        if not download:
-            raise
-        _fetch(root)
-        files = {name: _checked(root, name) for name in FILES}
+    if download:
+        fetch(root)
+    files = {name: checked(root, name) for name in FILES}
     # Python 2 pickles: strings and the array's bytes are latin-1. The bytes unpickled are the bytes whose sum was checked.
     train, test, meta = (pickle.loads(files[name], encoding="latin1") for name in FILES)
     coarse = np.zeros(100, dtype=np.int64)
@@ -60,26 +57,46 @@ def _images(content: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(content["data"]).reshape(-1, 3, 32, 32))
 
 
-def _checked(root: Path, name: str) -> bytes:
-    """One official file's bytes. Raises UsageError where they are not that."""
+def examine(root: Path, name: str) -> tuple[bytes, str]:
+    """One file's bytes, and what is wrong with them; empty: it is the official one."""
     path = root / FOLDER / name
     md5, size = FILES[name]
-    remedy = f"get it with: python -m bench run --download --data-root {root}"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"CIFAR-100: {path} is absent; {remedy}") from None
+        return b"", f"{path} is absent"
     except OSError as error:
-        raise UsageError(f"CIFAR-100: {path} cannot be read ({error.strerror}); {remedy}") from None
+        return b"", f"{path} cannot be read ({error.strerror})"
     if len(content) < size:
-        raise UsageError(f"CIFAR-100: {path} is truncated ({len(content)} of {size} bytes); {remedy}")
+        return content, f"{path} is truncated ({len(content)} of {size} bytes)"
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise UsageError(f"CIFAR-100: {path} has the wrong sum (MD5 {found}, not {md5}); {remedy}")
+    return content, "" if found == md5 else f"{path} has the wrong sum (MD5 {found}, not {md5})"
+
+
+def checked(root: Path, name: str) -> bytes:
+    """One official file's bytes. Raises UsageError where they are not that."""
+    content, wrong = examine(root, name)
+    if wrong:
+        raise UsageError(f"CIFAR-100: {wrong}; get it with: {fetch_command(root)}")
     return content
 
 
-def _fetch(root: Path) -> None:
+def fetch_command(root: Path) -> str:
+    """What a user types to get the files."""
+    return f"python -m bench data fetch --data-root {shlex.quote(str(root))}"
+
+
+def fetch(root: Path) -> bool:
+    """Have torchvision fetch what is missing or damaged, which is printed before; whether anything was. Raises UsageError where that fails."""
+    if not any(examine(root, name)[1] for name in FILES):
+        return False
+    _download(root)
+    for name in FILES:
+        checked(root, name)
+    return True
+
+
+def _download(root: Path) -> None:
     """Download and unpack the archive. Raises UsageError where that fails."""
     from torchvision.datasets import CIFAR100
 

@@ -1,7 +1,9 @@
 """What is done of a plan and what is left, read from the results folder."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from bench.data import Dataset
 from bench.errors import StoreError, UsageError
@@ -16,11 +18,14 @@ from methods import registry
 class Ledger:
     """The runs of a plan in a results folder. Without a data set no run has an id, and everything counts as left.
 
-    `redo_done`: what is done counts as left too, to be trained again.
+    `redo_done`: what is done counts as left too, to be trained again. `given`: files by architecture that will be imported as teachers,
+    which then are not missing.
     """
 
-    def __init__(self, results: Path, the_plan: Plan, dataset: Dataset | None, redo_done: bool = False) -> None:
-        self.results, self.plan, self.dataset, self.redo = results, the_plan, dataset, redo_done
+    def __init__(
+        self, results: Path, the_plan: Plan, dataset: Dataset | None, redo_done: bool = False, given: Mapping[str, Path] = MappingProxyType({})
+    ) -> None:
+        self.results, self.plan, self.dataset, self.redo, self.given = results, the_plan, dataset, redo_done, given
         self._begun = False
         redo.recover(results)
         self._ids: dict[tuple[Group, str | None], dict[str, str | None]] = {}
@@ -31,7 +36,7 @@ class Ledger:
     def teachers_missing(self) -> list[str]:
         """Architectures that a group with something left needs and that are not there, largest first."""
         needed = {g.teacher for g in self.groups_left() if self.plan.needs_teacher(g)}
-        return [name for name in self.plan.teachers if name in needed and self.teacher(name) is None]
+        return [name for name in self.plan.teachers if name in needed and name not in self.given and self.teacher(name) is None]
 
     def teachers_there(self) -> list[teachers.TeacherFile]:
         """The teachers of the plan that are at hand, largest first."""

@@ -46,6 +46,8 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
     """tf32, fp32 or bf16."""
     overrides: Annotated[Appended, tyro.conf.arg(name="set")] = ()
     """Change a hyper-parameter: method.field=value; may be given several times."""
+    teacher: Appended = ()
+    """A trained teacher to import first: ARCHITECTURE=FILE, or a file that `export` wrote; may be given several times."""
     redo: bool = False
     """Forget the results of the selected runs and train them again."""
     groups_per_gpu: int = 1
@@ -88,3 +90,5 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
         parse_seeds(self.seeds)
         names.check_methods([*words(self.methods), *(parse_set(text)[0] for text in self.overrides)])
         names.check_pairs(words(self.pairs))
+        for text in self.teacher:
+            names.parse_teacher(text)

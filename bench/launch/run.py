@@ -22,12 +22,13 @@ from bench.measure import probes
 from bench.plan import protocols, registries
 from bench.plan.expand import TEACHER_SEED, Plan, expand, narrowed
 from bench.plan.groups import Group
+from bench.plan.names import parse_teacher
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
 from bench.store.records import Teacher
 from bench.store.runs import scan
 from bench.text import count, duration, say, table
-from bench.train import engine, environment
+from bench.train import engine, environment, teacher_networks
 from bench.train.execution import Execution
 
 DAY = 24 * 3600.0
@@ -67,6 +68,8 @@ def run(options: Run) -> int:
     results = options.results.absolute()
     if results.exists() and not results.is_dir():
         raise UsageError(f"--results {options.results} is no folder; choose another --results folder")
+    named = [parse_teacher(text) for text in options.teacher]
+    files = teacher_networks.given(named, the_plan.teachers, results, the_plan.protocol, root)
     dataset = None
     try:
         dataset = data.load(the_plan.protocol, root, options.download and not options.dry_run)
@@ -74,7 +77,9 @@ def run(options: Run) -> int:
         if not options.dry_run:
             raise
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
-    book = Ledger(results, the_plan, dataset, options.redo)
+    if files and not options.dry_run:
+        teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
+    book = Ledger(results, the_plan, dataset, options.redo, files if options.dry_run else {})
     book.check_teachers()
     left = forecast(the_plan, book, slots, device)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
@@ -171,6 +176,7 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     done, planned = book.counts()
     lines.append(f"{count(planned, 'run')}, {done} done; {count(len(left.groups), 'group')} and {count(len(left.teachers), 'teacher')} to train")
     epochs = the_plan.teacher_protocol.epochs
+    lines += [f"  teacher {name}: measured and imported first, from {path}" for name, path in book.given.items() if book.teacher(name) is None]
     lines += [f"  teacher {name}: {count(epochs, 'epoch')} of {the_plan.teacher_protocol.name}" for name in left.teachers]
     lines += [f"  teacher {t.architecture}: {t.record.source}, {t.record.test_top1:.2f} % top-1, {_way(t.record)}" for t in book.teachers_there()]
     lines += [

@@ -1,7 +1,7 @@
 """The data sets: one declared entry each, with what the plan must know of one before its images are at hand.
 
 A data set is added by an entry here and a file `bench/data/NAME.py` whose `read(protocol, data_root, download)` gives the fields of a
-bench.data.Dataset.
+bench.data.Dataset, and whose MEAN and STD are those of the normalisation.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from bench.errors import unknown
+from bench.errors import UsageError, unknown
 from bench.plan.selection import parse_pair
 
 ENTRY_POINTS = "kd_bench.methods"
@@ -74,3 +74,15 @@ def check_pairs(texts: Iterable[str]) -> None:
     """Raises UsageError for a pair that cannot be read."""
     for text in texts:
         parse_pair(text, networks())
+
+
+def parse_teacher(text: str) -> tuple[str | None, Path]:
+    """Architecture and file of one `--teacher`, ARCHITECTURE=FILE or FILE alone. Raises UsageError."""
+    architecture, equals, path = text.partition("=")
+    if equals and architecture in networks():
+        if not path:
+            raise UsageError(f"--teacher {text}: names no file, as in --teacher {architecture}=FILE")
+        return architecture, Path(path)
+    if equals and not Path(text).exists():
+        check_networks([architecture])
+    return None, Path(text)

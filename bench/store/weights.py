@@ -1,17 +1,17 @@
-"""State dicts: read from files of other hands, and hashed."""
+"""State dicts: read from files of other hands, written as those hands read them, and hashed."""
 
-import argparse
 import hashlib
+import io
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from bench.errors import StoreError, UsageError
-from bench.store.files import open_regular
-
-LIMIT = 4 << 30
-"""Bytes of a file of weights."""
+from bench.errors import UsageError
+from bench.plan.identity import canonical
+from models import NetworkError, files
 
 
 def state_hash(state: dict[str, Tensor]) -> str:
@@ -25,23 +25,37 @@ def state_hash(state: dict[str, Tensor]) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file people have: bare, or under "model", "state_dict" or "net". Nothing in the file is executed.
+    """A state dict from a file people have: see models.files.read. Nothing in the file is executed.
 
     Raises UsageError where it is unreadable or holds something else.
     """
     try:
-        with open_regular(path, LIMIT) as file, torch.serialization.safe_globals([argparse.Namespace]):  # RepDistiller's carry their options
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"teacher file {path} does not exist") from None
-    except StoreError as error:
-        raise UsageError(f"teacher file {error}; give another") from None
-    except Exception as error:  # a stranger's bytes make torch.load raise many things
-        first = str(error).split("\n")[0][:120]
-        raise UsageError(f"teacher file {path} cannot be read as weights ({type(error).__name__}: {first}); fetch it again") from None
-    for name in ("model", "state_dict", "net"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UsageError(f"teacher file {path} holds no state dict of tensors")
-    return {str(k).removeprefix("module."): v for k, v in content.items()}
+        return files.read(path)
+    except NetworkError as error:
+        raise UsageError(str(error)) from None
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What a file says of its network, as models.files.described, for a file that has another form too. Raises UsageError."""
+    try:
+        return files.described(path)
+    except NetworkError as error:
+        raise UsageError(str(error)) from None
+
+
+def safetensors(state: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
+    """A state dict as a safetensors file whose header holds `metadata`: each value as JSON, a text as it is."""
+    texts = {name: value if isinstance(value, str) else canonical(value) for name, value in metadata.items()}
+    return save(plain(state), {"format": "pt", **texts})
+
+
+def pickled(content: Any) -> bytes:
+    """What torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values, contiguous on the CPU."""
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}

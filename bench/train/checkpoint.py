@@ -20,7 +20,7 @@ from bench.errors import StoreError
 from bench.plan.identity import digest
 from bench.store.files import read_bytes, read_json, typed, write_bytes, write_json
 from bench.store.records import Manifest
-from bench.store.weights import LIMIT
+from models.files import LIMIT
 
 FORMAT = 1
 WRITERS = 4

@@ -19,10 +19,10 @@ from bench.data.augment import Augmenter, crops, plain
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import canonical, digest
 from bench.store.files import read_bytes, read_json, write_bytes, write_json
-from bench.store.weights import LIMIT
 from bench.train import environment
 from bench.train.memory import high_water, reset_high_water
 from methods.base import Preparation, Prepared
+from models.files import LIMIT
 from models.randomness import generator, keyed
 
 FORMAT = 1

@@ -1,12 +1,10 @@
 """A run's folder as its trainer writes it: configuration, rows, status, log, final record."""
 
-import io
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.errors import StoreError
@@ -16,6 +14,7 @@ from bench.store.lease import Lease
 from bench.store.records import Status
 from bench.store.rows import append_row, read_rows
 from bench.store.runs import is_done, read_status, write_config, write_record, write_status
+from bench.store.weights import pickled, plain
 from bench.train import checkpoint
 from methods import registry
 
@@ -106,6 +105,4 @@ class RunFolder:
         checkpoint.discard(self.results, self.id)
 
     def _weights(self, name: str, state: dict[str, Tensor]) -> None:
-        buffer = io.BytesIO()
-        torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()}, buffer)
-        write_bytes(self.path / name, buffer.getvalue())
+        write_bytes(self.path / name, pickled(plain(state)))

@@ -3,8 +3,8 @@
 A teacher lives in results/teachers/<dataset>-<architecture>/: `teacher.pt` (a bare state dict) and `teacher.json` (its record).
 """
 import contextlib
-import io
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import models
+from bench.data.augment import Augmenter
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import FORMAT
+from bench.plan.protocols import Protocol
 from bench.store.files import read, typed, write_bytes, write_json
 from bench.store.records import Teacher, Verified
 from bench.store.teachers import TeacherFile, find, folder
-from bench.store.weights import read_state, state_hash
+from bench.store.weights import pickled, plain, read_state, state_hash, told
 from bench.train.learner import evaluate
 
 TOLERANCE = 0.3
@@ -78,6 +80,10 @@ def import_file(
     and a different teacher already there (unless `replace`).
     """
     models.shapes(architecture)
+    said = told(path)
+    for what, here in (("architecture", architecture), ("dataset", dataset.name)):
+        if said.get(what, here) != here:
+            raise UsageError(f"{path} says its {what} is {said[what]}, not {here}; nothing was imported")
     state = read_state(path)
     built = network(architecture, state, len(dataset.classes), path).to(device, memory_format=torch.channels_last)
     found = state_hash(state)
@@ -90,6 +96,7 @@ def import_file(
     if measured["top1"] < 3 * 100 / len(dataset.classes):
         raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, near chance: is it for {dataset.name}? Nothing was imported")
     record = {"source": "imported", "file": path.name, "trained": True}
+    record |= {name: said[name] for name in ("protocol", "trial", "run") if said.get(name)}
     return publish(results, dataset.name, dataset.hash, architecture, state, measured, record)
 
 
@@ -100,9 +107,7 @@ def publish(
     place = folder(results, dataset, architecture)
     place.mkdir(parents=True, exist_ok=True)
     (place / "teacher.json").unlink(missing_ok=True)
-    buffer = io.BytesIO()
-    torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, buffer)
-    write_bytes(place / "teacher.pt", buffer.getvalue())
+    write_bytes(place / "teacher.pt", pickled(plain(state)))
     found = state_hash(state)
     write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
     full = {
@@ -118,3 +123,45 @@ def publish(
     teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
     write_json(place / "teacher.json", full)
     return teacher
+
+
+def given(
+    teachers: Sequence[tuple[str | None, Path]], planned: Sequence[str], results: Path, protocol: Protocol, data_root: Path
+) -> dict[str, Path]:
+    """The files to import for a plan whose teachers are `planned`, by architecture, without those that are there already.
+
+    Raises UsageError or NetworkError where a file cannot be read, says no architecture and none was named, is of another one or of none
+    of the plan's, or another teacher of that architecture is there.
+    """
+    found: dict[str, Path] = {}
+    for architecture, path in teachers:
+        name = architecture or told(path).get("architecture")
+        if name is None:
+            raise UsageError(f"--teacher {path}: the file does not say which network it is of; name it, as in --teacher resnet56={path}")
+        models.load(path, name)
+        if name not in planned:
+            raise UsageError(f"--teacher {path}: a {name} teaches no run of this plan; its teachers: {', '.join(planned) or 'none'}")
+        if name in found:
+            raise UsageError(f"--teacher {path}: {found[name]} is a {name} too; name one file for it")
+        found[name] = path
+    for name, path in tuple(found.items()):
+        old, new = find(results, protocol.dataset, name), state_hash(read_state(path))
+        if old and old.hash == new:
+            del found[name]
+        elif old:
+            options = {"architecture": name, "protocol": protocol.name, "results": results, "data-root": data_root}
+            words = [str(path), *(str(word) for pair in options.items() for word in (f"--{pair[0]}", pair[1])), "--replace"]
+            raise UsageError(
+                f"--teacher {path}: {old.folder} holds another {name} (hash {old.hash}, not {new}); leave --teacher out to use that one, "
+                f"or put this one in its place with: python -m bench teachers import {shlex.join(words)}"
+            )
+    return found
+
+
+def import_given(files: Mapping[str, Path], results: Path, dataset, device: torch.device) -> None:
+    """Measure and import files by architecture; what is done is printed. Raises as `import_file`."""
+    data = Augmenter(dataset, device, channels_last=True)
+    for name, path in files.items():
+        print(f"teacher {name}: measuring {path} on the test images of {dataset.name}", flush=True)
+        taken = import_file(path, name, results, dataset, data, device)
+        print(f"teacher {name}: {taken.record.test_top1:.2f} % top-1 on {dataset.name}, hash {taken.hash}", flush=True)

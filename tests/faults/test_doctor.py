@@ -91,7 +91,7 @@ def test_data_and_disk_of_the_profile(tmp_path, capsys, monkeypatch):
     (tmp_path / "data" / cifar100.FOLDER).mkdir(parents=True)
     arguments = ("--profile", "paper", "--data-root", str(tmp_path / "data"))
     code, lines = ask(capsys, tmp_path / "r", *arguments)
-    assert code == 1 and sum("is absent" in line for line in lines) == 3 and "python -m bench run --download" in lines[1]
+    assert code == 1 and sum("is absent" in line for line in lines) == 3 and "python -m bench data fetch --data-root" in lines[1]
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 10**12 - 10**8, 10**8))
     _, lines = ask(capsys, tmp_path / "r", *arguments)
     assert any("profile paper takes up to" in line and "0.1 GB left" in line for line in lines)

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from bench import data
+from bench.__main__ import main, parse
 from bench.data import cifar100
 from bench.errors import UsageError
 from bench.plan.protocols import Protocol, get
@@ -87,7 +89,7 @@ def test_damage_is_named_with_the_path_and_the_remedy(root, name, how, said):
         data.load(get("crd"), root)
     text = str(caught.value)
     assert said in text and str(root / cifar100.FOLDER / name) in text and "\n" not in text
-    assert f"python -m bench run --download --data-root {root}" in text
+    assert f"get it with: python -m bench data fetch --data-root {root}" in text
     assert not (root / "sprung").exists()  # nothing of a wrong sum is unpickled
 
 
@@ -149,6 +151,32 @@ def test_a_failed_download_is_one_line(root, monkeypatch):
     spoil(root, "test", "absent")
     with pytest.raises(UsageError, match="failed .File not found or corrupted"):
         data.load(get("crd"), root, download=True)
+
+
+def test_the_command_to_copy_holds_for_any_folder(root):
+    spaced = root / "my data"
+    with pytest.raises(UsageError) as caught:
+        data.load(get("crd"), spaced)
+    words = shlex.split(str(caught.value).partition("get it with: ")[2])
+    assert words[:5] == ["python", "-m", "bench", "data", "fetch"] and parse("data fetch", words[5:]).data_folder == spaced
+
+
+def test_data_check_names_every_file(root, capsys):
+    assert main(["data", "check", "--data-root", str(root)]) == 0
+    assert capsys.readouterr().out.count("the official file") == 3
+    spoil(root, "train", "flipped")
+    spoil(root, "meta", "absent")
+    assert main(["data", "check", "--data-root", str(root)]) == 1
+    train, test, meta, cure = capsys.readouterr().out.splitlines()
+    assert "wrong sum" in train and "the official file" in test and "is absent" in meta
+    assert cure.endswith(f"python -m bench data fetch --data-root {root}")
+
+
+@pytest.mark.parametrize("name", ["cifar100", "shapes100"])
+def test_the_normalisation_is_that_of_the_images(root, name):
+    small = {"train_images": 100, "test_images": 100} if name == "shapes100" else {}
+    dataset = data.load(Protocol("p", dataset=name, **small), root)
+    assert data.normalisation(name) == (dataset.mean, dataset.std)
 
 
 @pytest.mark.real

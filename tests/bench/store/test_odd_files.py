@@ -228,7 +228,7 @@ def test_a_checkpoint_with_a_forbidden_pickle(tmp_path):
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder", "kernel"])
 def test_weights_of_another_kind(tmp_path, kind):
     KINDS[kind][0](tmp_path / "teacher.pt")
-    with pytest.raises(UsageError, match=r"teacher file .*teacher.pt"):
+    with pytest.raises(UsageError, match=r"teacher.pt cannot be read as weights"):
         read_state(tmp_path / "teacher.pt")
 
 

@@ -1,0 +1,140 @@
+"""`run --teacher`: a file becomes the plan's teacher in the same command, measured first; what cannot be it is refused before anything is written."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+from bench import data
+from bench.__main__ import main, parse, split
+from bench.errors import DONE, UsageError
+from bench.launch import run as launch
+from bench.plan.names import parse_teacher
+from bench.plan.protocols import PROTOCOLS
+from bench.store import teachers
+from bench.store.weights import safetensors, state_hash
+from bench.train import teacher_networks
+from models.randomness import keyed
+
+COMMAND = ("run", "--profile", "smoke", "--pairs", "resnet14-resnet8", "--methods", "kd", "--seeds", "1", "--cluster", "local", "--device", "cpu")
+CPU = torch.device("cpu")
+
+
+def network(seed: int = 1) -> models.network.Network:
+    with keyed(seed, "init"):
+        found = models.build("resnet14")
+        found(torch.randn(16, 3, 24, 24))
+    return found.eval()
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    """A small part of the profile's data whose test labels are what `network()` says of the images."""
+    protocol = dataclasses.replace(PROTOCOLS["smoke"], train_images=100, test_images=100)
+    made = data.load(protocol)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (made.mean, made.std))
+    with torch.no_grad():
+        labels = network()((made.test_images / 255 - mean) / std).logits.argmax(1)
+    return dataclasses.replace(made, test_labels=labels)
+
+
+@pytest.fixture
+def launched(dataset, monkeypatch, tmp_path):
+    """The ledger of each launch in an empty folder; nothing is trained."""
+    books = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch.data, "load", lambda *arguments: dataset)
+    monkeypatch.setattr(launch, "_run_here", lambda options, plan, book, *rest: books.append(book) or DONE)
+    return books
+
+
+def exported(path: Path, seed: int = 1, **said) -> Path:
+    path.write_bytes(safetensors(network(seed).state_dict(), {"network": {"architecture": "resnet14", "dataset": "shapes100", **said}}))
+    return path
+
+
+def bare(path: Path, seed: int = 1) -> Path:
+    torch.save(network(seed).state_dict(), path)
+    return path
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main([*COMMAND, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("form", ["exported", "bare"])
+def test_a_file_becomes_the_teacher_of_the_plan(launched, tmp_path, capsys, form):
+    given = str(exported(tmp_path / "x.safetensors")) if form == "exported" else f"resnet14={bare(tmp_path / 'x.pth')}"
+    assert main([*COMMAND, "--teacher", given]) == DONE
+    (book,) = launched
+    found = teachers.find(tmp_path / "results", "shapes100", "resnet14")
+    assert found.hash == state_hash(network().state_dict()) and found.record.source == "imported" and found.record.test_top1 > 95
+    assert book.teachers_missing() == [] and all(book.runs().values())
+    assert f"teacher resnet14: measuring {tmp_path}" in (said := capsys.readouterr().out) and "0 teachers to train" in said
+    assert main([*COMMAND, "--teacher", given]) == DONE  # the same once more: nothing to import
+    assert "measuring" not in capsys.readouterr().out and teachers.find(tmp_path / "results", "shapes100", "resnet14").hash == found.hash
+
+
+def test_a_dry_run_counts_it_and_writes_nothing(launched, tmp_path, capsys):
+    path = exported(tmp_path / "x.safetensors")
+    assert main([*COMMAND, "--teacher", str(path), "--dry-run"]) == DONE
+    said = capsys.readouterr().out
+    assert "0 teachers to train" in said and f"teacher resnet14: measured and imported first, from {path}" in said
+    assert not launched and not (tmp_path / "results").exists()
+
+
+def test_another_teacher_in_its_place_is_kept_and_the_command_that_replaces_it_is_named(launched, tmp_path, capsys):
+    assert main([*COMMAND, "--teacher", str(exported(tmp_path / "one.safetensors"))]) == DONE
+    before = teachers.find(tmp_path / "results", "shapes100", "resnet14")
+    other = exported(tmp_path / "other one.safetensors", seed=2)
+    line = refused(capsys, "--teacher", str(other))
+    assert "holds another resnet14" in line and teachers.find(tmp_path / "results", "shapes100", "resnet14").hash == before.hash
+    words = shlex.split(line.partition("in its place with: ")[2])
+    options = parse(*split(words[3:]))
+    assert (options.file, options.architecture, options.protocol) == (other, "resnet14", "smoke") and options.replace
+    assert options.results == tmp_path / "results" and options.data_folder == Path("data")
+
+
+def test_what_cannot_be_the_teacher_is_refused_and_nothing_written(launched, tmp_path, capsys):
+    path, plain = exported(tmp_path / "x.safetensors"), bare(tmp_path / "x.pth")
+    foreign = exported(tmp_path / "foreign.safetensors", dataset="cifar100")
+    untaught = exported(tmp_path / "untaught.safetensors", seed=3)
+    for arguments, said in (
+        ((str(plain),), "does not say which network it is of; name it, as in --teacher resnet56="),
+        ((f"resnet15={plain}",), "unknown network 'resnet15'"),
+        (("resnet14=",), "names no file"),
+        ((str(tmp_path / "nowhere"),), "nowhere does not exist"),
+        ((f"resnet20={plain}",), "is not of a resnet20"),
+        ((f"resnet8={path}",), "is of a resnet14, not of a resnet8"),
+        ((str(path), str(path)), "is a resnet14 too"),
+        ((str(foreign),), "says its dataset is cifar100, not shapes100"),
+        ((str(untaught),), "near chance"),
+    ):
+        line = refused(capsys, *(word for text in arguments for word in ("--teacher", text)))
+        assert said in line, line
+    assert not launched and not list((tmp_path / "results").glob("teachers/*/*"))
+
+
+def test_a_teacher_of_no_run_of_the_plan_is_refused(tmp_path):
+    path = exported(tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="a resnet14 teaches no run of this plan; its teachers: resnet20"):
+        teacher_networks.given([(None, path)], ("resnet20",), tmp_path, PROTOCOLS["smoke"], tmp_path)
+
+
+def test_a_student_of_a_trial_is_a_trials_teacher(dataset, tmp_path):
+    path = exported(tmp_path / "x.safetensors", protocol="smoke", trial="2 of 15 epochs")
+    teacher_networks.import_given({"resnet14": path}, tmp_path, dataset, CPU)
+    record = teachers.find(tmp_path, "shapes100", "resnet14").record
+    assert (record.source, record.protocol, record.trial) == ("imported", "smoke", "2 of 15 epochs")
+
+
+def test_a_file_whose_name_has_an_equals_sign_is_a_file(tmp_path):
+    path = tmp_path / "lr=0.05.safetensors"
+    path.touch()
+    assert parse_teacher(str(path)) == (None, path) and parse_teacher(f"resnet14={path}") == ("resnet14", path)
