@@ -1,18 +1,17 @@
 """What a plan will cost: from measured costs where there are any, else multiply-accumulates over a rate that is stated. No torch here."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.plan.expand import group_macs, images, tested_images
 from bench.plan.groups import Group
-from bench.store.costs import scan
+from bench.store.costs import fits, scan
 from bench.store.records import Cost
 
 STATED = {"cuda": 8e12, "cpu": 3e10}
 """Training multiply-accumulates a second where nothing was measured: of one GPU, of one CPU core. Orders of magnitude, no promise."""
-Key = tuple[str, str, str, str]  # teacher ("" for none), student, method, precision
 
 
 @dataclass(frozen=True)
@@ -24,20 +23,26 @@ class Estimate:
     source: str
 
 
-def load_costs(results: Path, device: str) -> dict[Key, Cost]:
+def load_costs(results: Path, device: str) -> list[Cost]:
     """The cost records measured on the device of that name; unreadable ones are left out."""
-    return {(c.teacher or "", c.student, c.method, c.precision): c for c in scan(results)[0] if c.device.name == device}
+    return [c for c in scan(results)[0] if c.device.name == device]
 
 
-def cost_of(costs: Mapping[Key, Cost], group: Group, method: str) -> Cost | None:
-    """The record of a method on a group's pair; a method that no teacher changes has one for its student, whatever the pair."""
-    keys = ((group.teacher or "", group.student, method, group.precision), ("", group.student, method, group.precision))
-    return next((costs[key] for key in keys if key in costs), None)
+def cost_of(costs: Sequence[Cost], group: Group, method: str, threads: int | None = None) -> Cost | None:
+    """The record of a method on a group's pair, measured as the group's protocol has it and with the settings that the group changes; a
+    method that no teacher changes has one for its student, whatever the pair. Of several: with as many threads, the newest."""
+    changed = {name: str(value) for name, value in group.overrides(method).items()}
+
+    def serves(c: Cost) -> bool:
+        same = c.student == group.student and c.method == method and c.precision == group.precision and c.teacher in (group.teacher, None)
+        return same and fits(c, group.protocol) and all(c.hyper is None or str(c.hyper.get(k)) == v for k, v in changed.items())
+
+    return max((c for c in costs if serves(c)), key=lambda c: (c.teacher is not None, c.threads == threads, c.finished), default=None)
 
 
-def rate(costs: Mapping[Key, Cost], kind: str, threads: int) -> tuple[float, str]:
+def rate(costs: Sequence[Cost], kind: str, threads: int) -> tuple[float, str]:
     """Training multiply-accumulates a second of one slot, and what they rest on. `kind`: cuda or cpu (a slot of `threads` cores)."""
-    seen = [(3 * c.student_macs + c.teacher_macs) * c.speed for c in costs.values()]
+    seen = [(3 * c.student_macs + c.teacher_macs) * c.speed for c in costs]
     if seen:
         return statistics.median(seen), f"{statistics.median(seen) / 1e9:,.0f} GMAC/s, the median of {len(seen)} cost probes of this device"
     stated = STATED[kind] * (threads if kind == "cpu" else 1)
@@ -45,7 +50,7 @@ def rate(costs: Mapping[Key, Cost], kind: str, threads: int) -> tuple[float, str
 
 
 def training(
-    groups: Sequence[tuple[Group, bool]], costs: Mapping[Key, Cost], macs: Callable[[str], int], kind: str, threads: int
+    groups: Sequence[tuple[Group, bool]], costs: Sequence[Cost], macs: Callable[[str], int], kind: str, threads: int
 ) -> Estimate:
     """The cost of training groups, each given with whether it needs its teacher.
 
@@ -55,7 +60,7 @@ def training(
     seconds: list[float] = []
     measured = 0
     for group, with_teacher in groups:
-        probes = [cost_of(costs, group, method) for method in group.methods]
+        probes = [cost_of(costs, group, method, threads) for method in group.methods]
         if probes and all(probes):
             measured += 1
             # An image that is tested takes a third of one that is trained on: its backward pass is twice the forward one.

@@ -224,8 +224,9 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     return sorted(tasks, key=lambda t: bool(t.after))
 
 
-def probe_tasks(the_plan: Plan, book: Ledger, execution: Execution, device: dict, after: tuple[str, ...] = ()) -> list[Task]:
-    """One job for each pair with methods whose cost was not measured on this device; it runs alone on it."""
+def probe_tasks(the_plan: Plan, execution: Execution, device: dict, after: tuple[str, ...] = ()) -> list[Task]:
+    """One job for each pair with methods whose cost was not measured on this device; it runs alone on it. `device`: its facts; none where it
+    is not known before the job runs, which then leaves out what is measured."""
     tasks = []
     for pair in the_plan.pairs:
         whole = next(g for g in the_plan.full_groups if (g.teacher, g.student) == (pair.teacher, pair.student))
@@ -233,9 +234,7 @@ def probe_tasks(the_plan: Plan, book: Ledger, execution: Execution, device: dict
         able = [c.method for c in here if not c.skipped and not c.changed]  # costs are those of a method's own settings
 
         def lacking(whole=whole, able=able) -> list[str]:
-            known = estimate.load_costs(book.results, device["name"]) if device else {}
-            found = {method: estimate.cost_of(known, whole, method) for method in able}
-            return [m for m, record in found.items() if record is None or record.protocol != whole.protocol.name]
+            return [m for m in able if not (device and probes.is_measured(narrowed(whole, [m]), execution))]
 
         if names := lacking():
             group = narrowed(whole, names)
@@ -293,7 +292,8 @@ def _run_here(
         alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
         pool = Pool(alone, folder / "costs", locks, show.update)
         device = environment.device_facts(environment.select(options.device))
-        probed = pool.run(probe_tasks(the_plan, book, execution, device), until, ended)
+        execution = dataclasses.replace(execution, threads=alone[0].threads)  # as the pool will have it: costs are named by it
+        probed = pool.run(probe_tasks(the_plan, execution, device), until, ended)
         show.close()
         outcome.code = probed.code
         troubles |= {name: text for name, text in probed.unfinished.items() if text != "not started"}
@@ -320,7 +320,7 @@ def _submit(options: Run, the_plan: Plan, book: Ledger, execution: Execution, fo
     """Submit everything to Slurm and return."""
     teachers, groups = teacher_tasks(the_plan, book, execution), group_tasks(the_plan, book, execution)
     everything = tuple(t.name for t in teachers + groups)
-    probes = probe_tasks(the_plan, book, execution, {}, everything) if options.costs else []
+    probes = probe_tasks(the_plan, execution, {}, everything) if options.costs else []
     last = tuple(t.name for t in teachers + groups + probes)
     final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, last)
     if not everything and not probes:

@@ -1,16 +1,73 @@
-"""Instruments of a cost probe: the time of a step and its peak memory."""
+"""Instruments of a cost probe: the time of a step, whether that time can be trusted, and peak memory."""
 
 import contextlib
 import ctypes
 import gc
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from bench.train.memory import high_water, reset_high_water
+
+TURN = {"cpu": 2, "cuda": 10}
+"""Steps of one before the other's turn."""
+BUSY = 0.8
+"""CPU time over the clock below which something else had the core. A step computes all the time, so a quiet machine shows about 1, or more
+with several threads; a neighbour on the same core shows 0.5. Several threads hide a neighbour on one of them."""
+SPREAD = 0.15
+"""Distance of the quartiles over the median above which figures are unsteady. A quiet machine shows 0.02 to 0.07; from there on the median of
+thirty rounds is uncertain by more than 0.025 of itself (1.25 standard deviations over the root of the number, 1.35 of them in the distance)."""
+clock, cpu_time = time.perf_counter, time.process_time
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Times of steps that took turns, in ms: `steps` each one, `rounds` the median of each turn. `busy`: CPU time over the clock; None on CUDA."""
+
+    steps: dict[str, list[float]]
+    rounds: dict[str, list[float]]
+    busy: float | None
+
+    def ratios(self, of: str, to: str) -> list[float]:
+        """Within each round, `of` over `to`."""
+        return [a / b for a, b in zip(self.rounds[of], self.rounds[to], strict=True)]
+
+    def noisy(self, values: Sequence[float], what: str) -> str:
+        """Why these figures are not to be trusted, or an empty text."""
+        first, median, third = quartiles(values)
+        reasons = []
+        if self.busy is not None and self.busy < BUSY:
+            reasons.append(f"CPU time was {self.busy:.2f} of the clock's, something else ran")
+        if third - first > SPREAD * median:
+            reasons.append(f"the quartiles of the {what} are {(third - first) / median:.0%} of the median apart")
+        return " and ".join(reasons)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return first, median, third
+
+
+def in_turns(steps: Mapping[str, Callable[[], None]], count: int, device: torch.device) -> Turns:
+    """Time `count` steps of each, a few at a time, in an order that is turned round from one round to the next."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    rounds: dict[str, list[float]] = {name: [] for name in steps}
+    names, turn = list(steps), TURN[device.type]
+    busy = waited = 0.0
+    for number, done in enumerate(range(0, count, turn)):
+        for name in names if number % 2 else reversed(names):
+            spent, began = cpu_time(), clock()
+            found = timed(steps[name], min(turn, count - done), device)
+            busy, waited = busy + cpu_time() - spent, waited + clock() - began
+            times[name] += found
+            rounds[name].append(statistics.median(found))
+    return Turns(times, rounds, None if device.type == "cuda" else busy / waited)
 
 
 def timed(step: Callable[[], None], steps: int, device: torch.device) -> list[float]:
@@ -26,9 +83,9 @@ def timed(step: Callable[[], None], steps: int, device: torch.device) -> list[fl
         return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
     times = []
     for _ in range(steps):
-        began = time.perf_counter()
+        began = clock()
         step()
-        times.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (clock() - began))
     return times
 
 

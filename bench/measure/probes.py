@@ -1,21 +1,21 @@
 """Costs: what one training step of a (pair, method) takes on this device, measured with the device to itself.
 
 Training groups share a device and a teacher pass, so their times say nothing of one method. A probe trains the method alone, with a
-live teacher, through the trainer's own step (gather and augmentation, teacher, student, losses, backward, SGD), and leaves a record in
-results/costs/<device>/. Probes of a machine take turns on each device by a lock; that no training runs beside them is the launcher's part.
+live teacher, through the trainer's own step (gather and augmentation, teacher, student, losses, backward, SGD), in turns with the plain
+student's step, so that their ratio is one of the same minute, and leaves a record in results/costs/<device>/. Probes of a machine take
+turns on each device by a lock; that no training runs beside them is the launcher's part.
 """
 
 import contextlib
+import dataclasses
 import multiprocessing
-import re
 import signal
-import statistics
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from bench.plan.expand import images as planned_images
 from bench.plan.groups import Group
 from bench.plan.members import Member
 from bench.plan.protocols import Protocol
-from bench.store import teachers
+from bench.store import costs, teachers
 from bench.store.files import read_json, write_json
 from bench.train import engine, environment, preparations
 from bench.train.context import Context
@@ -42,9 +42,10 @@ from bench.train.stop import Stop, Stopped
 
 FORMAT = 1
 SEED = 1
-STEPS = {"cpu": (100, 3), "cuda": (200, 20)}
-"""Timed steps and warm-up steps where none are asked for."""
-SKETCH = 30
+OURS, PLAIN = "ours", "student"
+STEPS = {"cpu": (60, 3), "cuda": (120, 20)}
+"""Timed steps, of the method and of the plain student each, and warm-up steps, where none are asked for."""
+SKETCH = 20
 """Timed steps on embedded data, whose costs are an example of the table's columns and no measurement of the protocol."""
 
 
@@ -104,13 +105,11 @@ def run_probe(
 
     Returns an exit code. Raises UsageError for bad input, before anything is written.
     """
-    device = environment.select(execution.device)
-    classes = datasets.get(protocol.dataset).classes
     group = Group(teacher, student, SEED, protocol, precision, (method,), hyper)
-    member = members.resolve(group, "", classes, protocol.image_size, planned_images(protocol), None)[0]
+    member = _member(group)
     _reject_unsupported(member)
-    path = record_path(Path(execution.results), device, member.run.teacher, student, method, precision)
-    if not execution.redo and _measured(path, protocol, member.run.teacher):
+    path = _path(member, execution)
+    if not execution.redo and is_measured(group, execution):
         return DONE
     stop = Stop(execution.stop_after_seconds).install()
     try:
@@ -122,33 +121,41 @@ def run_probe(
     return DONE
 
 
-def record_path(results: Path, device: torch.device, teacher: str | None, student: str, method: str, precision: str) -> Path:
-    """Where the cost of a (pair, method, precision) on this device stands; `teacher` None for a method that uses none."""
-    name = "-".join(part for part in (teacher, student, method, precision) if part)
-    return results / "costs" / slug(environment.device_facts(device)["name"]) / f"{name}.json"
+def is_measured(group: Group, execution: Execution) -> bool:
+    """Whether the cost of a group's one method stands in the results folder as it would be measured, with the teacher where there is one."""
+    member = _member(group)
+    path = _path(member, execution)
+    try:
+        record = read_json(path)
+    except StoreError:
+        return False  # damaged: measured again and replaced
+    teacher, results = member.run.teacher, Path(execution.results)
+    trained = teacher is not None and teachers.find(results, group.protocol.dataset, teacher) is not None
+    return record is not None and record.get("teacher_trained") == trained
 
 
-def slug(name: str) -> str:
-    """A folder's name for a device, e.g. `nvidia-h200`."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
+def _member(group: Group) -> Member:
+    """The one run of a group as far as its cost depends on it: neither data nor teacher are read."""
+    p = group.protocol
+    return members.resolve(group, "", datasets.get(p.dataset).classes, p.image_size, planned_images(p), None)[0]
+
+
+def _path(member: Member, execution: Execution) -> Path:
+    """Where the cost of a run stands. Raises UsageError for a device or engine that is not there."""
+    device = environment.select(execution.device)
+    what = costs.measured(member.run, execution.threads or torch.get_num_threads(), _engine(execution.engine, device))
+    return costs.record_path(Path(execution.results), environment.device_facts(device)["name"], what)
+
+
+@cache
+def _engine(name: str, device: torch.device) -> str:
+    """The engine's name; kept, since a choice may be said aloud."""
+    return engine.choose(name, device).name
 
 
 def _reject_unsupported(member: Member) -> None:
     if member.skipped:
         raise UsageError(f"{member.run.method} cannot be probed on {member.setting.pair}: {member.skipped}")
-
-
-def _measured(path: Path, protocol: Protocol, teacher: str | None) -> bool:
-    """Whether the record there was measured under this protocol, and with the teacher where there is one by now."""
-    try:
-        record = read_json(path)
-    except StoreError:
-        return False  # damaged: measured again and replaced
-    if record is None:
-        return False
-    trained = teacher is not None and teachers.find(path.parents[2], protocol.dataset, teacher) is not None
-    wanted = {"protocol": protocol.name, "dataset": protocol.dataset, "batch": protocol.batch, "teacher_trained": trained}
-    return all(record.get(name) == value for name, value in wanted.items())
 
 
 @contextlib.contextmanager
@@ -226,81 +233,93 @@ def measure(request: Request) -> dict[str, Any]:
     needs = member.method.main_teacher_needs(member.hyper, member.setting)
     teacher = context.teacher() if needs else None
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
-    positions = _Positions(count, group.protocol.batch)
     recorded = issubclass(chosen, engine.Static)  # its pools do not show a step's peak
-    plain = (engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision)
+    eager = _Steps((engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision), count, group.protocol.batch)
     learner.begin_epoch(1)
 
-    def step(runner) -> None:
-        for _, error in runner.step(*positions.next(runner)):
-            raise error
-
     for _ in range(2):  # the first steps make optimiser state and, on CUDA, try algorithms in scratch memory that training does not need
-        step(plain)
+        eager()
     memory.restart()
     for _ in range(2):
-        step(plain)
+        eager()
     peaks = memory.peaks()
-    runner = chosen(images, teacher, [learner], group.precision) if recorded else plain
-    positions.rewind()
+    step = _Steps(chosen(images, teacher, [learner], group.precision) if recorded else eager.runner, count, group.protocol.batch)
     for _ in range(request.warmup):
-        step(runner)
-    times = meters.timed(lambda: step(runner), request.steps, device)
-    peaks |= memory.end()
+        step()
+    peaks |= memory.end()  # the method's alone: the plain student comes after
+    steps = {OURS: step}
+    if group.methods != (PLAIN,):
+        steps[PLAIN] = _plain_steps(context, group, request.warmup)
+    figures = _timed(steps, request.steps, device)
+    if figures["noisy"]:
+        figures = _timed(steps, request.steps, device) | {"repeated": True}
     if not learner.finite() and (context.teacher_file or teacher is None):
         raise UsageError(f"{member.run.method} on {member.setting.pair} gives losses that are not finite; a probe of it says nothing")
 
     batch = group.protocol.batch
-    first, median, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     return {
         "format": FORMAT,
-        "teacher": member.run.teacher,
-        "student": group.student,
-        "method": member.run.method,
-        "method_version": member.run.method_version,
-        "hyper": member.run.hyper,
-        "precision": group.precision,
+        **costs.measured(member.run, torch.get_num_threads(), chosen.name),
         "protocol": group.protocol.name,
-        "dataset": group.protocol.dataset,
         "device": environment.device_facts(device),
         "versions": environment.versions(),
         "commit": environment.commit(),
-        "images_per_second": 1000 * batch / median,
-        "step_ms_median": median,
-        "step_ms_iqr": [first, third],
-        "steps_timed": len(times),
+        "images_per_second": 1000 * batch / figures["step_ms_median"],
+        **figures,
+        "steps_timed": request.steps,
         "warmup_steps": request.warmup,
-        "batch": batch,
         **peaks,
         "preparation_seconds": spent[0],
         "preparation_peak_bytes": spent[1],
         "student_macs": models.macs(group.student, classes, size),
         "teacher_macs": models.macs(group.teacher, classes, size) if needs else 0,
         "teacher_trained": bool(member.run.teacher and context.teacher_file),
-        "threads": torch.get_num_threads(),
-        "engine": runner.ran(learner),
+        "engine": step.runner.ran(learner),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-class _Positions:
-    """Full batches of the epochs' orders, one after the other; the remainder of an epoch is left out, a step being one batch."""
+def _plain_steps(context: Context, group: Group, warmup: int) -> "_Steps":
+    """The plain student's step on the same student network, engine and data, warmed up."""
+    member = context.resolved(dataclasses.replace(group, methods=(PLAIN,), hyper=()))[0]
+    learner = Learner(member.run, member.method, member.hyper, member.setting, None, context.device)
+    steps = _Steps(context.engine(context.images, None, [learner], group.precision), len(context.dataset.train_labels), group.protocol.batch)
+    learner.begin_epoch(1)
+    for _ in range(max(2, warmup)):
+        steps()
+    return steps
 
-    def __init__(self, count: int, batch: int) -> None:
+
+def _timed(steps: dict[str, "_Steps"], count: int, device: torch.device) -> dict[str, Any]:
+    """The record's part about time. `relative`: the plain student's step time over this one's, as the table shows throughput."""
+    turns = meters.in_turns(steps, count, device)
+    first, median, third = meters.quartiles(turns.steps[OURS])
+    found = {"step_ms_median": median, "step_ms_iqr": [first, third], "cpu_over_clock": turns.busy}
+    if PLAIN not in steps:
+        return found | {"noisy": turns.noisy(turns.steps[OURS], "step times")}
+    ratios = turns.ratios(PLAIN, OURS)
+    first, median, third = meters.quartiles(ratios)
+    found |= {"student_step_ms_median": meters.quartiles(turns.steps[PLAIN])[1], "relative": median, "relative_iqr": [first, third]}
+    return found | {"noisy": turns.noisy(ratios, "ratios to the plain student")}
+
+
+class _Steps:
+    """Training steps of a runner over full batches of the epochs' orders, one after the other; the remainder of an epoch is left out, a step
+    being one batch."""
+
+    def __init__(self, runner: engine.Eager, count: int, batch: int) -> None:
         if count < batch:
             raise UsageError(f"a probe needs a full batch of {batch} images, the training set has {count}")
-        self.count, self.batch = count, batch
-        self.rewind()
+        self.runner, self.count, self.batch = runner, count, batch
+        self.epoch, self.start = 0, count
 
-    def rewind(self) -> None:
-        self.epoch, self.start = 0, self.count
-
-    def next(self, runner) -> tuple[int, int]:
+    def __call__(self) -> None:
         if self.start + self.batch > self.count:
             self.epoch, self.start = self.epoch + 1, 0
-            runner.begin_epoch(augment.draws(SEED, self.epoch, self.count))
+            self.runner.begin_epoch(augment.draws(SEED, self.epoch, self.count))
         start, self.start = self.start, self.start + self.batch
-        return start, self.start
+        for _, error in self.runner.step(start, self.start):
+            raise error
 
 
 Spent = tuple[float | None, int | None]  # seconds and peak bytes of a preparation

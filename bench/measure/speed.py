@@ -21,13 +21,14 @@ from bench import data
 from bench.data import augment
 from bench.errors import UsageError, unknown
 from bench.measure import ceilings, meters
-from bench.measure.probes import exclusive, slug
+from bench.measure.probes import exclusive
 from bench.options import DeviceOption, ResultsOption, ThreadsOption
 from bench.plan import protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import PAIRS, PROFILES, Pair
 from bench.plan.selection import parse_pair
+from bench.store.costs import slug
 from bench.store.files import write_json
 from bench.train import engine, environment
 from bench.train.context import Context

@@ -9,6 +9,8 @@ from bench.report.statistics import ASSUMED, Difference, Summary
 from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
 
 NONE = "–"
+NOISY = "‡"
+NOISE = f"{NOISY} measured beside something else that ran, or too unsteadily: not to be trusted. The warnings say why."
 MIB = 1 << 20
 
 
@@ -127,7 +129,8 @@ def table_block(table: Table, number: str) -> Block:
         some = f" ({row.pooled_pairs}/{len(table.pairs)})" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
         few = f" ({row.cost_pairs}/{len(table.pairs)})" if 0 < row.cost_pairs < len(table.pairs) else ""
         prep = NONE if row.preparation is None else f"{row.preparation:.0f}"
-        beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, _times(row.speed) + few, _times(row.memory), prep]
+        speed = _times(row.speed) + NOISY * row.noisy + few
+        beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, speed, _times(row.memory), prep]
         best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
         second = frozenset(j for j in range(len(table.pairs)) if place in seconds[j])
         lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best, second))
@@ -152,6 +155,8 @@ def table_block(table: Table, number: str) -> Block:
             "speed, mem.: training throughput and peak memory relative to the plain student, geometric mean over pairs, on "
             f"{_condition(table.sheet)}. prep.: seconds of the preparation stage, mean over pairs."
         )
+        if any(row.noisy for row in table.rows):
+            notes.append(NOISE)
     else:
         notes.append("speed, mem., prep.: no costs measured at this precision and batch.")
     if not comparable:
@@ -189,9 +194,11 @@ def published_block(table: Table, number: str) -> Block | None:
 
 
 def _condition(sheet: Sheet) -> str:
-    threads = f", {sheet.threads} thread{'s' * (sheet.threads != 1)}" if sheet.threads else ""
+    c = sheet.condition
+    threads = f", {c.threads} thread{'s' * (c.threads != 1)}" if c.threads else ""
+    data = f", {c.dataset} at {c.image_size} px" if c.dataset and c.image_size else ""
     torch = " and ".join(sorted(sheet.versions))
-    return f"{sheet.device}, {sheet.precision}, engine {sheet.engine}, batch {sheet.batch}{threads}, torch {torch}"
+    return f"{c.device}, {c.precision}, engine {c.engine}, batch {c.batch}{data}{threads}, torch {torch}"
 
 
 def _images(protocol: Protocol) -> float | None:
@@ -224,6 +231,7 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
     """Costs per pair: images a second, peak memory, preparation, and with a table the seconds for one student. None where nothing fits the table."""
     keys = [p.key for p in table.pairs] if table else sheet.pairs()
     titles = {r.method: r.title for r in table.rows if not r.variant} if table else {}
+    noisy: dict[str, None] = {}
     lines, freed = [], False
     for method in titles or sorted({c.method for c in sheet.costs.values()}, key=lambda m: (m != "student", m)):
         costs = [sheet.get(*key, method) for key in keys]
@@ -231,7 +239,10 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
             continue
         ratios = [sheet.relative(*key, method) for key in keys]
         beside = [(f" ({r[0]:.2f}×)", f" ({r[1]:.2f}×)") if r else ("", "") for r in ratios]
-        lines.append(Line(titles.get(method, method), [f"{c.speed:,.0f}{b[0]}" if c else NONE for c, b in zip(costs, beside, strict=True)]))
+        marks = [NOISY if sheet.noisy(*key, method) else "" for key in keys]
+        noisy |= {f"{titles.get(method, method)}: {why}": None for key in keys if (why := sheet.noisy(*key, method))}
+        speeds = [f"{c.speed:,.0f}{b[0]}{mark}" if c else NONE for c, b, mark in zip(costs, beside, marks, strict=True)]
+        lines.append(Line(titles.get(method, method), speeds))
         lines.append(Line("peak MiB", [f"{c.memory / MIB:,.0f}{b[1]}" if c else NONE for c, b in zip(costs, beside, strict=True)], "sub"))
         if any(c and c.preparation is not None for c in costs):
             lines.append(Line("prep. s", [f"{c.preparation:,.0f}" if c and c.preparation is not None else NONE for c in costs], "sub"))
@@ -249,8 +260,8 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
     if not lines:
         return None
     notes = ["Images a second in training (× the plain student), peak memory of the step (×), preparation stage in seconds."]
-    if sheet.memory_kind:
-        notes[0] += f" Memory: {sheet.memory_kind}."
+    if sheet.condition.memory_kind:
+        notes[0] += f" Memory: {sheet.condition.memory_kind}."
     if table:
         notes.append(
             "total: training steps of one student under this protocol, plus its share of the preparation, which serves all of the table's "
@@ -261,6 +272,8 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
             "of KD's step: the time of a step without a teacher in it as a fraction of KD's, measured, and (ideally) by multiply-accumulates: "
             "3 student / (3 student + teacher)."
         )
+    if noisy:
+        notes.append(f"{NOISY} not to be trusted: {'; '.join(noisy)}.")
     if any(not c.teacher_trained for c in sheet.costs.values() if c.teacher):
         notes.append("Some were measured with an untrained teacher: that changes no cost.")
     return Block(f"{number}: costs", f"Exclusive probe on {_condition(sheet)}.", [_head(Pair(*key)) for key in keys], lines, notes)
@@ -275,8 +288,8 @@ def set_blocks(results: ResultSet) -> list[Block]:
         blocks += [table_block(table, number), published_block(table, number)]
         if table.sheet:
             blocks.append(cost_block(table.sheet, number, table))
-            used.append(table.sheet)
-    blocks += [cost_block(sheet, "Probe") for sheet in results.sheets if not any(sheet is s for s in used)]
+            used.append(table.sheet.condition)
+    blocks += [cost_block(sheet, "Probe") for sheet in results.sheets if sheet.condition not in used]
     return [block for block in blocks if block]
 
 

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from bench.report import analysis_section, compare, evidence, sentences, svg, trend_section
-from bench.report.blocks import MIB, conditions, cost_block, other_sources, remarks, row_title, second_best, set_title, total_seconds
+from bench.report.blocks import MIB, NOISY, conditions, cost_block, other_sources, remarks, row_title, second_best, set_title, total_seconds
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
 from bench.report.statistics import Difference
@@ -105,7 +105,7 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
             rank = "best" if cell.best else "second" if i in seconds[j] else ""
             cells.append({"id": f"{mark}-{i}-{j}", "rank": rank, "views": _cell_views(cell, (i, j), versus, row, some_published)})
         extra = [{"views": _pooled_views(i, table, versus, some_published)}]
-        for value, shown in ((row.speed, "{:.2f}×"), (row.memory, "{:.2f}×"), (row.preparation, "{:,.0f} s")):
+        for value, shown in ((row.speed, "{:.2f}×" + NOISY * row.noisy), (row.memory, "{:.2f}×"), (row.preparation, "{:,.0f} s")):
             extra.append({"views": [_view("", DASH if value is None else shown.format(value), sort=value)]})
         rows.append({"m": i, "title": row_title(row), "cells": cells, "extra": extra})
     teacher = [(f"{p.top1:.2f}" if p.top1 is not None else DASH, f"{p.published.top1:.2f} paper" if p.published else "") for p in table.pairs]
@@ -129,7 +129,8 @@ def _costs(table: Table) -> dict[str, Any] | None:
         for pair in table.pairs:
             cost, ratio = (None, None) if row.variant else (sheet.get(*pair.key, row.method), sheet.relative(*pair.key, row.method))
             total = None if row.variant else total_seconds(sheet, pair.key, row.method, table)
-            views = [_view("speed", f"{cost.speed:,.0f}" if cost else DASH, f"{ratio[0]:.2f}×" if ratio else "", cost and cost.speed)]
+            mark = NOISY if cost and sheet.noisy(*pair.key, row.method) else ""
+            views = [_view("speed", f"{cost.speed:,.0f}{mark}" if cost else DASH, f"{ratio[0]:.2f}×" if ratio else "", cost and cost.speed)]
             views.append(_view("memory", f"{cost.memory / MIB:,.0f}" if cost else DASH, f"{ratio[1]:.2f}×" if ratio else "", cost and cost.memory))
             prepared, peak = (cost.preparation, cost.preparation_memory) if cost else (None, None)
             shown = f"{peak / MIB:,.0f} MiB" if peak is not None else ""
@@ -219,8 +220,8 @@ def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] 
         if results.name == OWN and not results.tables and not results.sheets and not results.problems and len(sets) > 1:
             continue  # a fresh clone: the evidence comes first
         tables = [table_view(results, table, f"s{k}t{n}", n, data, strings) for n, table in enumerate(results.tables, 1)]
-        used = [table.sheet for table in results.tables if table.sheet]
-        probes = [p for s in results.sheets if not any(s is u for u in used) and (p := _probe(s))]
+        used = [table.sheet.condition for table in results.tables if table.sheet]
+        probes = [p for s in results.sheets if s.condition not in used and (p := _probe(s))]
         said = {f"excluded: {p.where}: {p.reason}" for p in [*results.problems, *(p for t in results.tables for p in t.excluded)]}
         said |= {f"warning: {w}" for t in results.tables for w in t.warnings}
         views.append(

@@ -16,7 +16,8 @@ _NUMBER = re.compile(r"((?:[a-z ]+)?†?[-+]?[\d.,]+) ((?:±|\(n=).*)")
 _SIGN = re.compile(r"(?<![\w.-])-(?=\d)")  # a minus, which in text would be a hyphen
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-_TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "†": r"$\dagger$", "–": "--", '"': "''"}
+_TEX |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "→": r"$\to$", "–": "--", '"': "''"}
+_TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 _MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 

@@ -124,6 +124,9 @@ def cost_lines(table: Table) -> list[str]:
     text = f"Training one step costs {1 / cheap[0]:.2f}× the plain student's time with {_title(table, cheap[1])}"
     text += f", the cheapest, and {1 / dear[0]:.2f}× with {_title(table, dear[1])}, the dearest." if len(rows) > 1 else "."
     lines = [text]
+    noisy = [_title(table, i) for i, row in enumerate(table.rows) if row.noisy]
+    if noisy:
+        lines.append(f"The cost of {_listed(noisy)} was measured beside something else that ran, or too unsteadily: do not trust it.")
     memory = [(row.memory, i) for i, row in enumerate(table.rows) if row.memory and row.method != "student"]
     if memory:
         most = max(memory)

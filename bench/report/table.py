@@ -84,6 +84,7 @@ class Row:
     speed: float | None = None
     memory: float | None = None
     cost_pairs: int = 0
+    noisy: bool = False  # a cost among them that was measured beside something else
     preparation: float | None = None
 
 
@@ -254,10 +255,14 @@ def build_table(
     _compare(rows, pairs, baseline)
     counted = [r for r in usable if r.id not in out]
     facts = _facts(counted)
-    sheet = cost_sheets.choose(sheets, precision, protocol.batch, keys, list(titles), set(facts.get("device", ())))
+    settings: dict[cost_sheets.Key, list[cost_sheets.Settings]] = defaultdict(list)
+    for run in (r for (_, variant), by_pair in found.items() if not variant for members in by_pair.values() for r in members):
+        settings[run.teacher, run.student, run.method].append((run.known.method_version, run.known.hyper))
+    sheet = cost_sheets.choose(sheets, protocol, precision, keys, list(titles), settings, set(facts.get("device", ())))
+    warnings = _warnings(counted)
     for row in rows if sheet else ():
-        _add_costs(row, pairs, sheet)
-    return Table(protocol, precision, baseline, seeds, pairs, rows, facts, sheet, excluded, _warnings(counted))
+        warnings += _add_costs(row, pairs, sheet)
+    return Table(protocol, precision, baseline, seeds, pairs, rows, facts, sheet, excluded, warnings)
 
 
 def _cell(
@@ -304,9 +309,10 @@ def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
             rows[i].cells[column].best = True
 
 
-def _add_costs(row: Row, pairs: list[Pair], sheet: cost_sheets.Sheet) -> None:
+def _add_costs(row: Row, pairs: list[Pair], sheet: cost_sheets.Sheet) -> list[str]:
+    """Fill in what a row costs; returns a warning for each cost that is noisy."""
     if row.variant:
-        return
+        return []
     ratios = [r for p in pairs if (r := sheet.relative(p.teacher, p.student, row.method))]
     costs = [c for p in pairs if (c := sheet.get(p.teacher, p.student, row.method))]
     row.cost_pairs = len(ratios)
@@ -314,6 +320,9 @@ def _add_costs(row: Row, pairs: list[Pair], sheet: cost_sheets.Sheet) -> None:
     row.memory = statistics.geometric_mean([memory for _, memory in ratios])
     seconds = [c.preparation for c in costs if c.preparation is not None]
     row.preparation = statistics.summarise(seconds).mean if seconds else None
+    noisy = {p.title: why for p in pairs if (why := sheet.noisy(p.teacher, p.student, row.method))}
+    row.noisy = bool(noisy)
+    return [f"the cost of {row.method} on {pair} is noisy: {why}" for pair, why in noisy.items()]
 
 
 def build_set(title: str, folder: Path, index: published.Index, baseline: str = "student") -> ResultSet:

@@ -1,14 +1,54 @@
-"""What exclusive probes measured: results/costs/<device>/*.json."""
+"""What exclusive probes measured: results/costs/<device>/*.json, one file for each thing that was measured."""
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from bench.errors import StoreError
+from bench.plan.datasets import DATASETS
+from bench.plan.expand import images
+from bench.plan.identity import Run, digest
+from bench.plan.protocols import Protocol
 from bench.store.files import Problem, folders, read
 from bench.store.records import Cost
 
 STEP_TIMES = "speed.json"
 """Written by `speed` beside the costs, and none itself."""
+
+
+def measured(run: Run, threads: int, engine: str) -> dict[str, Any]:
+    """Everything that can change the cost of a run's step on a device, as JSON values. `engine`: the one that is asked for.
+
+    The learning rate and the schedule are not in it: protocols that differ in no more share their costs. The number of training images is:
+    memory holds the data, some methods keep something of every image, and preparations see them all.
+    """
+    p = run.protocol
+    step = {"batch": p.batch, "momentum": p.momentum, "nesterov": p.nesterov, "dropout": p.dropout}
+    data = {"dataset": p.dataset, "image_size": p.image_size, "train_images": images(p)}
+    method = {"method": run.method, "method_version": run.method_version, "hyper": run.hyper, "precision": run.precision}
+    return {"teacher": run.teacher, "student": run.student, **method, **data, **step, "threads": threads, "engine": engine}
+
+
+def fits(cost: Any, protocol: Protocol) -> bool:
+    """Whether a step under this protocol is what was measured. `cost`: anything with the protocol's part of `measured` as attributes, of
+    which None (an older record does not say) fits any."""
+    p = protocol
+    seen = images(p) if p.train_images or p.dataset in DATASETS else None
+    wanted = {"batch": p.batch, "momentum": p.momentum, "nesterov": p.nesterov, "dropout": p.dropout}
+    wanted |= {"dataset": p.dataset, "image_size": p.image_size, "train_images": seen}
+    return all(getattr(cost, name) in (None, value) for name, value in wanted.items())
+
+
+def record_path(results: Path, device: str, what: dict[str, Any]) -> Path:
+    """Where the cost of `what` (from `measured`) on the device of that name stands: a readable prefix and a digest of all of it."""
+    parts = (what["teacher"], what["student"], what["method"], what["precision"], digest(what))
+    return results / "costs" / slug(device) / f"{'-'.join(part for part in parts if part)}.json"
+
+
+def slug(name: str) -> str:
+    """A folder's name for a device, e.g. `nvidia-h200`."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
 
 
 def scan(results: Path) -> tuple[list[Cost], list[Problem]]:

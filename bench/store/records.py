@@ -146,7 +146,11 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 class Cost(Struct, frozen=True, kw_only=True):
-    """costs/<device>/*.json: what an exclusive probe measured. `teacher` None: the method uses none; `teacher_macs` 0: none in the step."""
+    """costs/<device>/*.json: what an exclusive probe measured. `teacher` None: the method uses none; `teacher_macs` 0: none in the step.
+
+    From `method_version` on: what older records do not say (None); it then fits any. `relative`: the plain student's step time over this
+    one's, median over rounds in which both took turns. `noisy`: why the figures are not to be trusted; empty: nothing speaks against them.
+    """
 
     WHAT: ClassVar[str] = "a cost record"
     teacher: Name | None
@@ -167,6 +171,17 @@ class Cost(Struct, frozen=True, kw_only=True):
     teacher_trained: bool
     versions: Versions
     protocol: Name
+    method_version: Integer | None = None
+    hyper: dict[str, Any] | None = None
+    dataset: Name | None = None
+    image_size: Positive | None = None
+    train_images: Positive | None = None
+    momentum: Amount | None = None
+    nesterov: bool | None = None
+    dropout: Amount | None = None
+    finished: Text = ""
+    relative: Some | None = None
+    noisy: Text = ""
 
 
 class PlannedPair(Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from unittest import mock
 
 from bench.plan import identity
 from bench.plan.protocols import PROTOCOLS, Protocol
+from bench.store import costs
 from bench.store.files import write_json
 from bench.store.rows import append_row
 from bench.store.runs import write_config, write_record, write_status
@@ -67,18 +68,31 @@ def add_run(results: Path, run: identity.Run, top1: float, status: str = "done",
 def add_cost(
     results: Path, teacher: str, student: str, method: str, speed: float, memory: int, preparation: float | None = None, **changes: Any
 ) -> Path:
-    """Write one cost file: images a second, bytes, seconds of preparation."""
-    cost = {"format": 1, "teacher": None if method == "student" else teacher, "student": student, "method": method, "precision": "tf32"}
+    """Write one cost file of the older kind, which does not say how it was measured: images a second, bytes, seconds of preparation."""
+    cost = _cost(None if method == "student" else teacher, student, method, speed, memory, preparation) | changes
+    folder = results / "costs" / "test-gpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{teacher}-{student}-{method}-{cost['precision']}.json"
+    write_json(path, cost)
+    return path
+
+
+def _cost(teacher: str | None, student: str, method: str, speed: float, memory: int, preparation: float | None) -> dict[str, Any]:
+    cost = {"format": 1, "teacher": teacher, "student": student, "method": method, "precision": "tf32"}
     cost |= {"device": DEVICE, "versions": VERSIONS, "images_per_second": speed, "step_ms_median": 64e3 / speed}
     cost |= {"step_ms_iqr": [64e3 / speed, 65e3 / speed]}
     cost |= {"steps_timed": 100, "warmup_steps": 20, "batch": 64, "peak_memory_bytes": memory, "peak_memory_kind": "allocated"}
     cost |= {"preparation_seconds": preparation, "preparation_peak_bytes": None, "protocol": "crd"}
     cost |= {"student_macs": 1, "teacher_macs": 1, "teacher_trained": True, "threads": 1, "engine": "eager"}
-    cost |= {"finished": "2025-01-01T00:00:00Z", **changes}
-    folder = results / "costs" / "test-gpu"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{teacher}-{student}-{method}-{cost['precision']}.json"
-    write_json(path, cost)
+    return cost | {"finished": "2025-01-01T00:00:00Z"}
+
+
+def add_measured(results: Path, run: identity.Run, speed: float, threads: int = 1, engine: str = "eager", **changes: Any) -> Path:
+    """Write the cost of a run's step as a probe does: named by everything that can change it, all of which it says."""
+    what = costs.measured(run, threads, engine)
+    path = costs.record_path(results, DEVICE["name"], what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, _cost(run.teacher, run.student, run.method, speed, 1 << 20, None) | what | {"protocol": run.protocol.name, **changes})
     return path
 
 

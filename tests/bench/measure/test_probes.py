@@ -1,19 +1,24 @@
 import dataclasses
+import itertools
 import json
 import multiprocessing
+import re
 
 import pytest
 import torch
+from msgspec import structs
 from torch.nn import functional as F
 
 import models
 from bench import data
 from bench.errors import DONE, UsageError
-from bench.measure import probes
+from bench.measure import meters, probes
 from bench.plan import members
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
-from bench.store.files import read_json
+from bench.store import costs
+from bench.store.files import read, read_json
+from bench.store.records import Cost
 from bench.train import environment, teacher_networks
 from bench.train.context import Context
 from bench.train.execution import Execution
@@ -51,8 +56,8 @@ def record(probed):
 
 def test_file_stands_under_device_and_names(probed):
     (path,) = (probed / "costs").rglob("*.json")
-    device = probes.slug(environment.device_facts(CPU)["name"])
-    assert path.relative_to(probed).as_posix() == f"costs/{device}/resnet14-resnet8-kd-tf32.json"
+    device = costs.slug(environment.device_facts(CPU)["name"])
+    assert re.fullmatch(f"costs/{device}/resnet14-resnet8-kd-tf32-[0-9a-f]{{10}}.json", path.relative_to(probed).as_posix())
 
 
 def test_record_says_what_was_measured(record):
@@ -68,6 +73,17 @@ def test_record_says_what_was_measured(record):
     assert record["device"]["type"] == "cpu"
     assert record["versions"]["torch"] == torch.__version__
     assert record["peak_memory_kind"] == "process high-water above baseline"
+    assert record["hyper"] == {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0} and record["method_version"] == 1
+    said = {"dataset": "shapes100", "image_size": 32, "train_images": 200, "momentum": 0.9, "nesterov": False, "dropout": 0.0}
+    assert said.items() <= record.items()
+    first, third = record["relative_iqr"]
+    assert 0 < first <= record["relative"] <= third and record["student_step_ms_median"] > 0 and record["cpu_over_clock"] > 0
+
+
+def test_every_field_that_is_read_is_written(record, probed):
+    assert {f.encode_name for f in structs.fields(Cost)} <= record.keys()
+    (path,) = (probed / "costs").rglob("*.json")
+    assert read(path, Cost).relative == record["relative"]
 
 
 def test_memory_is_the_steps_own(record, tmp_path):
@@ -87,12 +103,44 @@ def test_measured_once_unless_redone(probed, monkeypatch):
     (path,) = (probed / "costs").rglob("*.json")
     kept = path.read_text()
     try:
-        assert probes.run_probe(*arguments, execution(probed), dataclasses.replace(TINY, batch=32)) == DONE  # another batch is another cost
+        assert probes.run_probe(*arguments, execution(probed), dataclasses.replace(TINY, lr=0.3, name="other")) == DONE
+        assert not calls  # another rate costs the same
         assert probes.run_probe(*arguments, execution(probed, redo=True), TINY) == DONE
-        assert len(calls) == 2
+        assert len(calls) == 1
         assert read_json(path) == {"again": True}
     finally:
         path.write_text(kept)
+
+
+OTHERS = [{"batch": 32}, {"image_size": 24}, {"train_images": 300}, {"sample_rate": 0.5}, {"nesterov": True}, {"momentum": 0.0}, {"dropout": 0.3}]
+
+
+@pytest.mark.parametrize("change", [*OTHERS, {"dataset": "cifar100"}, "hyper", "threads", "engine", "precision", "version"])
+def test_what_changes_the_measurement_has_a_file_of_its_own(probed, monkeypatch, change):
+    group, how = Group(TEACHER, STUDENT, probes.SEED, TINY, "tf32", ("kd",)), execution(probed)
+    assert probes.is_measured(group, how)
+    if isinstance(change, dict):
+        group = dataclasses.replace(group, protocol=dataclasses.replace(TINY, **change))
+    elif change == "hyper":
+        group = dataclasses.replace(group, hyper=(("kd", "temperature", 8.0),))
+    elif change == "precision":
+        group = dataclasses.replace(group, precision="bf16")
+    elif change == "version":
+        monkeypatch.setattr(registry.get("kd"), "version", 99)
+    else:
+        how = dataclasses.replace(how, **{"threads": {"threads": 2}, "engine": {"engine": "static"}}[change])
+    assert not probes.is_measured(group, how)
+
+
+@pytest.mark.parametrize(("share", "repeated"), [(0.5, True), (1.0, False)])
+def test_a_probe_beside_a_spinning_process_is_marked(tmp_path, monkeypatch, share, repeated):
+    """Clocks that tell of a neighbour who takes half of the core, and of none: the steps are real, their times made up."""
+    ticks = itertools.count()
+    monkeypatch.setattr(meters, "clock", lambda: float(next(ticks)))
+    monkeypatch.setattr(meters, "cpu_time", lambda: share * float(next(ticks)))
+    record = measure(tmp_path, "kd", steps=4)
+    assert ("something else ran" in record["noisy"]) is repeated is record.get("repeated", False)
+    assert record["relative"] == 1.0
 
 
 def test_student_has_no_teacher_in_its_step(tmp_path):
@@ -100,8 +148,7 @@ def test_student_has_no_teacher_in_its_step(tmp_path):
     assert record["teacher"] is None
     assert record["teacher_macs"] == 0
     assert record["student_macs"] == models.macs(STUDENT)
-    path = probes.record_path(tmp_path, CPU, None, STUDENT, "student", "tf32")
-    assert path.name == "resnet8-student-tf32.json"
+    assert "relative" not in record and "student_step_ms_median" not in record
 
 
 @pytest.mark.parametrize("method", registry.names())
@@ -191,15 +238,20 @@ def test_losses_that_are_not_finite_give_no_cost(tmp_path, monkeypatch):
         measure(tmp_path, "broken")
 
 
-def test_positions_are_full_batches_of_successive_epochs():
+def test_steps_are_full_batches_of_successive_epochs():
     class Runner:
-        epochs = []
+        epochs, spans = [], []
 
         def begin_epoch(self, draws):
             self.epochs.append(draws.order.tolist())
 
-    positions = probes._Positions(40, 16)
-    spans = [positions.next(Runner()) for _ in range(5)]
-    assert spans == [(0, 16), (16, 32), (0, 16), (16, 32), (0, 16)]
+        def step(self, start, stop):
+            self.spans.append((start, stop))
+            return []
+
+    steps = probes._Steps(Runner(), 40, 16)
+    for _ in range(5):
+        steps()
+    assert Runner.spans == [(0, 16), (16, 32), (0, 16), (16, 32), (0, 16)]
     assert len(Runner.epochs) == 3
     assert Runner.epochs[0] != Runner.epochs[1]

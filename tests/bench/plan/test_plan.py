@@ -241,18 +241,40 @@ def test_profiles_of_ieps_experiments():
                     assert member.hyper.phase_batch == p.batch and (member.hyper.iterations == 4) == (name == "iep_iterations_4")
 
 
+def probed(method, teacher, **changes):
+    """A cost record of big -> small, as one that is found in a results folder."""
+    made = {"speed": 1000.0, "student_macs": 10, "teacher_macs": 0, "precision": "tf32", "threads": 1, "finished": "", "hyper": {}}
+    p = protocols.get("crd")
+    made |= {"dataset": p.dataset, "image_size": 32, "train_images": 50_000, "batch": 64, "momentum": 0.9, "nesterov": False, "dropout": 0.0}
+    return SimpleNamespace(**{**made, "method": method, "teacher": teacher, "student": "small", **changes})
+
+
+def test_an_estimate_takes_no_cost_of_another_condition():
+    (group,) = plan_of(methods=("kd",), pairs=("big-small",), seeds=(1,)).groups
+    own = probed("kd", "big", finished="2025")
+    for change in ({"image_size": 24}, {"batch": 128}, {"dataset": "shapes100"}, {"train_images": 5000}, {"dropout": 0.3}, {"precision": "bf16"}):
+        other = probed("kd", "big", finished="2026", **change)
+        assert estimate.cost_of([own, other], group, "kd") is own and estimate.cost_of([other], group, "kd") is None
+    old = probed("kd", "big", image_size=None, train_images=None, momentum=None, nesterov=None, dropout=None)  # does not say
+    assert estimate.cost_of([old], group, "kd") is old and estimate.cost_of([old, own], group, "kd") is own
+    hot = dataclasses.replace(group, hyper=(("kd", "temperature", 8.0),))
+    assert estimate.cost_of([own, warm := probed("kd", "big", hyper={"temperature": 8.0})], hot, "kd") is warm
+    many = probed("kd", "big", threads=2, finished="2026")
+    assert estimate.cost_of([own, many], group, "kd", threads=1) is own and estimate.cost_of([own, many], group, "kd", threads=2) is many
+
+
 def test_estimate_uses_probes_where_every_method_has_one_and_says_what_it_rests_on():
     found = plan_of(methods=("student", "kd"), pairs=("big-small",), seeds=(1,))
     groups = [(g, found.needs_teacher(g)) for g in found.groups]
-    probe = SimpleNamespace(speed=1000.0, student_macs=10, teacher_macs=0)
-    both = {("", "small", "student", "tf32"): probe, ("big", "small", "kd", "tf32"): probe}  # the student's serves every pair
+    plain, kd = probed("student", None), probed("kd", "big")  # the student's serves every pair
+    both = [plain, kd]
     cost = estimate.training(groups, both, MACS.__getitem__, "cpu", 1)
     tested = 10_000 / 3  # after each epoch, at a third of the cost
     assert cost.seconds == pytest.approx(2 * (50_000 + tested) * 240 / 1000) and "1 of 1 groups from cost probes" in cost.source
-    one = estimate.training(groups, {("big", "small", "kd", "tf32"): probe}, MACS.__getitem__, "cpu", 1)
+    one = estimate.training(groups, [kd], MACS.__getitem__, "cpu", 1)
     macs = ((3 * 10 * 2 + 100) * 50_000 + 10 * 2 * 10_000) * 240
     assert one.seconds == pytest.approx(macs / (3 * 10 * 1000)) and "median of 1 cost probes" in one.source
-    stated = estimate.training(groups, {}, MACS.__getitem__, "cpu", 2)
+    stated = estimate.training(groups, [], MACS.__getitem__, "cpu", 2)
     assert stated.seconds == pytest.approx(macs / (2 * estimate.STATED["cpu"])) and "assumed" in stated.source
 
 
