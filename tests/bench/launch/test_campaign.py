@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.errors import DONE
 from bench.launch import run
+from bench.plan import protocols, registries
 from bench.plan.expand import expand
-from bench.plan.profiles import Pair, Profile
+from bench.plan.profiles import Pair, Profile, get_profile
 from bench.plan.selection import Selection
 from bench.train.execution import Execution
 from tests.bench.plan.test_plan import FACTS
@@ -36,3 +38,33 @@ def test_not_where_some_group_does_not_wait():
     assert [the_plan.needs_teacher(g) for g in the_plan.groups] == [True, False]  # `at` cannot do the tiny student
     book = SimpleNamespace(teachers_missing=lambda: ["mid"], teacher=lambda name: None)
     assert not run.teacher_tasks(the_plan, book, Execution("results"))[0].whole
+
+
+def test_costs_are_measured_once_for_each_condition(tmp_path, monkeypatch):
+    """The student is probed once for all pairs at one image size; what another profile measures at another size is its own."""
+    measured = []
+
+    def probe(teacher, student, method, *rest, **options):
+        measured.append((teacher, student, method))
+        return {"teacher_trained": False}
+
+    monkeypatch.setattr(run.probes, "probe", probe)
+
+    def left(profile: str, pair: str, threads: int = 1) -> list:
+        chosen = Selection(methods=("student", "kd"), pairs=(pair,), seeds=(1,))
+        the_plan = expand(get_profile(profile), chosen, registries.read(protocols.get(get_profile(profile).protocol)))
+        return run.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=threads), {"type": "cpu"})
+
+    def probed(profile: str, pair: str) -> list:
+        measured.clear()
+        (task,) = left(profile, pair)
+        assert not task.succeeded()
+        assert run.run_probes(**task.arguments, execution=task.execution) == DONE and task.succeeded()
+        assert not left(profile, pair) and left(profile, pair, threads=2)
+        return [*measured]
+
+    assert probed("smoke", "resnet20-resnet8") == [("resnet20", "resnet8", "student"), ("resnet20", "resnet8", "kd")]
+    assert probed("smoke", "resnet14-resnet8") == [("resnet14", "resnet8", "kd")]
+    assert probed("paper", "resnet20-resnet8") == [("resnet20", "resnet8", "student"), ("resnet20", "resnet8", "kd")]
+    assert not left("smoke", "resnet20-resnet8") and not left("skd", "resnet20-resnet8")  # the same steps as the paper profile's
+    assert len(list((tmp_path / "costs").rglob("*.json"))) == 5
