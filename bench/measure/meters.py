@@ -42,10 +42,10 @@ class Turns:
         first, median, third = quartiles(values)
         reasons = []
         if self.busy is not None and self.busy < BUSY:
-            reasons.append(f"CPU time was {self.busy:.2f} of the clock's, something else ran")
+            reasons.append(f"CPU time was {self.busy:.2f} of the clock's (something else ran)")
         if third - first > SPREAD * median:
             reasons.append(f"the quartiles of the {what} are {(third - first) / median:.0%} of the median apart")
-        return " and ".join(reasons)
+        return ", and ".join(reasons)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

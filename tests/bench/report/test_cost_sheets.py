@@ -93,7 +93,7 @@ def test_the_probes_own_ratio_stands_before_that_of_two_records(tmp_path):
     assert sheet.without_teacher(*WRN, "skd")[0] == pytest.approx(0.5 / 0.8)
 
 
-WHY = "CPU time was 0.50 of the clock's, something else ran"
+WHY = "CPU time was 0.50 of the clock's (something else ran)"
 
 
 @pytest.mark.parametrize("noisy", ["kd", "student", "kd with its own ratio"])
