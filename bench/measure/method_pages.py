@@ -14,6 +14,7 @@ import models
 from bench.options import ResultsOption
 from bench.plan import names
 from bench.plan.profiles import ALL_PAIRS, PAIRS, Pair
+from bench.store import costs
 from bench.text import left
 from methods import registry
 from methods.base import Method, MethodError, Needs, Setting
@@ -36,7 +37,8 @@ class Methods(ResultsOption):
         if self.markdown:
             print(markdown())
         elif self.name:
-            print("\n".join(page(self.name)))
+            measured = [f"  {line}" for line in _costs(self.name, self.results)] or ["  nothing was measured here: python -m bench run measures it"]
+            print("\n".join([*page(self.name), "", "costs", *measured]))
         else:
             show()
         return 0
@@ -73,6 +75,15 @@ def markdown() -> str:
         heading, paper, version, *rest = page(name)
         parts += ["", f"## {heading}", "", *([f"{paper}.  "] if paper else []), f"{version}", "", "```text", *rest[1:], "```"]
     return "\n".join(parts)
+
+
+def _costs(name: str, results: Path) -> Iterator[str]:
+    """What the cost probes of a results folder say of a method, a line a pair, device and condition."""
+    for c in costs.scan(results)[0]:
+        if c.method == name:
+            speed = f"{c.relative:.2f} of the plain student's throughput" if c.relative is not None else f"{c.speed:,.0f} images/s"
+            noisy = ", a noisy measurement" if c.noisy else ""
+            yield f"{'-'.join(filter(None, (c.teacher, c.student)))}, {c.device.name}, {c.precision}: {speed}, peak {c.memory / 1e6:,.0f} MB{noisy}"
 
 
 def _source(method: type[Method]) -> str:
