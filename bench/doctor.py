@@ -25,10 +25,9 @@ from bench.plan.selection import Selection
 from bench.report import cost_sheets
 from bench.store import redo, teachers
 from bench.store.files import read
-from bench.store.lease import Lease
 from bench.store.records import PlanRecord
 from bench.store.rows import read_rows
-from bench.store.runs import RunView, is_done, scan
+from bench.store.runs import GONE, RunView, is_done, scan
 from bench.store.weights import read_state, state_hash
 from bench.text import clean
 from bench.train import checkpoint, preparations, teacher_networks
@@ -229,13 +228,11 @@ def check_runs(results: Path) -> Iterator[Finding]:
             if problem := _weights(view):
                 yield Finding(f"{view.id}: {problem}", mend)
             continue
-        held = True
         try:
             read_rows(view.folder / "epochs.jsonl", view.id)
-            held = Lease(view.folder).held()
         except StoreError as error:
             yield Finding(str(error), mend)
-        if view.status == "running" and not held:
+        if view.reason == GONE:
             yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
     source = registry.sources({v.method for v in views})
     for method in sorted({v.method for v in views if v.status == "done" and source.get(v.method, v.method_source) != v.method_source}):

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 
 from bench.plan.protocols import Protocol
-from bench.report import compare, published
+from bench.report import compare, published, statistics
 from bench.report.cost_sheets import Sheet
 from bench.report.statistics import ASSUMED, Difference, Summary
 from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.text import count
 
 NONE = "–"
 NOISY = "‡"
@@ -51,7 +52,8 @@ def signed(difference: Difference | None, clear: bool = False) -> str:
     return f"{'†' if clear else ''}{difference.mean:+.2f}" + ("" if difference.half is None else f" ±{difference.half:.2f}")
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
+    """A multiple, e.g. of the plain student's throughput."""
     return NONE if value is None else f"{value:.2f}×"
 
 
@@ -71,18 +73,47 @@ def row_title(row: Row) -> str:
     return f"{row.title} [{row.variant}]" if row.variant else row.title
 
 
+EMBEDDED = "Embedded data, says nothing about CIFAR-100."
+
+
+def banner(table: Table) -> str:
+    """What stands above everything made from a table that is not the protocol or not of real images; empty for others."""
+    trial = f"TRIAL, not the protocol: {table.trial}." if table.trial else ""
+    return " ".join(filter(None, (trial, EMBEDDED if table.protocol.train_images else "")))
+
+
+def is_few(table: Table) -> bool:
+    """Whether no cell has as many seeds as a claim needs."""
+    return max((len(cell.values) for row in table.rows for cell in row.cells), default=0) < statistics.CLAIM
+
+
+def test_noise(table: Table) -> str:
+    """The standard error of a top-1 from the test set's size alone, in points, e.g. `0.45` or `0.38 to 0.47`; empty where there is no saying."""
+    size = table.protocol.test_images or (10_000 if table.protocol.dataset == "cifar100" else None)
+    found = [statistics.binomial_error(c.summary.mean, size) for row in table.rows for c in row.cells if c.summary] if size else []
+    ends = dict.fromkeys(f"{end(found):.2f}" for end in (min, max)) if found else {}
+    return " to ".join(ends) + f" points for {size:,} test images" if ends else ""
+
+
+def shared_test_set(table: Table) -> str:
+    """What the test set's size means for the numbers of a table."""
+    noise = test_noise(table)
+    said = f" (a standard error of {noise})" if noise else ""
+    return f"All methods share one test set: its sampling noise{said} is common to all cells and is in no deviation or interval."
+
+
 def conditions(table: Table) -> str:
     """Protocol, trial or not, precision, device, versions, seeds: the caption of everything made from a table."""
     p = table.protocol
-    parts = [f"Protocol {p.name} on {p.dataset}, {p.epochs} epochs"]
+    parts = [f"Protocol {p.name} on {p.dataset}, {count(p.epochs, 'epoch')}"]
     parts.append(f"precision {table.precision}")
     for key, label in (("device", ""), ("torch", "torch "), ("engine", "engine ")):
         if table.facts.get(key):
             parts.append(label + " and ".join(table.facts[key]))
     if "true" in table.facts.get("deterministic", ()):
         parts.append("deterministic" if len(table.facts["deterministic"]) == 1 else "partly deterministic")
-    parts.append(f"{len(table.seeds)} seed{'s' * (len(table.seeds) != 1)} ({', '.join(map(str, table.seeds))})")
-    return (f"TRIAL, not the protocol: {table.trial}. " if table.trial else "") + "; ".join(parts) + "."
+    parts.append(f"{count(len(table.seeds), 'seed')} ({', '.join(map(str, table.seeds))})")
+    return " ".join(filter(None, (banner(table), "; ".join(parts) + ".")))
 
 
 def _cell(cell: Cell) -> str:
@@ -129,8 +160,8 @@ def table_block(table: Table, number: str) -> Block:
         some = f" ({row.pooled_pairs}/{len(table.pairs)})" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
         few = f" ({row.cost_pairs}/{len(table.pairs)})" if 0 < row.cost_pairs < len(table.pairs) else ""
         prep = NONE if row.preparation is None else f"{row.preparation:.0f}"
-        speed = _times(row.speed) + NOISY * row.noisy + few
-        beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, speed, _times(row.memory), prep]
+        speed = times(row.speed) + NOISY * row.noisy + few
+        beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, speed, times(row.memory), prep]
         best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
         second = frozenset(j for j in range(len(table.pairs)) if place in seconds[j])
         lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best, second))
@@ -148,7 +179,7 @@ def table_block(table: Table, number: str) -> Block:
         "Only done runs are averaged.",
         f"Δ {base}: mean difference paired by seed ± half-width of its 95 % t-interval (none for one seed); over all pairs: pooled, "
         "(k/m) where only k pairs have it. † stands at 5 % after Holm's correction, over the cells of the table and over the methods.",
-        "All methods share one test set: its sampling noise (about 0.4 points) is common to all cells and is in no deviation or interval.",
+        shared_test_set(table),
     ]
     if table.sheet:
         notes.append(
@@ -195,7 +226,7 @@ def published_block(table: Table, number: str) -> Block | None:
 
 def _condition(sheet: Sheet) -> str:
     c = sheet.condition
-    threads = f", {c.threads} thread{'s' * (c.threads != 1)}" if c.threads else ""
+    threads = f", {count(c.threads, 'thread')}" if c.threads else ""
     data = f", {c.dataset} at {c.image_size} px" if c.dataset and c.image_size else ""
     torch = " and ".join(sorted(sheet.versions))
     return f"{c.device}, {c.precision}, engine {c.engine}, batch {c.batch}{data}{threads}, torch {torch}"

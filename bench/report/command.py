@@ -1,4 +1,4 @@
-"""The `report` command: print Table 1 and write it as text, Markdown, LaTeX, CSV and one HTML page.
+"""The `report` command: print Table 1 and write it as text, Markdown, LaTeX, CSV, tables to paste and one HTML page.
 
 No torch; matplotlib for --figures only.
 """
@@ -12,9 +12,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bench.errors import UsageError
-from bench.report import analysis_section, compare, epochs, page, render, table
+from bench.errors import UsageError, unknown
+from bench.report import analysis_section, compare, epochs, page, paste, render, table
 from bench.report.explain import explain
+from bench.report.short import short
+from bench.report.table import OWN, ResultSet
 from bench.store.files import write_bytes
 
 PARTS = ("runs", "costs", "evidence", "nightly", "analysis", "plan.json")
@@ -22,12 +24,18 @@ PARTS = ("runs", "costs", "evidence", "nightly", "analysis", "plan.json")
 
 @dataclass(frozen=True)
 class Report:
-    """Table 1, costs and published numbers from a results folder."""
+    """Table 1 of the own runs on a screenful; everything else as files: text, Markdown, LaTeX, CSV, a page, tables to paste."""
 
     results: tyro.conf.Positional[Path] = Path("results")
     """The results folder."""
-    format: Literal["csv", "latex", "markdown", "text"] = "text"
-    """What is printed; all formats are written."""
+    full: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print everything that the files hold, not only the own table."""
+    set_name: Annotated[str, tyro.conf.arg(name="set", metavar="NAME")] = "own"
+    """Whose table is printed and written as tables to paste: own, or an evidence set by its folder's name."""
+    published: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Put the published rows below ours in the tables to paste."""
+    format: Literal["csv", "latex", "markdown", "text"] | None = None
+    """Print everything in this form; all forms are written."""
     out: Path | None = None
     """Where the files go; default: RESULTS/report."""
     write: bool = True
@@ -74,17 +82,22 @@ def report(options: Report) -> int:
     if options.explain:
         show(explain(sets, *options.explain))
         return 0
+    chosen = pick(sets, options.set_name)
+    out = options.out or results / "report"
     width = max(60, shutil.get_terminal_size((160, 24)).columns)
     analyses = analysis_section.text(sets)
-    show(render.text(sets, width) if options.format == "text" else render.FORMATS[options.format][1](sets))
-    if analyses and options.format == "text":
-        show(analyses)
+    if options.full or options.format:
+        show(render.FORMATS[options.format][1](sets) if options.format not in (None, "text") else render.text(sets, width) + analyses)
+    else:
+        show(short(sets, chosen, width, out if options.write else None, bool(analyses)))
     if options.write:
-        out = options.out or results / "report"
         try:
             out.mkdir(parents=True, exist_ok=True)
             for file, make in render.FORMATS.values():
                 write_bytes(out / file, make(sets).encode())
+            (out / "tables").mkdir(exist_ok=True)
+            for file, content in paste.files(chosen, options.published).items():
+                write_bytes(out / "tables" / file, content.encode())
             if analyses:
                 write_bytes(out / "analyses.txt", analyses.encode())
             drawn = analysis_section.draw(sets, out) if options.figures else {}
@@ -97,13 +110,23 @@ def report(options: Report) -> int:
                 figures.write(sets, out / "figures")
         except OSError as error:
             raise UsageError(f"{out}: cannot write the report ({error.strerror or error}); give --out DIR, or --no-write") from error
-        more = (", epochs.csv" if options.epochs else "") + (", figures/" if options.figures else "")
-        print(f"written: {out}/index.html, report.txt, .md, .tex, .csv{more}", file=sys.stderr)
+        more = [name for name, asked in (("epochs.csv", options.epochs), ("figures/", options.figures)) if asked]
+        if more:
+            print(f"written too: {out}/{', '.join(more)}", file=sys.stderr)
     faults = sum(s.faults for s in sets)
     if options.strict and faults:
-        print(f"strict: {faults} warning{'s' * (faults != 1)} or exclusion{'s' * (faults != 1)}, see the end of each set", file=sys.stderr)
+        said = "1 warning or exclusion" if faults == 1 else f"{faults} warnings or exclusions"
+        print(f"strict: {said}; --full prints them at the end of each set", file=sys.stderr)
         return 1
     return 0
+
+
+def pick(sets: list[ResultSet], wanted: str) -> ResultSet:
+    """The set of that name: `own`, or an evidence set. Raises UsageError."""
+    names = {"own" if s.name == OWN else s.name.removeprefix("evidence/"): s for s in sets}
+    if wanted not in names:
+        raise unknown("--set", wanted, list(names))
+    return names[wanted]
 
 
 def show(text: str) -> None:

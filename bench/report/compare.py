@@ -5,6 +5,7 @@ Intervals stay two-sided 95 % and uncorrected; what is called clear is what Holm
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from bench.report import statistics
 from bench.report.statistics import ASSUMED, Difference, Verdict
@@ -150,6 +151,16 @@ def tally(table: Table) -> dict[str, int]:
     for cell in (c for row in table.rows for c in row.cells if c.verdict):
         counts[cell.verdict.word] += 1
     return counts
+
+
+def by_chance(table: Table) -> tuple[float, float, float, float, float] | None:
+    """Of the judged cells how many would agree and how many differ if nothing truly differed, and the least, median and largest half-width of
+    their intervals: a difference smaller than that is not seen. None where no cell has an interval."""
+    halves = sorted(v.half for row in table.rows for c in row.cells if (v := c.verdict) and v.half is not None)
+    if not halves:
+        return None
+    narrow = sum(half <= statistics.TOO_WIDE for half in halves)
+    return statistics.LEVEL * narrow, (1 - statistics.LEVEL) * len(halves), halves[0], median(halves), halves[-1]
 
 
 def warn_of_contradictions(sets: list[ResultSet]) -> None:

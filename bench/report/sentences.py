@@ -3,13 +3,11 @@
 from bench.report import compare
 from bench.report.blocks import row_title
 from bench.report.compare import Comparison, Leader
-from bench.report.statistics import ASSUMED
+from bench.report.statistics import ASSUMED, CLAIM
 from bench.report.table import Cell, Table
-from bench.text import clean
+from bench.text import clean, count
 
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+FEW = f"Fewer than {CLAIM} seeds support no claim: these numbers show that it runs, not which method is better."
 
 
 def _listed(words: list[str], most: int = 4) -> str:
@@ -69,10 +67,13 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     best = max(whole, key=lambda i: whole[i].difference.mean)
     d = whole[best].difference
     base = clean(versus.title, 40)
-    over = f"Over {_number(len(table.pairs), 'pair')}" if len(table.pairs) > 1 else "On this pair"
+    over = f"Over {count(len(table.pairs), 'pair')}" if len(table.pairs) > 1 else "On this pair"
     gain = _signed(d.mean) + ("" if d.half is None else f" ± {d.half:.2f}")
     word = f"{_title(table, best)} is furthest above {base}" if d.mean > 0 else f"no method is above {base} and {_title(table, best)} comes nearest"
-    lines = [f"{over}, {word}: {gain} points ({_number(d.n, 'paired run')})."]
+    lines = [f"{over}, {word}: {gain} points ({count(d.n, 'paired run')})."]
+    if d.half is not None and len(table.pairs) > 1:
+        wider = f"; where a seed may move all of them alike it is ± {d.common:.2f}" if d.common is not None else ""
+        lines.append(f"That interval takes pairs of unlike students as independent{wider}.")
     tested = {i: c for i, c in whole.items() if c.holm is not None}
     if tested:
         better = [_title(table, i) for i, c in tested.items() if c.clear and c.difference.mean > 0]
@@ -96,8 +97,18 @@ def published_lines(table: Table) -> list[str]:
             return ["No cell with a published number has a finished run yet."]
         reason = "this is a trial" if table.trial else "none was published for this protocol and these pairs"
         return [f"No published number stands beside these: {reason}."]
-    text = f"Of {_number(sum(counts.values()), 'cell')} with a published number, {counts['agrees']} agree with it, {counts['differs']} differ, "
-    lines = [text + f"and {counts['cannot tell']} cannot be told (no published deviation, too few seeds, or too wide an interval)."]
+    total, unsure = sum(counts.values()), counts["cannot tell"]
+    lines = [
+        f"Of {count(total, 'cell')} with a published number, {counts['agrees']} {'agrees' if counts['agrees'] == 1 else 'agree'} with it, "
+        f"{counts['differs']} {'differs' if counts['differs'] == 1 else 'differ'}, and {unsure} cannot be told (no published deviation, too few "
+        "seeds, or too wide an interval)."
+    ]
+    if expected := compare.by_chance(table):
+        agree, differ, least, middle, most = expected
+        lines.append(
+            f"If nothing truly differed, chance alone would make about {agree:.1f} agree and {differ:.1f} differ. "
+            f"What is smaller than ± {middle:.2f} points (median; {least:.2f} to {most:.2f}) could not have been seen."
+        )
     best = sum(c.verdict is not None and c.published.epoch == "best" for r in table.rows for c in r.cells)
     if best:
         lines.append(f"Of these, {best} {'is' if best == 1 else 'are'} of a best epoch, held against our best epochs and never against our last.")
@@ -145,4 +156,4 @@ def standing_line(table: Table) -> str:
     if done == planned:
         return f"All {planned} entries (method, pair, seed) are done."
     are = "is" if short == 1 else "are"
-    return f"{done} of {planned} entries (method, pair, seed) are done; {_number(short, 'cell')} of the table {are} incomplete."
+    return f"{done} of {planned} entries (method, pair, seed) are done; {count(short, 'cell')} of the table {are} incomplete."

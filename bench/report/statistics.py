@@ -12,6 +12,9 @@ LEVEL = 0.95
 TOO_WIDE = 1.0
 """Points: an interval wider than plus or minus this that holds zero says nothing about agreement."""
 
+CLAIM = 3
+"""Seeds: with fewer no claim is made."""
+
 ASSUMED = "assuming a published standard deviation of"
 """How a verdict says that the deviation was not printed but given by whoever asked."""
 
@@ -27,12 +30,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference, the half-width of its interval (None where there is no saying), and how many differences entered."""
+    """A mean difference, the half-width of its interval (None where there is no saying), and how many differences entered.
+
+    `common`: of a mean over pairs, the half-width that allows for seeds common to them; None where there is one pair or no saying.
+    """
 
     mean: float
     half: float | None
     n: int
     df: float | None = None
+    common: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,12 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(mean, sd, n)
 
 
+def binomial_error(top1: float, images: int) -> float:
+    """The standard error of a top-1 in percent over `images` independent test images, in points: 100 sqrt(p (1 - p) / n)."""
+    p = top1 / 100
+    return 100 * math.sqrt(p * (1 - p) / images)
+
+
 def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int, float]:
     """Ours minus baseline for each seed that both have."""
     return {seed: ours[seed] - baseline[seed] for seed in sorted(ours.keys() & baseline.keys())}
@@ -79,12 +92,15 @@ def difference(differences: Sequence[float]) -> Difference | None:
 
 
 def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, str]) -> Difference | None:
-    """The mean over pairs of the mean paired difference, with an interval for these very pairs.
+    """The mean over pairs of the mean paired difference, with an interval for these very pairs that takes unlike students as independent.
 
     differences: pair -> {seed: difference}; shared: pair -> what names its baseline's network. Pairs that share a baseline share its noise seed
     by seed, so their differences at one seed are one cluster. The variance is the sum over clusters of the squared sum of residuals / (pairs x n),
     each group of clusters with the factor k/(k-1), k its number of seeds; degrees of freedom by Welch and Satterthwaite over the groups.
     No interval where a pair has one seed only.
+
+    Where a seed moves all pairs alike the interval is too narrow. `common` is not: the mean over pairs within each seed first, then a t-interval
+    over seeds. With few seeds it is wide, since its degrees of freedom are seeds - 1 however many pairs there are.
     """
     filled = {pair: by_seed for pair, by_seed in differences.items() if by_seed}
     if not filled:
@@ -101,10 +117,19 @@ def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, 
             group[seed] = group.get(seed, 0.0) + (value - means[pair].mean) / (len(means) * means[pair].n)
     variances = [(math.fsum(e * e for e in group.values()) * len(group) / (len(group) - 1), len(group) - 1) for group in clusters.values()]
     variance = math.fsum(v for v, _ in variances)
+    common = _common(list(filled.values()))
     if variance == 0:
-        return Difference(mean, 0.0, count, float(sum(k for _, k in variances)))
+        return Difference(mean, 0.0, count, float(sum(k for _, k in variances)), common)
     df = variance**2 / math.fsum(v * v / k for v, k in variances)
-    return Difference(mean, t_quantile(round(df, 6)) * math.sqrt(variance), count, df)
+    return Difference(mean, t_quantile(round(df, 6)) * math.sqrt(variance), count, df, common)
+
+
+def _common(pairs: Sequence[Mapping[int, float]]) -> float | None:
+    """Half-width of the t-interval over the seeds' means over pairs; None for one pair and where the pairs have not the same seeds."""
+    if len(pairs) < 2 or any(by_seed.keys() != pairs[0].keys() for by_seed in pairs):
+        return None
+    found = difference([math.fsum(by_seed[seed] for by_seed in pairs) / len(pairs) for seed in pairs[0]])
+    return found and found.half
 
 
 def against_published(ours: Summary, mean: float, sd: float | None, n: int | None) -> Verdict:

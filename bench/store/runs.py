@@ -14,11 +14,15 @@ from bench.errors import StoreError, UsageError
 from bench.plan.identity import FORMAT, canonical, digest
 from bench.plan.protocols import Protocol
 from bench.store.files import Problem, folders, read, read_json, sha256, sync_folder, typed, write_json
+from bench.store.lease import Lease
 from bench.store.records import Config, Identity, Record, Status, known_protocol
 from bench.store.rows import curve, read_rows
 
 STATUSES: tuple[str, ...] = get_args(get_type_hints(Status)["status"])
 """The closed list of what a run can be."""
+
+GONE = "it stopped without a word, and nobody runs it"
+"""The reason of a run whose status says that it is running and whose lease nobody holds."""
 
 
 def _differences(kept: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -190,16 +194,25 @@ def read_run(folder: Path) -> RunView:
         raise StoreError(f"{where}: belongs to a run {name}, not to this folder")
     protocol = known_protocol(identity["protocol"], known.protocol)
     view = RunView(folder, identity, known, protocol, config.title or known.method, config.method_source, "planned")
-    if (found := read_finished(folder)) is not None:
-        view.record, view.curve = found
-        if view.record.epochs != protocol.epochs:
-            raise StoreError(f"{folder / 'record.json'}: {view.record.epochs} epochs, the protocol has {protocol.epochs}")
-        view.status, view.epoch = "done", view.record.epochs
-    elif (status := read_status(folder)) is not None:
-        if status.status == "done":
-            raise StoreError(f"{folder}: says done and has no record.json")
-        view.status, view.reason, view.epoch = status.status, status.reason or "", status.epoch
+    if _finished(view) or (status := read_status(folder)) is None:
+        return view
+    if status.status == "done":
+        raise StoreError(f"{folder}: says done and has no record.json")
+    view.status, view.reason, view.epoch = status.status, status.reason or "", status.epoch
+    if status.status == "running" and not Lease(folder).held() and not _finished(view):  # it may have ended while this was read
+        view.status, view.reason = "interrupted", GONE
     return view
+
+
+def _finished(view: RunView) -> bool:
+    """Whether the run has its record, which is put in the view. Raises StoreError."""
+    if (found := read_finished(view.folder)) is None:
+        return False
+    view.record, view.curve = found
+    if view.record.epochs != view.protocol.epochs:
+        raise StoreError(f"{view.folder / 'record.json'}: {view.record.epochs} epochs, the protocol has {view.protocol.epochs}")
+    view.status, view.reason, view.epoch = "done", "", view.record.epochs
+    return True
 
 
 def scan(results: Path) -> tuple[list[RunView], list[Problem]]:

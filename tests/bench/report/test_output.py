@@ -178,10 +178,11 @@ def test_explain_shows_every_step(small):
 
 
 def test_the_command_writes_every_format(small):
-    done = run(small)
+    done = run(small, "--full")
     assert done.returncode == 0, done.stderr
     assert "Table 1 (TRIAL): accuracy" in done.stdout
-    assert sorted(os.listdir(small / "report")) == ["index.html", "report.csv", "report.md", "report.tex", "report.txt"]
+    assert sorted(os.listdir(small / "report")) == ["index.html", "report.csv", "report.md", "report.tex", "report.txt", "tables"]
+    assert sorted(os.listdir(small / "report" / "tables")) == ["table1-standalone.tex", "table1.csv", "table1.md", "table1.tex"]
     assert (small / "report" / "report.txt").read_text() == done.stdout
     assert run(small, "--no-write", "--format", "csv").stdout == (small / "report" / "report.csv").read_text()
 
@@ -189,7 +190,8 @@ def test_the_command_writes_every_format(small):
 def test_a_fresh_clone_shows_the_evidence(tmp_path):
     add_run(tmp_path / "evidence" / "first", run_of("kd", *R20, 1), 70.0)
     done = run(tmp_path, "--out", tmp_path / "out")
-    assert done.returncode == 0 and "no own runs in" in done.stdout and "Evidence set first" in done.stdout and "70.00 (n=1)" in done.stdout
+    assert done.returncode == 0 and "no own runs in" in done.stdout and "Evidence sets: first" in done.stdout
+    assert "Evidence set first. TRIAL" in (shown := run(tmp_path, "--set", "first", "--no-write").stdout) and "70.00" in shown
     assert not (tmp_path / "report").exists() and (tmp_path / "out" / "report.md").exists()
 
 
@@ -197,7 +199,7 @@ def test_a_set_without_runs_says_so(tmp_path):
     place = tmp_path / "evidence" / "speed" / "costs" / "device"
     place.mkdir(parents=True)
     (place / "speed.json").write_text("{}")
-    done = run(tmp_path, "--out", tmp_path / "out")
+    done = run(tmp_path, "--out", tmp_path / "out", "--full")
     assert done.returncode == 0 and "no runs in this set: its README.md says what it holds" in done.stdout
     assert "Evidence set speed" in (tmp_path / "out" / "index.html").read_text()
 
@@ -211,6 +213,7 @@ def test_a_set_without_runs_says_so(tmp_path):
         (["{}/results", "--explain", "kdd", "resnet56/resnet20"], "did you mean kd"),
         (["{}/results", "--explain", "kd", "resnet56/resnet21"], "did you mean resnet56/resnet20"),
         (["{}/results", "--out", "{}/file/x"], "cannot write"),
+        (["{}/results", "--set", "smok"], "unknown --set 'smok'; known: own"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(small, arguments, message):
@@ -224,7 +227,7 @@ def test_strict_fails_on_what_is_left_out(small):
     assert run(small, "--strict", "--no-write").returncode == 0
     add_run(small, run_of("kd", *R20, 3, teacher_hash="another"), 70.0)
     assert run(small, "--no-write").returncode == 0
-    done = run(small, "--no-write", "--strict")
+    done = run(small, "--no-write", "--strict", "--full")
     assert done.returncode == 1 and "strict: 1 warning" in done.stderr and "mixes 2 teachers" in done.stdout
 
 
@@ -248,11 +251,11 @@ def test_a_reader_that_leaves_is_no_error(small):
 
 def test_an_interrupted_report_leaves_the_last_one(small, monkeypatch):
     assert main(["report", str(small)]) == 0
-    before = {p.name: p.read_bytes() for p in (small / "report").iterdir()}
+    before = {p.name: p.read_bytes() for p in (small / "report").rglob("*.*")}
     add_run(small, run_of("kd", *R20, 3), 70.0)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     assert main(["report", str(small)]) == INTERRUPTED
-    assert {p.name: p.read_bytes() for p in (small / "report").iterdir()} == before
+    assert {p.name: p.read_bytes() for p in (small / "report").rglob("*.*")} == before
 
 
 def test_figures(small):

@@ -229,7 +229,7 @@ def test_an_assumed_deviation_is_stated(tmp_path, capsys):
     kd, sp = (row.cells[0].verdict for row in sets[0].tables[0].rows)
     assert kd == before and sp.word == "agrees" and "assuming a published standard deviation of 0.25" in sp.why
     assert "assuming a published standard deviation of 0.25" in Reader(page.html(sets)).text
-    assert main(["report", str(tmp_path), "--assume-sd", "0.25"]) == 0
+    assert main(["report", str(tmp_path), "--assume-sd", "0.25", "--full"]) == 0
     assert "Judged assuming a published standard deviation of 0.25" in capsys.readouterr().out
     assert main(["report", str(tmp_path), "--assume-sd", "-1"]) == 2
 

@@ -71,8 +71,8 @@ def test_only_done_runs_are_averaged(tmp_path):
     add(tmp_path, "kd", 3, 20.0, status="running", rows=2)
     cell = row(only(tmp_path), "kd").cells[0]
     assert cell.values == {1: 70.0} and cell.summary.sd is None
-    assert cell.others == {2: "diverged", 3: "running"} and not cell.best
-    assert cell.note == "1 diverged, 1 running"
+    assert cell.others == {2: "diverged", 3: "interrupted"} and not cell.best  # it says running, and nobody holds its lease
+    assert cell.note == "1 diverged, 1 interrupted"
     assert blocks.accuracy(cell.summary) == "70.00 (n=1)"
     assert any("loss is not finite" in line for line in blocks.remarks(table.build(tmp_path)[0]))
 

@@ -1,0 +1,79 @@
+"""What `report` prints without options: the own table on a screenful, the rest in files that it names."""
+
+import re
+
+import pytest
+
+from bench.plan.profiles import ALL_PAIRS, ROWS
+from bench.plan.protocols import PROTOCOLS
+from bench.report import table
+from bench.report.short import LINES, short
+from tests.bench.synthetic import CRD, PAIRS, add_cost, add_plan, add_run, fill, run_of
+
+R20 = ("resnet56", "resnet20")
+
+
+def printed(results, width=100, out=None, name=None):
+    sets = table.build(results)
+    shown = next((s for s in sets if s.name == name), sets[0])
+    return short(sets, shown, width, out)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_screenful_at_any_width(tmp_path, width):
+    text = printed(fill(tmp_path, PAIRS, seeds=(1, 2, 3)), width, tmp_path / "report")
+    lines = text.splitlines()
+    assert len(lines) <= LINES and max(len(line) for line in lines if "/" not in line) <= width  # a path is never broken
+    rows = [line.split()[0] for line in lines if line.startswith(("Student", "KD", "SKD"))]
+    assert rows == ["Student", "KD", "SKD"][: 3 if width > 60 else len(rows)]
+    assert text.count(str(tmp_path / "report")) == 3
+
+
+def test_many_rows_and_pairs_are_cut_with_a_word(tmp_path):
+    add_plan(tmp_path, [(p.teacher, p.student) for p in ALL_PAIRS], ROWS, (1, 2, 3), CRD)
+    text = printed(tmp_path, 100, tmp_path / "report")
+    assert len(text.splitlines()) == LINES
+    assert re.search(r"^\d+ more methods in the files below\.$", text, re.M) and re.search(r"^Not shown for want of room: \d+ pairs; they", text, re.M)
+
+
+def test_one_pair_has_difference_speed_and_memory(tmp_path):
+    text = printed(fill(tmp_path, [R20], ("student", "kd", "iep"), (1, 2, 3)))
+    found = table.build(tmp_path)[0].tables[0].rows[1]
+    (kd,) = (line for line in text.splitlines() if line.startswith("KD"))
+    s, d = found.cells[0].summary, found.cells[0].difference
+    assert kd.split() == ["KD", f"{s.mean:.2f}", "±", f"{s.sd:.2f}*", f"{d.mean:+.2f}", "±", f"{d.half:.2f}", "0.83×", "1.13×", "–"]
+    assert "95 % interval" in text and "(n=" not in text
+
+
+def test_what_is_the_same_for_all_is_not_printed(tmp_path):
+    for seed in (1, 2, 3):
+        add_run(tmp_path, run_of("student", None, "resnet20", seed), 69.0 + seed)
+        add_run(tmp_path, run_of("kd", *R20, seed), 70.0 + 2 * seed)
+    text = printed(tmp_path)
+    assert "Δ Student" in text and not re.search("speed|memory|prep", text)
+    add_cost(tmp_path, *R20, "student", 1000, 1 << 20)
+    add_cost(tmp_path, *R20, "kd", 500, 1 << 20)
+    text = printed(tmp_path)
+    assert "0.50×" in text and "memory" not in text.replace("speed, memory", "")
+
+
+def test_two_seeds_support_no_claim(tmp_path):
+    text = printed(fill(tmp_path, [R20], ("student", "kd"), (1, 2)), 160)
+    assert "Fewer than 3 seeds support no claim" in text and "interval" not in text and text.count(" ± ") == 3  # the legend has one
+
+
+def test_only_own_runs_and_the_banner(tmp_path):
+    fill(tmp_path, [R20], ("student", "kd"), (1, 2, 3), PROTOCOLS["smoke"].scaled(3))
+    add_run(tmp_path / "evidence" / "kept", run_of("kd", *R20, 1), 12.34)
+    text = printed(tmp_path, 200, tmp_path / "report")
+    assert text.startswith("TRIAL, not the protocol: 3 of") and "Embedded data, says nothing about CIFAR-100." in text
+    assert "12.34" not in text and "evidence sets" in text
+    assert "12.34" in printed(tmp_path, name="evidence/kept")
+
+
+def test_what_is_not_done_is_said(tmp_path):
+    fill(tmp_path, [R20], ("student", "kd"), (1, 2, 3))
+    add_plan(tmp_path, [R20], ("student", "kd", "at"), (1, 2, 3))
+    add_run(tmp_path, run_of("at", *R20, 1), 70.0)
+    text = printed(tmp_path)
+    assert "70.00 (n=1)" in text and "7 of 9 entries (method, pair, seed) are done; 1 cell of the table is incomplete." in text
