@@ -178,7 +178,8 @@ def table_block(table: Table, number: str) -> Block:
         "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column. "
         "Only done runs are averaged.",
         f"Δ {base}: mean difference paired by seed ± half-width of its 95 % t-interval (none for one seed); over all pairs: pooled, "
-        "(k/m) where only k pairs have it. † stands at 5 % after Holm's correction, over the cells of the table and over the methods.",
+        "pairs of unlike students taken as independent, (k/m) where only k pairs have it. "
+        "† stands at 5 % after Holm's correction, over the cells of the table and over the methods.",
         shared_test_set(table),
     ]
     if table.sheet:

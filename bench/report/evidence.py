@@ -1,12 +1,11 @@
 """Where each number of the page comes from: conditions of every column, runs behind every cell, and the steps from them to what is printed."""
 
-import math
 from collections import Counter
 from typing import Any
 
+from bench.report import derivation
 from bench.report.blocks import conditions, row_title
 from bench.report.compare import Comparison
-from bench.report.statistics import paired, summarise, t_quantile
 from bench.report.table import Cell, Pair, ResultSet, Row, Table
 from bench.store.runs import RunView
 from bench.text import clean
@@ -90,37 +89,9 @@ def cell(
         else:
             reason = found.others[seed] + (f": {found.reasons[seed]}" if found.reasons.get(seed) else "")
             runs.append([seed, clean(reason, 200), "", "", strings(""), clean(path and f"{path}/status.json", 300)])
-    steps = []
-    s, d, p, v = found.summary, found.difference, found.published, found.verdict
-    if s:
-        steps.append(f"Mean of {s.n}: {s.mean:.4f}" + ("." if s.sd is None else f"; sample standard deviation (ddof 1): {s.sd:.4f}."))
-    if d and base:
-        steps.append(f"Paired difference to {table.baseline}: {d.mean:+.4f} over {d.n} seed{'s' * (d.n != 1)}.")
-        sd = summarise(list(paired(found.values, base.values).values())).sd
-        if sd is not None:
-            steps[-1] += f" 95 % interval: ± t({d.n - 1}) × sd / √n = {t_quantile(d.n - 1):.3f} × {sd:.4f} / {math.sqrt(d.n):.4f} = ± {d.half:.4f}."
-    for comparison, key in versus:
-        compared = comparison.cells.get(key)
-        if compared and compared.p is not None:
-            word = "clear" if compared.clear else "not clear"
-            count = sum(c.p is not None for c in comparison.cells.values())
-            steps.append(
-                f"Against {comparison.title}: p = {compared.p:.3g}, after Holm over {count} cells {compared.holm:.3g}: {word} at 5 %."
-            )
-    if p:
-        steps.append(f"Published: {p.top1:.2f}" + (f" ± {p.sd:.2f}" if p.sd is not None else ", no deviation") + f" (n = {p.n or '?'}). {p.source}.")
-        steps[-1] += f" That is: {p.said}." if p.said else ""
-        steps += [f"Another source prints {o.text} (n = {o.n or '?'}): {o.source}" + (f" ({o.said})." if o.said else ".") for o in p.differing]
-        if p.epoch == "best" and found.beside:
-            steps.append(f"Our best epochs, which alone are held against a best epoch: mean of {found.beside.n}: {found.beside.mean:.4f}.")
-    else:
-        steps.append("None published for this protocol, pair and method.")
-    if v:
-        interval = "" if v.half is None else f" ± {v.half:.4f} (Welch, 95 %)"
-        steps.append(f"Ours minus published: {v.mean:+.4f}{interval}: {v.word}" + (f" ({v.why})." if v.why else "."))
     return {
         "t": clean(f"{row_title(row)} on {pair.title}", 200),
         "c": strings(clean(conditions(table), 1000)),
         "r": runs,
-        "s": [clean(step, 1000) for step in steps],
+        "s": [clean(step, 1000) for step in derivation.steps(table, found, base, versus)],
     }

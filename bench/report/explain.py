@@ -1,12 +1,10 @@
 """How one cell came about: its runs, their numbers, and every step from them to what the table prints."""
 
-import math
 import re
 
 from bench.errors import UsageError, unknown
-from bench.report import compare
+from bench.report import compare, derivation
 from bench.report.blocks import conditions, row_title, set_title
-from bench.report.statistics import paired, summarise, t_quantile
 from bench.report.table import Cell, Pair, ResultSet, Row, Table
 from bench.text import clean
 
@@ -16,14 +14,16 @@ def _plain(text: str) -> str:
 
 
 def explain(sets: list[ResultSet], method: str, pair: str) -> str:
-    """All cells of `method` on `pair` (teacher and student in any spelling: resnet56/resnet20, "WRN-40-2 -> WRN-16-2"). Raises UsageError."""
+    """All cells of `method` (its name or what tables print) on `pair` (teacher and student in any spelling: resnet56/resnet20,
+    "WRN-40-2 -> WRN-16-2"). Raises UsageError."""
     tables = [(s, t) for s in sets for t in s.tables]
-    methods = sorted({row.method for _, t in tables for row in t.rows})
-    pairs = sorted({f"{p.teacher or ''}/{p.student}" for _, t in tables for p in t.pairs})
     if not tables:
         raise UsageError("--explain: there are no tables here")
-    if method not in methods:
-        raise unknown("--explain method", method, methods)
+    rows = [row for _, t in tables for row in t.rows]
+    wanted = _named(method, rows)
+    if not wanted:
+        raise unknown("--explain method", method, sorted({row.method for row in rows} | {row_title(row) for row in rows}))
+    pairs = sorted({f"{p.teacher or ''}/{p.student}" for _, t in tables for p in t.pairs})
     if _plain(pair) not in {_plain(p) for p in pairs}:
         raise unknown("--explain pair", pair, pairs)
     parts = []
@@ -33,18 +33,22 @@ def explain(sets: list[ResultSet], method: str, pair: str) -> str:
                 base = next((r.cells[i] for r in table.rows if r.method == table.baseline and not r.variant), None)
                 versus = compare.against(table, table.baseline)
                 for k, row in enumerate(table.rows):
-                    if row.method == method:
-                        lines = _cell(results, table, row, column, row.cells[i], base) + _corrected(versus, (k, i))
-                        parts.append("\n".join(clean(line, 1000) for line in lines))
+                    if (row.method, row.variant) in wanted:
+                        lines = _cell(results, table, row, column, row.cells[i], base)
+                        steps = derivation.steps(table, row.cells[i], base, [(versus, (k, i))] if versus else [])
+                        parts.append("\n".join(clean(line, 1000) for line in [*lines, *(f"  {step}" for step in steps)]))
+    if not parts:
+        raise UsageError(f"--explain: {clean(method, 60)} has no cell on {clean(pair, 80)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _corrected(versus: compare.Comparison | None, key: tuple[int, int]) -> list[str]:
-    found = versus.cells.get(key) if versus else None
-    if found is None or found.p is None:
-        return []
-    count = sum(c.p is not None for c in versus.cells.values())
-    return [f"  against {versus.baseline}: p = {found.p:.4g}; after Holm over the {count} cells of the table: {found.holm:.4g}"]
+def _named(said: str, rows: list[Row]) -> set[tuple[str, str]]:
+    """The (method, variant) that a name means: a method with all its variants, or the name that a table prints; capitals and signs may differ."""
+    for same in (lambda name: name == said, lambda name: _plain(name) == _plain(said)):
+        found = {(r.method, r.variant) for r in rows if same(r.method) or same(r.title) or same(row_title(r))}
+        if found:
+            return found
+    return set()
 
 
 def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, base: Cell | None) -> list[str]:
@@ -62,24 +66,4 @@ def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, ba
             at = f" in epoch {run.epoch}" if run is not None and run.epoch else ""
             shown = cell.others[seed] + at + (f": {cell.reasons[seed]}" if cell.reasons.get(seed) else "")
         lines.append(f"  seed {seed}: {shown}" + (f"  [runs/{run.id}]" if run is not None else ""))
-    s, d, p, v = cell.summary, cell.difference, cell.published, cell.verdict
-    if s:
-        lines.append(f"  mean of {s.n}: {s.mean:.4f}" + ("" if s.sd is None else f"; standard deviation (ddof 1): {s.sd:.4f}"))
-    if d and base:
-        lines.append(f"  paired difference to {table.baseline}: {d.mean:+.4f} over {d.n} seed{'s' * (d.n != 1)}")
-        sd = summarise(list(paired(cell.values, base.values).values())).sd
-        if sd is not None:
-            lines[-1] += f"; interval ± t({d.n - 1}) sd/√n = {t_quantile(d.n - 1):.3f} × {sd:.4f} / {math.sqrt(d.n):.4f} = {d.half:.4f}"
-    if p:
-        lines.append(f"  published: {p.top1:.2f}" + (f" ± {p.sd:.2f}" if p.sd is not None else ", no deviation") + f" (n={p.n or '?'}), {p.source}")
-        lines[-1] += f" [{p.said}]" if p.said else ""
-        lines += [f"  another source: {o.text} (n={o.n or '?'}), {o.source}" + (f" [{o.said}]" if o.said else "") for o in p.differing]
-        if p.epoch == "best" and cell.beside:
-            sd = "" if cell.beside.sd is None else f"; standard deviation (ddof 1): {cell.beside.sd:.4f}"
-            lines.append(f"  our best epochs, which alone are held against a best epoch: mean of {cell.beside.n}: {cell.beside.mean:.4f}{sd}")
-    else:
-        lines.append("  none published for this protocol, pair and method")
-    if v:
-        interval = "" if v.half is None else f" ± {v.half:.4f} (Welch)"
-        lines.append(f"  ours against it: {v.word}, {v.mean:+.4f}{interval}" + (f": {v.why}" if v.why else ""))
     return lines

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from bench.__main__ import main
 from bench.errors import INTERRUPTED
-from bench.report import blocks, compare, render, table
+from bench.report import blocks, compare, page, render, table
 from bench.report.blocks import Block, Line
 from bench.report.explain import explain
 from tests.bench.synthetic import CRD, PAIRS, add_plan, add_run, fill, run_of
@@ -171,10 +172,30 @@ def test_explain_shows_every_step(small):
     add_run(small, run_of("kd", *R20, 3), 20.0, status="diverged", rows=1)
     text = explain(table.build(small), "kd", "resnet56 -> resnet20")
     cell = next(r for r in table.build(small)[0].tables[0].rows if r.method == "kd").cells[1]
-    assert f"mean of 2: {cell.summary.mean:.4f}" in text and f"{cell.difference.half:.4f}" in text
+    assert f"Mean of 2 seeds: {cell.summary.mean:.4f}" in text and f"{cell.difference.half:.4f}" in text
     versus = compare.against(table.build(small)[0].tables[0], "student")
-    assert f"after Holm over the {len(versus.cells)} cells of the table: {versus.cells[1, 1].holm:.4g}" in text
-    assert "t(1) sd/√n = 12.706" in text and "seed 3: diverged in epoch 1" in text and run_of("kd", *R20, 1).id in text
+    assert f"after Holm over {len(versus.cells)} cells of the table {versus.cells[1, 1].holm:.4g}" in text
+    assert "t(1) × sd / √n = 12.706" in text and "seed 3: diverged in epoch 1" in text and run_of("kd", *R20, 1).id in text
+
+
+@pytest.mark.parametrize("name", ["cc_paper", "CC (paper)", "cc (Paper)"])
+def test_explain_takes_what_tables_print(tmp_path, name):
+    add_run(tmp_path, run_of("cc", *R20, 1), 71.0, title="CC")
+    add_run(tmp_path, run_of("cc_paper", *R20, 1), 70.0, title="CC (paper)")
+    add_run(tmp_path, run_of("cc_paper", *R20, 1, hyper={"gamma": 2}), 72.0, title="CC (paper)")
+    sets = table.build(tmp_path)
+    text = explain(sets, name, "resnet56 → resnet20")
+    assert "70.00" in text and "72.00" in text and "71.00" not in text
+    (variant,) = (blocks.row_title(r) for r in sets[0].tables[0].rows if r.variant)
+    assert variant.startswith("CC (paper) [") and ("72.00" in (one := explain(sets, variant, "resnet56/resnet20"))) and "70.00" not in one
+
+
+def test_the_page_says_what_explain_says(small):
+    sets = table.build(small)
+    text = explain(sets, "kd", "resnet56/resnet20")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.html(sets), re.S)[1])
+    said = [step for step in data["cells"]["s0t1-1-1"]["s"] if "Against KD" not in step]
+    assert len(said) == 4 and all(step in text for step in said)
 
 
 def test_the_command_writes_every_format(small):

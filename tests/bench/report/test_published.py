@@ -198,8 +198,8 @@ def test_a_best_epoch_is_held_against_our_best_epochs(tmp_path):
     assert blocks.BEST in main.notes and blocks.BEST in judged.notes
     assert "Other sources print for KD: resnet56 → resnet20 70.30 best (b, copied) beside 70.70 ±0.20 best." in judged.notes
     told = explain.explain([own], "kd", "resnet56/resnet20")
-    assert "[best epoch]" in told and "our best epochs, which alone are held against a best epoch: mean of 3: 70.7000" in told
-    assert "another source: 70.30 best (n=5), b's paper [best epoch, copied]" in told
+    assert "That is: best epoch." in told and "Our best epochs, which alone are held against a best epoch: mean of 3: 70.7000" in told
+    assert "Another source prints 70.30 best (n = 5): b's paper (best epoch, copied)." in told
     shown = page.html([own])
     assert "70.70 paper (best epoch, ours 70.70)" in shown and "agrees, best epochs" in shown and "Other sources print for KD" in shown
     assert "1 is of a best epoch, held against our best epochs" in shown and "<title>published:" not in shown

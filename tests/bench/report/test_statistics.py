@@ -108,3 +108,17 @@ def test_verdicts():
 def test_geometric_mean():
     assert ours.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
     assert ours.geometric_mean([]) is None
+
+
+def test_the_noise_of_a_test_set_comes_from_its_size():
+    assert ours.binomial_error(70.0, 10_000) == pytest.approx(0.458, abs=5e-4)
+    assert ours.binomial_error(50.0, 400) == pytest.approx(2.5)
+    assert ours.binomial_error(100.0, 400) == 0.0
+
+
+def test_an_interval_over_seeds_wants_the_same_seeds():
+    one, other = {1: 0.1, 2: 0.3, 3: 0.2}, {1: 0.5, 2: 0.9, 3: 0.4}
+    assert ours.pooled({"a": one}, {"a": "s"}).common is None
+    assert ours.pooled({"a": one, "b": {1: 0.1, 2: 0.2}}, {"a": "s", "b": "t"}).common is None
+    found = ours.pooled({"a": one, "b": other}, {"a": "s", "b": "t"})
+    assert found.common == pytest.approx(ours.difference([0.3, 0.6, 0.3]).half)
