@@ -12,6 +12,8 @@ from bench.text import clean, count
 LINES = 30
 """At most so many lines: what stands above is not scrolled away."""
 _LABEL = 24
+_FAULTS, _FAULT = 3, 300
+"""Warnings and exclusions that are printed, and characters of one."""
 
 Column = tuple[tuple[str, str], list[str]]
 """Two lines of header, and the cells of the teacher and of each method."""
@@ -22,10 +24,10 @@ def short(sets: list[ResultSet], shown: ResultSet, width: int, out: Path | None,
 
     `analyses`: there is a file of what analyses found.
     """
-    above, below = [], _rest(sets, shown, out, analyses)
+    below = _rest(sets, shown, out, analyses)
     if not shown.tables:
         kept = [s.name.removeprefix("evidence/") for s in sets if s is not shown and (s.tables or s.sheets)]
-        above = _wrap(" ".join(f"{line}." for line in remarks(shown)[-1:]), width)
+        above = _wrap(f"{remarks(shown)[-1]}.", width)
         above += _wrap(f"Evidence sets: {', '.join(kept)}; report --set NAME shows one, --full all.", width) if kept else []
         return "\n".join([*above, *_fitted(below, width)]) + "\n"
     table = shown.tables[0]
@@ -70,8 +72,10 @@ def _rest(sets: list[ResultSet], shown: ResultSet, out: Path | None, analyses: b
     lines = []
     if len(shown.tables) > 1:
         lines.append(f"{count(len(shown.tables) - 1, 'more table')} of other protocols or precisions: --full prints all.")
-    if shown.faults:
-        lines.append(f"Warnings and exclusions: {shown.faults}; --full prints them.")
+    faults = [line for line in remarks(shown) if line.startswith(("warning: ", "excluded: "))]
+    lines += [clean(line, _FAULT) for line in faults[:_FAULTS]]
+    if len(faults) > _FAULTS:
+        lines.append(f"and {len(faults) - _FAULTS} more: --full prints all.")
     if out:
         kept = any(s is not shown and (s.tables or s.sheets) for s in sets)
         holds = ["notes", "published numbers", "costs by pair"] + ["evidence sets"] * kept

@@ -286,6 +286,28 @@ def test_figures(small):
     assert all((small / "report" / "figures" / n).read_bytes()[:4] in (b"\x89PNG", b"%PDF") for n in names)
 
 
+def test_figures_are_a_column_wide_and_cut_nothing(whole):
+    from bench.report import figures
+
+    sets = table.build(whole)
+    drawn = figures.draw(sets)
+    assert len(drawn) == 4 and all(figure.get_size_inches()[0] == 3.3 for figure in drawn.values())
+    for figure in drawn.values():
+        figure.draw_without_rendering()
+        width, height = figure.bbox.size
+        for axes in figure.axes:
+            low, high = axes.get_ylim()
+            for line in axes.lines:  # the middle of a figure's own frame is as far as a mark may go
+                values = [float(v) for v in line.get_ydata()]
+                assert line.get_transform() != axes.transData or all(low <= v <= high for v in values)
+            for label in axes.texts:
+                box = label.get_window_extent()
+                assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height
+    (cost,) = drawn["own-runs-table1-accuracy-cost"].axes
+    boxes = [label.get_window_extent() for label in cost.texts]
+    assert len(boxes) == 9 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_figures_take_any_name(tmp_path):
     for seed in (1, 2):
         add_run(tmp_path, run_of("student", None, "resnet20", seed), 69.0)

@@ -248,4 +248,4 @@ def test_a_lease_that_is_none_is_named_or_holds_nobody_up(folder, capsys, kind):
 
 
 def test_nothing_that_is_done_is_lost_by_that(folder):
-    assert {v.status for v in scan(folder)[0]} == {"done", "running"}
+    assert {v.status for v in scan(folder)[0]} == {"done", "interrupted"}  # nobody holds its lease
