@@ -101,7 +101,7 @@ def report(options: Report) -> int:
             if analyses:
                 write_bytes(out / "analyses.txt", analyses.encode())
             drawn = analysis_section.draw(sets, out) if options.figures else {}
-            write_bytes(out / "index.html", page.html(sets, drawn).encode())
+            write_bytes(out / "index.html", page.html(sets, drawn, os.path.relpath(results, out)).encode())
             if options.epochs:
                 epochs.save_csv(sets, out / "epochs.csv")
             if options.figures:

@@ -1,5 +1,6 @@
 """The report as one HTML page that needs nothing else: no network, light and dark, phone and paper. Templates and styles: page_parts/."""
 
+import dataclasses
 import json
 import math
 from functools import lru_cache
@@ -9,8 +10,22 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.report import analysis_section, compare, evidence, sentences, svg, trend_section
-from bench.report.blocks import MIB, NOISY, conditions, cost_block, other_sources, remarks, row_title, second_best, set_title, total_seconds
+from bench.report import analysis_section, compare, evidence, paste, sentences, svg, trend_section
+from bench.report.blocks import (
+    EMBEDDED,
+    MIB,
+    NOISY,
+    conditions,
+    cost_block,
+    is_few,
+    other_sources,
+    remarks,
+    row_title,
+    second_best,
+    set_title,
+    shared_test_set,
+    total_seconds,
+)
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
 from bench.report.statistics import Difference
@@ -111,6 +126,10 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
     teacher = [(f"{p.top1:.2f}" if p.top1 is not None else DASH, f"{p.published.top1:.2f} paper" if p.published else "") for p in table.pairs]
     base = versus[0].title if versus else table.baseline
     heads = [("over all pairs", f"Δ {base}"), ("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher")]
+    told = [k for k in range(len(heads)) if len({row["extra"][k]["views"][0]["main"] for row in rows}) > 1]  # the same for all says nothing
+    heads = [heads[k] for k in told]
+    for row in rows:
+        row["extra"] = [row["extra"][k] for k in told]
     return {"views": views, "rows": rows, "teacher": teacher if any(t[0] != DASH for t in teacher) else [], "extra": heads}
 
 
@@ -166,8 +185,10 @@ def _heads(pairs: list[Pair]) -> list[tuple[str, str]]:
     return [(name(p.teacher) if p.teacher else "no teacher", f"→ {name(p.student)}") for p in pairs]
 
 
-def table_view(results: ResultSet, table: Table, mark: str, number: int, data: dict[str, Any], strings: evidence.Strings) -> dict[str, Any]:
-    """What the template needs of one table; the evidence of its cells goes into `data`."""
+def table_view(
+    results: ResultSet, table: Table, mark: str, number: int, data: dict[str, Any], taken: dict[str, Any], strings: evidence.Strings
+) -> dict[str, Any]:
+    """What the template needs of one table; the evidence of its cells goes into `data`, the files to take away into `taken`."""
     methods = [table.baseline] + [m for m in ("student", "kd") if m != table.baseline]
     versus = [c for m in methods if (c := compare.against(table, m))]
     base = compare.main_row(table, table.baseline)
@@ -177,17 +198,25 @@ def table_view(results: ResultSet, table: Table, mark: str, number: int, data: d
             data[f"{mark}-{i}-{j}"] = evidence.cell(results, table, row, pair, found, plain, [(c, (i, j)) for c in versus], strings)
     common, vary, columns = evidence.column_facts(table)
     found = compare.leaders(table)
+    few = is_few(table)
+    pooled = [] if few else [line for c in versus[:2] for line in sentences.pooled_lines(table, c)]
+    findings = [sentences.standing_line(table), *pooled, *sentences.published_lines(table), *sentences.cost_lines(table)]
+    short = sentences.in_short(table, versus[0] if versus else None)
+    files = paste.files(dataclasses.replace(results, tables=[table]), published=True)
+    files = {name.replace("table1", f"table{number}"): text for name, text in files.items() if "standalone" not in name}
+    taken[mark] = files
     sources = {(c.published.name, c.published.source, c.published.note): None for r in table.rows for c in r.cells if c.published}
     return {
         "mark": mark,
         "title": f"Table {number}",
         "trial": table.trial,
         "caption": conditions(table),
-        "standing": sentences.standing_line(table),
-        "leaders": [sentences.leader_line(table, j, found).partition(": ") for j in range(len(table.pairs))],
-        "pooled": [line for c in versus[:2] for line in sentences.pooled_lines(table, c)],
-        "published": sentences.published_lines(table),
-        "cost_lines": sentences.cost_lines(table),
+        "embedded": EMBEDDED if table.protocol.train_images else "",
+        "short": short,
+        "leaders": [] if few else [sentences.leader_line(table, j, found).partition(": ") for j in range(len(table.pairs))],
+        "findings": [line for line in findings if line not in short],
+        "noise": shared_test_set(table),
+        "files": sorted(files),
         "heads": _heads(table.pairs),
         "accuracy": _accuracy(table, mark, versus),
         "costs": _costs(table),
@@ -207,19 +236,23 @@ def _probe(sheet: Any) -> dict[str, Any] | None:
     return block and {"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes}
 
 
-def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] | None = None) -> str:
-    """The whole page; with the results of analyses (`drawn`: their figures) and the trend of nightly runs where there are some."""
+def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] | None = None, base: str = "..") -> str:
+    """The whole page; with the results of analyses (`drawn`: their figures) and the trend of nightly runs where there are some.
+
+    base: the results folder as seen from the page, for links to records.
+    """
     own = next((s.folder for s in sets if s.name == OWN), None)
     trend = trend_section.section(own, _environment()) if own else None
     analyses = analysis_section.section(sets, _environment(), drawn or {})
     strings = evidence.Strings()
     data: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
     views = []
-    newest = ""
+    newest, newest_set = "", ""
     for k, results in enumerate(sets):
         if results.name == OWN and not results.tables and not results.sheets and not results.problems and len(sets) > 1:
             continue  # a fresh clone: the evidence comes first
-        tables = [table_view(results, table, f"s{k}t{n}", n, data, strings) for n, table in enumerate(results.tables, 1)]
+        tables = [table_view(results, table, f"s{k}t{n}", n, data, taken, strings) for n, table in enumerate(results.tables, 1)]
         used = [table.sheet.condition for table in results.tables if table.sheet]
         probes = [p for s in results.sheets if s.condition not in used and (p := _probe(s))]
         said = {f"excluded: {p.where}: {p.reason}" for p in [*results.problems, *(p for t in results.tables for p in t.excluded)]}
@@ -237,13 +270,15 @@ def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] 
         )
         for table in results.tables:
             for run in (run for row in table.rows for cell in row.cells for run in cell.runs.values() if run.record):
-                newest = max(newest, run.record.finished)
-    island = json.dumps({"strings": strings.all, "cells": data}, ensure_ascii=False, separators=(",", ":"))
+                if run.record.finished > newest:
+                    newest, newest_set = run.record.finished, f"set{k}"
+    island = json.dumps({"strings": strings.all, "cells": data, "files": taken, "base": base}, ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":  # nothing in it can end the script element
         island = island.replace(char, f"\\u{ord(char):04x}")
     return _environment().get_template("page.html.j2").render(
         title=TITLE,
         sets=views,
+        opened=next((v["id"] for v in views if v["own"] and v["tables"]), newest_set or (views[0]["id"] if views else "")),
         newest=newest[:16].replace("T", " "),
         trend=trend,
         analyses=analyses,

@@ -1,7 +1,7 @@
 """What a table says, in short plain sentences made from its numbers: who leads and how surely, what it costs, whether it agrees with the papers."""
 
 from bench.report import compare
-from bench.report.blocks import row_title
+from bench.report.blocks import is_few, row_title
 from bench.report.compare import Comparison, Leader
 from bench.report.statistics import ASSUMED, CLAIM
 from bench.report.table import Cell, Table
@@ -87,6 +87,18 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     else:
         lines.append("There are too few seeds for an interval: nothing here is sure.")
     return lines
+
+
+def in_short(table: Table, versus: Comparison | None) -> list[str]:
+    """The three sentences that matter most; below three seeds one that says that they support no claim. What is not done comes first."""
+    cells = [cell for row in table.rows for cell in row.cells]
+    if not any(cell.values for cell in cells):
+        return ["No run is done yet."]
+    lines = [] if all(cell.complete for cell in cells) else [standing_line(table)]
+    if is_few(table):
+        return [*lines, FEW]
+    pooled = pooled_lines(table, versus)
+    return [*lines, *pooled[:1], *pooled[-1:], *published_lines(table)[:1]][:3]
 
 
 def published_lines(table: Table) -> list[str]:

@@ -59,7 +59,7 @@ def _legend(table: Table, gains: bool) -> str:
     if len({len(c.values) for row in table.rows for c in row.cells if c.values}) > 1:
         text += ", (n=) where there are fewer"
     text += "; * best."
-    if is_few(table):
+    if seeds and is_few(table):
         return f"{text} {FEW}"
     return f"{text} Δ {_base(table)}: difference paired by seed, ± its 95 % interval." if gains else text
 

@@ -136,10 +136,11 @@ def cost(table: Table, versus: Comparison | None) -> Markup | None:
         name = clean(row_title(table.rows[i]), 15)
         wide = 6.6 * len(name)
         spots = [(8, 4), (-8 - wide, 4), (8, -8), (8, 16), (-8 - wide, -8), (-8 - wide, 16), (-wide / 2, -14), (-wide / 2, 24)]
+        spots += [(12, -22), (-12 - wide, -22), (12, 30), (-12 - wide, 30), (-wide / 2, -28), (-wide / 2, 38), (22, 4), (-22 - wide, 4)]
         spots = [(cx + dx, cy + dy) for dx, dy in spots]
         inside = [s for s in spots if s[0] > left and s[0] + wide < right and s[1] - 10 > top and s[1] < bottom] or spots
-        free = [s for s in inside if not any(s[0] < b[2] and s[0] + wide > b[0] and s[1] - 10 < b[3] and s[1] + 2 > b[1] for b in taken)]
-        tx, ty = (free or inside)[0]
+        covered = [sum(s[0] < b[2] and s[0] + wide > b[0] and s[1] - 10 < b[3] and s[1] + 2 > b[1] for b in taken) for s in inside]
+        tx, ty = inside[covered.index(min(covered))]
         taken.append((tx, ty - 10, tx + wide, ty + 2))
         tip = escape(f"{name}: {x:.2f}× the time, {y:+.2f} points")
         parts.append(f'<g class="m" data-m="{i}">')

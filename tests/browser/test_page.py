@@ -148,7 +148,7 @@ def test_it_toggles(opened, sets):
 
 def test_it_sorts_by_what_is_shown(opened, sets):
     means = [row.cells[0].summary.mean for row in sets[0].tables[0].rows]
-    button = opened.find_elements("css selector", f"#{TABLE} button.sort")[0]
+    button = opened.find_elements("css selector", f"#{TABLE} button.sort")[1]
     head = button.find_element("xpath", "..")
     for order, expected in (("descending", sorted(means, reverse=True)), ("ascending", sorted(means)), (None, means)):
         press(opened, button)
@@ -176,11 +176,36 @@ def test_a_cell_shows_its_evidence_and_gives_the_focus_back(opened, sets):
     assert f"{found.rows[i].title} on {found.pairs[1].title}" in text and "diverged: loss is not finite" in text
     for seed, value in cell.values.items():
         assert f"{value:.2f}" in text and f"runs/{cell.runs[seed].id}/record.json" in text
-    assert f"Mean of {cell.summary.n}: {cell.summary.mean:.4f}" in text and "Published: 69.61 ± 0.06 (n = 5)" in text
+    assert f"Mean of {cell.summary.n} seeds: {cell.summary.mean:.4f}" in text and "Published: 69.61 ± 0.06 (n = 5)" in text
     assert opened.execute_script(CONTRAST) == []
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
     assert opened.switch_to.active_element == button
+
+
+def test_the_method_header_sorts_by_name(opened, sets):
+    titles = [row.title for row in sets[0].tables[0].rows]
+    button = opened.find_elements("css selector", f"#{TABLE} button.sort")[0]
+    for expected in (sorted(titles, key=str.lower), sorted(titles, key=str.lower, reverse=True), titles):
+        press(opened, button)
+        assert [text.split("\n")[0] for text in column(opened, 0)] == expected
+
+
+def test_what_is_open_is_in_the_address(opened, sets):
+    find(opened, f"input[name={TABLE}][value=student]").click()
+    press(opened, opened.find_elements("css selector", f"#{TABLE} button.sort")[1])
+    opened.execute_script("arguments[0].click()", find(opened, f"[data-cell={TABLE}-1-1]"))
+    address, order, shown = opened.current_url, column(opened, 0), find(opened, "#evidence").text
+    opened.get("about:blank")
+    opened.get(address)
+    assert column(opened, 0) == order and find(opened, "#evidence").text == shown and shown
+    assert find(opened, f"input[name={TABLE}][value=student]").is_selected()
+    record = find(opened, "#evidence-runs a").get_attribute("href")
+    assert record.endswith("/record.json") and record.startswith(opened.uri.rsplit("/", 2)[0])
+    find(opened, "#evidence-close").click()
+    assert "cell=" not in opened.current_url
+    opened.execute_script("arguments[0].click()", find(opened, "nav.tabs a[href='#nightly']"))
+    assert find(opened, "#nightly").is_displayed() and not find(opened, "#set0").is_displayed() and "tab=nightly" in opened.current_url
 
 
 def test_another_method_stands_out(opened):
@@ -208,7 +233,7 @@ def test_every_control_can_be_reached_by_key_and_shows_its_focus(opened):
     from selenium.webdriver.common.keys import Keys
 
     reached, bare = set(), []
-    for _ in range(60):
+    for _ in range(70):
         opened.switch_to.active_element.send_keys(Keys.TAB)
         kind, outline = opened.execute_script(
             "const e = document.activeElement, s = getComputedStyle(e.matches('.choice input') ? e.nextElementSibling : e);"

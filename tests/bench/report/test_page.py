@@ -14,7 +14,7 @@ from msgspec import structs
 
 from bench.__main__ import main
 from bench.plan.protocols import PROTOCOLS
-from bench.report import compare, epochs, page, sentences, table
+from bench.report import compare, epochs, page, paste, sentences, table
 from bench.store.files import read_json, write_json
 from bench.store.rows import append_row, curve, read_rows
 from bench.store.runs import read_run
@@ -97,6 +97,39 @@ def test_it_is_the_same_each_time(whole):
     assert page.html(table.build(whole)) == page.html(table.build(whole))
 
 
+def test_the_answer_comes_first(whole):
+    text = read(whole).text
+    order = [text.index(said) for said in ("Mean ± std", "Take this table", "In short", "Over 2 pairs, KD is furthest above Student", "Holm over 3")]
+    order += [text.index("How to read it"), text.index("Best on WRN-40-2"), text.index("Images a second"), text.index("Conditions")]
+    assert order == sorted(order)
+    (own,) = table.build(whole)
+    said = sentences.in_short(own.tables[0], compare.against(own.tables[0], "student"))
+    assert len(said) == 3 and all(line in text for line in said)
+
+
+def test_two_seeds_support_no_claim(tmp_path):
+    text = read(fill(tmp_path, PAIRS[:1], ("student", "kd", "at"), (1, 2))).text
+    assert "Fewer than 3 seeds support no claim" in text
+    assert not re.search("Best on|cannot be told|furthest above|Holm over", text)
+
+
+def test_what_can_be_taken_is_what_is_written(whole, tmp_path):
+    sets = table.build(whole)
+    data = json.loads(read(whole).island)
+    made = paste.files(sets[0], published=True)
+    assert data["files"]["s0t1"] == {name: text for name, text in made.items() if "standalone" not in name}
+    assert data["base"] == ".." and json.loads(Reader(page.html(sets, base="../a<b")).island)["base"] == "../a<b"
+
+
+def test_the_newest_own_runs_are_open(whole, tmp_path):
+    add_run(tmp_path / "evidence" / "old", run_of("kd", *R20, 1), 70.0)
+    add_run(tmp_path / "evidence" / "young", run_of("kd", *R20, 2), 70.0, finished="2025-06-01T00:00:00Z")
+    opened = [attrs["data-open"] for tag, attrs in read(tmp_path).seen if tag == "nav"]
+    assert opened == ["set2"]
+    add_run(tmp_path, run_of("kd", *R20, 3), 70.0)
+    assert [attrs["data-open"] for tag, attrs in read(tmp_path).seen if tag == "nav"] == ["set0"]
+
+
 HOSTILE = "</script><script>alert(1)</script><b onclick=x>&\"'\u2028\u202e\x1b[31m"
 
 
@@ -132,12 +165,14 @@ def test_records_of_a_newer_version_are_left_out_with_the_reason(tmp_path, name)
 def test_one_run_is_a_page(tmp_path):
     add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
     found = read(tmp_path)
-    assert "70.00" in found.text and "n = 1" in found.text and "fewer than two methods are complete" in found.text
+    assert "70.00" in found.text and "n = 1" in found.text
+    t = tables(tmp_path)
+    assert "fewer than two methods are complete" in sentences.leader_line(t, 0, compare.leaders(t))
 
 
 def test_a_plan_with_nothing_run_is_a_page(tmp_path):
     add_plan(tmp_path, [R20], ("student", "kd"), (1, 2, 3))
-    assert "no run is done yet" in read(tmp_path).text
+    assert "No run is done yet." in read(tmp_path).text
 
 
 def test_costs_alone_are_a_page(tmp_path):
