@@ -100,8 +100,9 @@ def caption(table: Table, most: int, published: bool) -> str:
     means = f"mean and standard deviation over {count(most, 'seed')}" if most > 1 else count(most, "seed")
     text = f"Test top-1 accuracy (%) on {what} after the last of {count(p.epochs, 'epoch')} ({p.name.upper()} protocol), {means}"
     text += f", precision {table.precision}. Best in bold, second underlined."
-    missing = any(cell.others for row in table.rows for cell in row.cells)
-    text += f" {NONE}: no finished run; n: fewer seeds than in the other cells." if missing else ""
+    seeds = {len(cell.values) for row in table.rows for cell in row.cells}
+    text += f" {NONE}: no finished run." if 0 in seeds else ""
+    text += " (n=): of fewer seeds." if len(seeds - {0}) > 1 else ""
     text += " Published: as printed in the papers." if published else ""
     return f"{banner(table)} {text}".strip()
 
@@ -148,10 +149,11 @@ def standalone(grid: Grid) -> str:
             rf"\usepackage[papersize={{21cm,{height:.1f}cm}},margin=1.5cm]{{geometry}}",
             r"\pagestyle{empty}",
             r"\begin{document}",
-            r"\begin{table}[t]",
+            r"\begin{table}[!h]",
             r"\centering\small\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{latex_escape(grid.caption)}}}",
             rf"\label{{{grid.label}}}",
+            r"\medskip",
             r"\sbox0{%",
             body + "%",
             r"}\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",

@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from bench.report.blocks import NONE, conditions, is_few, remarks, row_title, set_title, signed, times
+from bench.report.blocks import NOISE, NOISY, NONE, conditions, is_few, remarks, row_title, set_title, signed, times
 from bench.report.sentences import FEW, standing_line
 from bench.report.statistics import Difference
 from bench.report.table import Cell, ResultSet, Table, name
@@ -37,7 +37,7 @@ def short(sets: list[ResultSet], shown: ResultSet, width: int, out: Path | None,
     above = _wrap(where + conditions(table), width) + _wrap(_legend(table, len(columns) > len(table.pairs)), width) + [""]
     if not all(cell.complete for row in table.rows for cell in row.cells):
         below = [standing_line(table), *below]
-    below = _fitted([*missing, *below], width)
+    below = _fitted([NOISE] * any(NOISY in cell for _, cells in columns for cell in cells) + [*missing, *below], width)
     lines, left_out = _table(labels, columns, LINES - len(above) - len(below) - 2)
     if left_out:
         below.insert(0, f"{count(left_out, 'more method')} in the files below.")
@@ -112,7 +112,7 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
     few, many = is_few(table), len(table.pairs) > 1
     gains = [_gain(row.pooled if many else row.cells[0].difference if row.cells else None, few) for row in table.rows]
     extra = [((f"Δ {_base(table)}", "all pairs" if many else ""), gains)]
-    extra.append((("speed", ""), [times(row.speed) for row in table.rows]))
+    extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy for row in table.rows]))
     extra.append((("memory", ""), [times(row.memory) for row in table.rows]))
     extra.append((("prep.", ""), [NONE if row.preparation is None else f"{row.preparation:.0f} s" for row in table.rows]))
     columns += [(head, ["", *cells]) for head, cells in extra if len(set(cells)) > 1]  # the same for all says nothing

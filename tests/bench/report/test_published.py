@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from bench.errors import StoreError
-from bench.report import blocks, compare, explain, page, published, render, table
+from bench.report import blocks, compare, explain, page, published, render, sentences, table
 from bench.report.published import HERE, Published
 from tests.bench.synthetic import CRD, add_run, run_of
 
@@ -234,3 +234,17 @@ def test_no_best_epoch_of_any_file_is_held_against_a_last(tmp_path):
         if row.method in rows:
             (cell,) = row.cells
             assert cell.verdict.mean == pytest.approx(65.0 - cell.published.top1)
+
+
+def test_what_chance_alone_would_make_is_said(tmp_path):
+    for method, top1 in (("student", 69.0), ("kd", 70.66), ("at", 73.0)):
+        for seed in (1, 2, 3):
+            add_run(tmp_path, run_of(method, *R20, seed, CRD), top1 + seed / 10)
+    found = table.build(tmp_path)[0].tables[0]
+    verdicts = [row.cells[0].verdict for row in found.rows]
+    halves = sorted(v.half for v in verdicts if v.half is not None)
+    assert len(halves) == 2 and verdicts[2].word == "differs"  # none printed a deviation for the student
+    agree, differ, least, middle, most = compare.by_chance(found)
+    assert (agree, differ) == (pytest.approx(0.95 * 2), pytest.approx(0.05 * 2)) and [least, most] == halves
+    text = " ".join(sentences.published_lines(found))
+    assert "about 1.9 agree and 0.1 differ" in text and f"smaller than ± {middle:.2f} points (median; {least:.2f} to {most:.2f})" in text

@@ -16,8 +16,9 @@ from msgspec.structs import asdict
 
 from bench.errors import StoreError, UsageError
 from bench.store.files import crc, mend_torn_tail, read_json, write_json
+from bench.store.lease import Lease
 from bench.store.rows import append_row, read_rows
-from bench.store.runs import check_config, read_record, read_status, scan, write_config, write_record, write_status
+from bench.store.runs import check_config, read_record, read_run, read_status, scan, write_config, write_record, write_status
 from tests.bench import synthetic
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -202,6 +203,17 @@ def test_statuses_are_a_closed_list(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "finished"}')
     with pytest.raises(StoreError, match="finished"):
         read_status(tmp_path)
+
+
+def test_a_run_that_nobody_holds_is_interrupted(tmp_path):
+    folder = synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet56", "resnet20", 1), 70.0, status="running", rows=2)
+    view = read_run(folder)
+    assert (view.status, view.epoch) == ("interrupted", 2) and "nobody runs it" in view.reason
+    lease = Lease(folder)
+    assert lease.acquire()
+    assert read_run(folder).status == "running"
+    lease.release()
+    assert read_run(folder).status == "interrupted"
 
 
 def test_a_status_waits_for_no_disk(tmp_path, monkeypatch):
