@@ -23,6 +23,6 @@ fi
 
 # All of it: a process a core, each file in one of them; then what is timed, alone.
 code=0
-"$python" -m pytest -n "$(nproc)" --dist loadfile --durations 15 --ignore tests/benchmarks || code=$?
+"$python" -m pytest -n "$(env -u OMP_NUM_THREADS nproc)" --dist loadfile --durations 15 --ignore tests/benchmarks || code=$?
 "$python" -m pytest tests/benchmarks || code=$?
 exit $code
