@@ -54,6 +54,8 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
     """Groups that share a GPU."""
     checkpoint_seconds: float = 60.0
     """What a killed run may lose, in seconds."""
+    keep_epochs: Texts = ()
+    """Keep the student's weights after these epochs (0: before the first), as in 0,5,10-15, for analyses of how it learned."""
     costs: bool = True
     """Measure the cost of each (pair, method) that has none, after training."""
     dry_run: bool = False
@@ -88,6 +90,7 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
         if self.precision is not None and self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, list(PRECISIONS))
         parse_seeds(self.seeds)
+        parse_seeds(self.keep_epochs, "--keep-epochs")
         names.check_methods([*words(self.methods), *(parse_set(text)[0] for text in self.overrides)])
         names.check_pairs(words(self.pairs))
         for text in self.teacher:

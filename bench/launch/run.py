@@ -106,11 +106,20 @@ def run(options: Run) -> int:
         engine=options.engine,
         deterministic=options.deterministic,
         checkpoint_seconds=options.checkpoint_seconds,
+        keep_epochs=_kept(options, the_plan),
     )
     if slurm:
         return _submit(options, the_plan, book, execution, folder)
     until = started + 60 * options.time_budget if options.time_budget is not None else None
     return _run_here(options, the_plan, book, execution, folder, slots, until)
+
+
+def _kept(options: Run, the_plan: Plan) -> tuple[int, ...]:
+    """The epochs whose weights are kept. Raises UsageError for one after the end."""
+    epochs, last = parse_seeds(options.keep_epochs, "--keep-epochs"), the_plan.protocol.epochs
+    if late := [epoch for epoch in epochs if epoch > last]:
+        raise UsageError(f"--keep-epochs {late[0]}: training ends with epoch {last}; name epochs from 0 to {last}")
+    return epochs
 
 
 def slots_for(options: Run, groups: int) -> tuple[list[Slot], dict]:

@@ -21,13 +21,13 @@ class Selection:
     hyper: tuple[tuple[str, str, object], ...] = ()  # (method, field, value)
 
 
-def parse_seeds(texts: Iterable[str]) -> tuple[int, ...]:
-    """Seeds from "1", "1,2" or "1-3", in order, each once. Raises UsageError."""
+def parse_seeds(texts: Iterable[str], option: str = "--seeds") -> tuple[int, ...]:
+    """Seeds (or epochs: `option` says which) from "1", "1,2" or "1-3", in order, each once. Raises UsageError."""
     seeds: list[int] = []
     for part in (p for text in texts for p in text.split(",") if p):
         first, _, last = part.partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or part.endswith("-") or int(last or first) < int(first):
-            raise UsageError(f"--seeds {part}: expected whole numbers or a range, as in 1,2 or 1-3")
+            raise UsageError(f"{option} {part}: expected whole numbers or a range, as in 1,2 or 1-3")
         seeds += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(seeds))
 

@@ -17,3 +17,4 @@ class Execution:
     checkpoint_seconds: float = 60.0
     stop_after_seconds: float | None = None  # stop cleanly at a step after so long, exit code 75
     download: bool = False
+    keep_epochs: tuple[int, ...] = ()  # whose weights are kept beside the run; 0: before the first

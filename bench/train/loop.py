@@ -112,6 +112,8 @@ class Training:
         needs_teacher = any(p.learner.teacher_needs for p in self.places)
         self.engine = job.engine(job.images, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
         try:
+            if self.position == START:
+                self._keep_first()
             for epoch in range(self.position.epoch, self._last + 1):
                 if not self.places:
                     break
@@ -125,6 +127,15 @@ class Training:
             self._interrupted(f"device lost: {reasons.reason(error)}")
             return TROUBLE
         return TROUBLE if self.trouble else DONE
+
+    def _keep_first(self) -> None:
+        for place in list(self.places):
+            try:
+                self._keep(place, 0)
+            except LeaseLost as error:
+                self._lost(place, error)
+            except OSError as error:
+                self._drop(place.learner, error)
 
     def _epoch(self, epoch: int, first: int) -> bool:
         """One epoch from step `first`; False when stopped (the state is saved)."""
@@ -200,6 +211,7 @@ class Training:
         for place in list(self.places):
             try:
                 self._row(place, epoch, count)
+                self._keep(place, epoch)
                 if epoch == self.protocol.epochs:
                     self._finish(place)
             except LeaseLost as error:
@@ -211,6 +223,11 @@ class Training:
             resumed_inside = epoch == self.position.epoch and self.position.step > 0 and len(self.places) > 1
             (self._save if resumed_inside else self._save_if_due)(Position(epoch + 1, 0))
         return True
+
+    def _keep(self, place: ActiveRun, epoch: int) -> None:
+        """Before any checkpoint after this epoch, so that a run killed in between comes here again."""
+        if epoch in self.job.execution.keep_epochs:
+            place.folder.snapshot(epoch, place.learner.student.state_dict())
 
     def _row(self, place: ActiveRun, epoch: int, count: int) -> None:
         losses, train_top1 = place.learner.means(count)

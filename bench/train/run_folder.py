@@ -9,12 +9,13 @@ from torch import Tensor
 
 from bench.errors import StoreError
 from bench.plan.members import Member
+from bench.store import snapshots
 from bench.store.files import mend_torn_tail, write_bytes
 from bench.store.lease import Lease
 from bench.store.records import Status
 from bench.store.rows import append_row, read_rows
 from bench.store.runs import is_done, read_status, write_config, write_record, write_status
-from bench.store.weights import pickled, plain
+from bench.store.weights import pickled, plain, state_hash
 from bench.train import checkpoint
 from methods import registry
 
@@ -103,6 +104,11 @@ class RunFolder:
         write_record(self.path, {**facts, "method_source": self._source, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
         self.status("done")
         checkpoint.discard(self.results, self.id)
+
+    def snapshot(self, epoch: int, student: dict[str, Tensor]) -> None:
+        """Keep the student's weights after an epoch. Raises LeaseLost and OSError."""
+        self.lease.check()
+        snapshots.write(self.path, epoch, pickled(plain(student)), state_hash(student))
 
     def _weights(self, name: str, state: dict[str, Tensor]) -> None:
         write_bytes(self.path / name, pickled(plain(state)))

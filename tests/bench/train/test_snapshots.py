@@ -1,0 +1,49 @@
+"""Weights kept on the way (--keep-epochs): those of that epoch, and nothing of the run changes for it."""
+
+import pytest
+import torch
+
+from bench.__main__ import parse
+from bench.errors import DONE, StoreError, UsageError
+from bench.launch import jobs
+from bench.launch.run import _kept, make_plan
+from bench.plan.groups import Group
+from bench.plan.protocols import Protocol
+from bench.store import snapshots
+from bench.store.runs import scan
+from bench.store.weights import read_state, state_hash
+from bench.train.execution import Execution
+
+TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=100, test_images=100, image_size=16, batch=50)
+
+
+def trained(folder, **changes):
+    group = Group(None, "resnet8", 1, TINY, "tf32", ("student",))
+    threads = torch.get_num_threads()
+    assert jobs.run_group(group, Execution(str(folder), device="cpu", threads=threads, deterministic=True, **changes)) == DONE
+    return scan(folder)[0][0]
+
+
+def test_weights_of_the_epochs_asked_for_and_the_same_run(tmp_path):
+    plain = trained(tmp_path / "plain")
+    kept = trained(tmp_path / "kept", keep_epochs=(0, 2))
+    assert snapshots.kept(plain.folder) == {}
+    assert (kept.id, kept.record.weights_sha256) == (plain.id, plain.record.weights_sha256)
+    found = snapshots.kept(kept.folder)
+    assert list(found) == [0, 2] and found[0] != found[2] == kept.record.weights_sha256
+    assert all(state_hash(read_state(snapshots.place(kept.folder, epoch))) == value for epoch, value in found.items())
+
+
+def test_a_damaged_index_is_said(tmp_path):
+    snapshots.write(tmp_path, 3, b"", "abc")
+    path = snapshots.place(tmp_path, 3).with_suffix(".json")
+    path.write_text(path.read_text().replace("abc", "abd"))
+    with pytest.raises(StoreError, match="epoch-3.json"):
+        snapshots.kept(tmp_path)
+
+
+@pytest.mark.parametrize("given, said", [("99", "ends with epoch 15"), ("x", "--keep-epochs x: expected whole numbers")])
+def test_epochs_that_are_none_are_refused(given, said):
+    options = parse("run", ["--profile", "smoke", "--keep-epochs", given])
+    with pytest.raises(UsageError, match=said):
+        _kept(options, make_plan(options))
