@@ -216,6 +216,7 @@ def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Ta
     common = {"protocol": the_plan.teacher_protocol, "seed": TEACHER_SEED, "precision": the_plan.precision}
     waiting = len({g.teacher for g in the_plan.groups}) == 1 and all(the_plan.needs_teacher(g) for g in the_plan.groups)
     whole = waiting and execution.threads is None
+    execution = dataclasses.replace(execution, keep_epochs=())  # of students
     tasks = []
     for name in book.teachers_missing():
         arguments = {"architecture": name, **common}
