@@ -107,6 +107,10 @@ class Analysis:
         values = dataclasses.asdict(self.options)
         return {"name": self.name, "version": self.version, "options": {n: _plain(values[n]) for n in kept}}
 
+    def made_of(self, context: Any) -> dict[str, Any]:
+        """What else names a result and is known with the networks and the data only: hashes of further files. JSON values; may raise UsageError."""
+        return {}
+
     def run(self, context: Any) -> Result:
         """The result for `context` (frame.context.Context). May raise UsageError for what cannot be done."""
         raise NotImplementedError

@@ -151,7 +151,7 @@ class Context:
 def identity(analysis: Analysis, context: Context) -> dict[str, Any]:
     """What names a result: the analysis with its options and version, the networks by their weights, the data by its content."""
     data = {"name": context.dataset.name, "hash": context.dataset.hash, "image_size": context.dataset.image_size}
-    found = {**analysis.identity(), "networks": [s.facts() for s in context.subjects], "data": data}
+    found = {**analysis.identity(), "networks": [s.facts() for s in context.subjects], "data": data, **analysis.made_of(context)}
     arithmetic = environment.arithmetic(PRECISION, context.device)
     return found if arithmetic == "fp32" else {**found, "arithmetic": arithmetic}
 
