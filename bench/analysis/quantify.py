@@ -299,7 +299,8 @@ def _maps(stored: Stored) -> Drawing:
                 axes.set_title(drawing.plain(name, 12), fontsize=drawing.SMALL)
         for axes in panels[r]:
             if masks[r].any() and not masks[r].all():
-                axes.contour(np.arange(size) + 0.5, np.arange(size) + 0.5, masks[r], levels=[0.5], colors="#d55e00", linewidths=0.7)
+                for colour, width in (("black", 1.5), ("white", 0.7)):  # seen on light and on dark
+                    axes.contour(np.arange(size) + 0.5, np.arange(size) + 0.5, masks[r], levels=[0.5], colors=colour, linewidths=width)
             axes.set_xticks([])
             axes.set_yticks([])
     said = [f"{name}: H from {found.min():.2f} to {found.max():.2f}" for name, found in maps.items()]
@@ -321,7 +322,7 @@ def _learning(stored: Stored) -> Drawing:
             axes.plot(epochs, curve, markersize=3, linewidth=1.1, label=drawing.plain(method), **drawing.look(i))
             said.append(f"{method}, {title}: " + ", ".join(f"{v:.1f}" for v in curve))
         drawing.label(axes, x="epoch", y="concepts an image", title=title)
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.ymax + 0.1)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=drawing.SMALL, frameon=False)
     text = f"Epochs {', '.join(map(str, epochs))}. " + "; ".join(said) + "."
     return Drawing("learning", f"Concepts over training, mean over images and seeds, {stored.subject}", text, figure)
