@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.__main__ import parse
-from bench.errors import DONE, StoreError, UsageError
+from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.launch import jobs
 from bench.launch.run import _kept, make_plan
 from bench.plan.groups import Group
@@ -47,3 +47,21 @@ def test_epochs_that_are_none_are_refused(given, said):
     options = parse("run", ["--profile", "smoke", "--keep-epochs", given])
     with pytest.raises(UsageError, match=said):
         _kept(options, make_plan(options))
+
+
+def test_a_snapshot_that_cannot_be_written_fails_the_run_and_the_next_launch_keeps_it(tmp_path, monkeypatch):
+    group = Group(None, "resnet8", 1, TINY, "tf32", ("student",))
+    execution = Execution(str(tmp_path), device="cpu", threads=torch.get_num_threads(), checkpoint_seconds=0, keep_epochs=(0, 1, 2))
+
+    def full(folder, epoch, data, weights_hash, write=snapshots.write):
+        if epoch == 1:
+            raise OSError(28, "No space left on device")
+        write(folder, epoch, data, weights_hash)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "write", full)
+        assert jobs.run_group(group, execution) == TROUBLE
+    (view,), _ = scan(tmp_path)
+    assert view.status == "failed" and "No space left" in view.reason
+    assert jobs.run_group(group, execution) == DONE
+    assert list(snapshots.kept(view.folder)) == [0, 1, 2]
