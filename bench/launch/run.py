@@ -27,7 +27,7 @@ from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
 from bench.store.records import Teacher
 from bench.store.runs import scan
-from bench.text import count, duration, say, table
+from bench.text import clean, count, duration, say, table
 from bench.train import engine, environment, teacher_networks
 from bench.train.execution import Execution
 
@@ -260,7 +260,7 @@ def run_probes(group: Group, execution: Execution) -> int:
             hyper = narrowed(group, [method]).hyper
             code = max(code, probes.run_probe(group.teacher, group.student, method, group.precision, execution, group.protocol, hyper=hyper))
         except Exception as error:  # a stranger's method may raise anything
-            print(f"cost probe of {method} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(clean(f"cost probe of {method} failed: {type(error).__name__}: {error}", 1000), file=sys.stderr, flush=True)
             code = max(code, TROUBLE)
         if code >= STOPPED_IN_TIME:
             break

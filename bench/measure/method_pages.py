@@ -15,7 +15,7 @@ from bench.options import ResultsOption
 from bench.plan import names
 from bench.plan.profiles import ALL_PAIRS, PAIRS, Pair
 from bench.store import costs
-from bench.text import left
+from bench.text import left, say
 from methods import registry
 from methods.base import Method, MethodError, Needs, Setting
 
@@ -50,7 +50,7 @@ def show() -> None:
     for line in left([(m.name, f"v{m.version}", m.title, m.paper) for m in found]) or ["no method is registered"]:
         print(line)
     for name, error in registry.broken().items():
-        print(f"{name}: BROKEN, {error}")
+        say(f"{name}: BROKEN, {error}")
 
 
 def page(name: str) -> list[str]:

@@ -33,6 +33,7 @@ from bench.plan.identity import digest
 from bench.plan.profiles import Pair
 from bench.plan.protocols import Protocol
 from bench.store.runs import scan
+from bench.text import clean
 from bench.train import environment
 from bench.train.execution import Execution
 from bench.train.group_job import GroupJob
@@ -259,7 +260,7 @@ def _timed(step, steps: int, device: torch.device) -> float:
 
 def _said(error: Exception) -> str:
     execution = traceback.extract_tb(error.__traceback__)[-1]
-    text = re.sub(r"\s+", " ", str(error))[:200]
+    text = clean(re.sub(r"\s+", " ", str(error)), 200)
     return f"{type(error).__name__}: {text} ({Path(execution.filename).name}:{execution.lineno})"
 
 

@@ -13,6 +13,7 @@ from bench.plan.members import Member
 from bench.store import redo
 from bench.store.lease import acquire_all
 from bench.store.runs import is_done
+from bench.text import say
 from bench.train import checkpoint, environment
 from bench.train.checkpoint import START, Position
 from bench.train.context import Context
@@ -90,7 +91,7 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
                 folder.lease.release()
                 held.remove(folder)
                 if reason:
-                    print(f"{reason}; this run is left alone, --redo starts it over", flush=True)
+                    say(f"{reason}; this run is left alone, --redo starts it over")
                     elsewhere += 1
     except OSError as error:
         for folder in held:
@@ -108,7 +109,7 @@ def _is_sound(folder: RunFolder) -> bool:
     try:
         folder.lease.held()
     except StoreError as error:
-        print(f"{error}; {folder.id} is left alone", flush=True)
+        say(f"{error}; {folder.id} is left alone")
         return False
     return True
 

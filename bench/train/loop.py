@@ -14,6 +14,7 @@ from bench.errors import DONE, TROUBLE, StoreError
 from bench.store import redo
 from bench.store.lease import LeaseLost
 from bench.store.weights import state_hash
+from bench.text import say
 from bench.train import environment, reasons
 from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
 from bench.train.engine import DeviceLost, Failures, is_lost
@@ -341,7 +342,7 @@ class Training:
     def _lost(self, place: ActiveRun, error: LeaseLost) -> None:
         self._leave(place)
         self.trouble = True
-        print(f"{error}; this writer leaves it", flush=True)
+        say(f"{error}; this writer leaves it")
 
     def _leave(self, place: ActiveRun) -> None:
         self.places.remove(place)

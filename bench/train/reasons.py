@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 import methods
+from bench.text import clean
 from methods.base import Method, MethodError
 
 _ROOT = Path(methods.__file__).resolve().parents[1]
@@ -12,11 +13,12 @@ WIDTH = 300
 
 
 def reason(error: BaseException, method: type[Method] | None = None) -> str:
-    """One line. What the system says (a full disk) stands first; an error out of a method's code names its file and line."""
+    """One line without control characters. What the system says (a full disk) stands first; an error out of a method's code names its file
+    and line."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return clean(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
     where = method and place(error, method)
-    return f"{f'{where}: ' if where else ''}{type(error).__name__}: {' '.join(str(error).split())[:WIDTH]}"
+    return f"{f'{where}: ' if where else ''}{type(error).__name__}: {clean(' '.join(str(error).split()), WIDTH)}"
 
 
 def place(error: BaseException, method: type[Method]) -> str | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.augment import Augmenter, Draws
+from bench.text import say
 from bench.train.engine import state
 from bench.train.engine.eager import DeviceLost, Eager, Failures, Shared, is_lost, train
 from bench.train.learner import Learner
@@ -119,7 +120,7 @@ class Static(Eager):
             # The sums came with the trials.
             self._where = state.addresses(learners)
             return self._rest(recorded, start)
-        print(f"engine {self.name}: {reason}; the group goes on in eager steps", flush=True)
+        say(f"engine {self.name}: {reason}; the group goes on in eager steps")
         state.put_back(learners, expected)
         self._forget()
         self.name = Eager.name
