@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import EPS, batch_normalised
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -44,7 +44,7 @@ def _scale(squares: Tensor) -> tuple[Tensor, Tensor]:
 class Hyper:
     """The authors' weight."""
 
-    weight: float = 2.5
+    weight: float = ranged(2.5, at_least=0)
 
 
 @register("ickd")

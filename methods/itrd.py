@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import unit
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -60,9 +60,9 @@ def _trace(gram: Tensor) -> Tensor:
 class Hyper:
     """The authors' defaults. Raises MethodError for an order that is not above 0.5."""
 
-    correlation_weight: float = 2.0
-    mutual_weight: float = 0.05
-    alpha: float = 1.5  # order of the entropy
+    correlation_weight: float = ranged(2.0, at_least=0)
+    mutual_weight: float = ranged(0.05, at_least=0)
+    alpha: float = ranged(1.5, above=0.5)  # order of the entropy
 
     def __post_init__(self) -> None:
         if not self.alpha > 0.5:

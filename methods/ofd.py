@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import models
 from methods._maps import batch_normalised, pooled_to
 from methods._teacher import read
-from methods.base import Batch, Method, MethodError, Needs, Preparation, PreparationData, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -69,7 +69,7 @@ def _without_norms(teacher: str) -> str | None:
 class Hyper:
     """The authors' weight for images of 32 pixels."""
 
-    weight: float = 0.001
+    weight: float = ranged(0.001, at_least=0)
 
 
 @register("ofd")

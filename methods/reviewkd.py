@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import batch_normalised, pooled_to
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs, Shapes
 
@@ -98,8 +98,8 @@ def levels(shapes: Shapes, kind: str) -> list[tuple[int, int, int]]:
 class Hyper:
     """The authors' default; weights by pair as said above. Raises MethodError for a warm-up below 1 epoch."""
 
-    weight: float = 1.0
-    warmup: int = 20  # epochs in which the weight grows to its value
+    weight: float = ranged(1.0, at_least=0)
+    warmup: int = ranged(20, at_least=1)  # epochs in which the weight grows to its value
 
     def __post_init__(self) -> None:
         if self.warmup < 1:

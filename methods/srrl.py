@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from methods._maps import batch_normalised
 from methods._teacher import classifier_preparation, read_classifier
-from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting
+from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, ranged
 from methods.kd import kd_loss
 from methods.registry import register
 from models.outputs import Outputs
@@ -31,11 +31,11 @@ def srrl_losses(projected: Tensor, embedding: Tensor, logits: Tensor, weight: Te
 class Hyper:
     """The authors' weights; no KD."""
 
-    ce_weight: float = 1.0
-    kd_weight: float = 0.0
-    temperature: float = 4.0
-    feature_weight: float = 1.0
-    regression_weight: float = 1.0
+    ce_weight: float = ranged(1.0, at_least=0)
+    kd_weight: float = ranged(0.0, at_least=0)
+    temperature: float = ranged(4.0, above=0)
+    feature_weight: float = ranged(1.0, at_least=0)
+    regression_weight: float = ranged(1.0, at_least=0)
 
 
 @register("srrl")

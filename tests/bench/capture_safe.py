@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,6 +28,16 @@ class NotCapturable(RuntimeError):
     """An operator that a captured step cannot contain; names it."""
 
 
+class _Made(TorchFunctionMode):
+    """Finds tensors made from Python numbers on the device: not every version of torch dispatches anything for them on `meta`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
+            raise NotCapturable("torch.tensor: a tensor made from Python numbers is a copy from the host; make it before the step")
+        return func(*args, **kwargs)
+
+
 class CaptureSafe(TorchDispatchMode):
     """Raises NotCapturable at the first operator inside that cannot be captured. `seen` counts the operators that passed.
 
@@ -36,6 +47,17 @@ class CaptureSafe(TorchDispatchMode):
     def __init__(self, on_meta: bool = False) -> None:
         super().__init__()
         self.on_meta, self.seen = on_meta, 0
+        self._made = _Made()
+
+    def __enter__(self) -> "CaptureSafe":
+        if self.on_meta:
+            self._made.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self.on_meta:
+            self._made.__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
