@@ -43,6 +43,8 @@ def parse_pair(text: str, networks: Sequence[str]) -> Pair:
         teacher, found, student = (part.strip() for part in text.partition(separator))
         if found and (teacher in networks or student in networks):
             raise unknown("network", student if teacher in networks else teacher, list(networks))
+    if text in networks:
+        raise UsageError(f"pair {text!r} is one network: write teacher-student, as in resnet56-resnet20")
     raise unknown("pair", text, known)
 
 
