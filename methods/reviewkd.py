@@ -86,7 +86,15 @@ class Fusion(nn.Module):
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return maps if maps.shape[2:] == tuple(size) else F.interpolate(maps, tuple(size), mode="nearest")
+    """The nearest neighbour's value: (B, C, H, W) -> (B, C, *size)."""
+    (batch, channels, height, width), (tall, wide) = maps.shape, size
+    if (height, width) == (tall, wide):
+        return maps
+    if tall % height or wide % width:
+        return F.interpolate(maps, (tall, wide), mode="nearest")
+    # Each value repeated: the same as interpolation, whose backward pass is not deterministic on CUDA and not bit-stable when recorded.
+    repeated = maps[:, :, :, None, :, None].expand(batch, channels, height, tall // height, width, wide // width)
+    return repeated.reshape(batch, channels, tall, wide)
 
 
 def levels(shapes: Shapes, kind: str) -> list[tuple[int, int, int]]:

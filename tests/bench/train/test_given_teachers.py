@@ -89,7 +89,8 @@ def test_a_dry_run_counts_it_and_writes_nothing(launched, tmp_path, capsys):
     assert not launched and not (tmp_path / "results").exists()
 
 
-def test_another_teacher_in_its_place_is_kept_and_the_command_that_replaces_it_is_named(launched, tmp_path, capsys):
+def test_another_teacher_in_its_place_is_kept_and_the_command_that_replaces_it_is_named(launched, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("KD_BENCH_DATA", raising=False)
     assert main([*COMMAND, "--teacher", str(exported(tmp_path / "one.safetensors"))]) == DONE
     before = teachers.find(tmp_path / "results", "shapes100", "resnet14")
     other = exported(tmp_path / "other one.safetensors", seed=2)
