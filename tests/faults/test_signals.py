@@ -68,7 +68,7 @@ def test_a_signal_tears_nothing_wherever_it_lands(results, unbroken, place, numb
     assert lives.train(results) == DONE and lives.outcome(results) == unbroken
 
 
-def slow_group(group, where) -> int:
+def slow_group(group, execution) -> int:
     """run_group with steps that take long enough to be interrupted."""
 
     step = engine.Eager.step
@@ -78,7 +78,7 @@ def slow_group(group, where) -> int:
         return step(runner, start, stop)
 
     engine.Eager.step = slowly
-    return jobs.run_group(group, where)
+    return jobs.run_group(group, execution)
 
 
 def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroken):
