@@ -28,9 +28,9 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch):
     assert views["at+kd"].id.startswith("resnet14-resnet8-at+kd-s1-") and views["at+kd"].title == "AT + KD"
     (results, *_) = table.build(whole)
     assert "AT + KD" in [row.title for row in results.tables[0].rows]
-    assert changed_sources(whole) == []
+    assert changed_sources(scan(whole)[0]) == []
     monkeypatch.setattr(registry, "source_hash", lambda name: "0" * 16)
-    assert any(line.startswith("the source of at+kd changed since 1 of its runs") for line in changed_sources(whole))
+    assert any(line.startswith("the source of at+kd changed since 1 of its runs") for line in changed_sources(scan(whole)[0]))
 
 
 def test_a_joined_row_needs_a_teacher(tmp_path):

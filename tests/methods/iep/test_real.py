@@ -34,7 +34,7 @@ def teacher():
 @pytest.fixture(scope="module")
 def training():
     dataset = images.load(get("crd"), Path(os.environ["KD_BENCH_DATA"]))
-    return TrainingImages(dataset, Augmenter(dataset, channels_last=True), "test", lambda line: None, lambda: None)
+    return TrainingImages(dataset, Augmenter(dataset, channels_last=True)).named("test")
 
 
 def test_first_components_of_the_teachers_maps_converge_in_the_steps_of_the_default(teacher, training):
