@@ -1,10 +1,11 @@
 """Death inside what comes before training: a long preparation and a stage in which the student is pre-trained go on with the same bits."""
 
+import contextlib
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from bench.errors import DONE
 from bench.launch import jobs
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
+from bench.train import checkpoint
 from tests.bench.train.test_kill import FORK, execution, fresh, live, outcome
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=3, milestones=(2,), train_images=200, test_images=100, image_size=16, batch=64)
-HYPER = (("ab", "epochs", 4), ("fsp", "epochs", 3), ("ft", "epochs", 6), ("crd", "negatives", 64))
+HYPER = (("ab", "epochs", 9), ("fsp", "epochs", 5), ("ft", "epochs", 6), ("crd", "negatives", 64))
 KILLS = 6  # in each of the two
 
 
@@ -37,31 +39,43 @@ def unbroken(tmp_path_factory):
     return folder, outcome(folder)
 
 
-def kill_when(folder: Path, inside: Callable[[], bool], wait: float) -> bool:
-    """A life that is ended a moment after `inside` is true; whether it was still going."""
+def kill_when(folder: Path, inside: Callable[[float], bool], wait: float) -> bool:
+    """A life that is ended a moment after it came inside (given when it began); whether it was still going."""
+    began = time.time()
     child = FORK.Process(target=train, args=(folder,))
     child.start()
     until = time.monotonic() + 60
-    while child.is_alive() and not inside() and time.monotonic() < until:
+    while child.is_alive() and not inside(began) and time.monotonic() < until:
         time.sleep(0.002)
     time.sleep(wait)
-    landed = child.is_alive() and inside()
+    landed = child.is_alive() and inside(began)
     if child.is_alive():
         os.kill(child.pid, signal.SIGKILL)
     child.join()
     return landed
 
 
+def since(paths: Iterable[Path], began: float) -> list[Path]:
+    """Those of the files that were written in this life."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            if path.stat().st_mtime >= began:
+                found.append(path)
+    return found
+
+
 def test_kills_inside_a_preparation_and_a_stage_before_training_change_no_bit(tmp_path, unbroken):
     folder, source = fresh(tmp_path, unbroken[0]), random.Random(5)
 
-    def preparing() -> bool:
-        return bool(list(folder.glob("preparations/ft-*/unfinished.pt")))
+    def preparing(began: float) -> bool:
+        return bool(since(folder.glob("preparations/ft-*/unfinished.pt"), began))
 
-    def pretraining() -> bool:
-        return any("pre-training" in path.read_text() for path in folder.glob("runs/*-ab-*/status.json"))
+    def pretraining(began: float) -> bool:  # epochs of that stage end with 0
+        manifests = since(folder.glob("groups/*/manifest.json"), began)
+        return any(manifest["epoch"] < 1 for path in manifests if (manifest := checkpoint.read_manifest(path)))
 
-    landed = {preparing: 0, pretraining: 0}
+    landed = {pretraining: 0, preparing: 0}  # in the order in which a life comes to them
     for inside in landed:
         for _ in range(3 * KILLS):
             if landed[inside] == KILLS:
