@@ -20,8 +20,7 @@ if [ -z "$python" ]; then
         exit 2
     fi
     echo "run_all.sh: installing the packages of pyproject.toml into .venv (PyTorch among them: some GB)"
-    "$base" -m venv .venv
-    .venv/bin/python -m pip install -q -e .
+    install_into "$base" .
     python=.venv/bin/python
 fi
 case "$python" in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac

@@ -13,8 +13,7 @@ export MPLBACKEND="${MPLBACKEND:-Agg}" PYTHONHASHSEED="${PYTHONHASHSEED:-0}" PYT
 find_python torch torchvision safetensors msgspec pandas scipy matplotlib submitit tyro filelock jinja2 rich pytest pytest_benchmark xdist hypothesis ruff
 if [ -z "$python" ]; then
     echo "tests/run.sh: no python with the packages; installing into .venv"
-    python3 -m venv .venv
-    .venv/bin/python -m pip install -q -e '.[test]' 2>&1 | { grep -v '^WARNING' || true; }
+    install_into python3 '.[test]'
     python=.venv/bin/python
 fi
 
