@@ -257,8 +257,7 @@ def run_probes(group: Group, execution: Execution) -> int:
     code = DONE
     for method in group.methods:
         try:
-            hyper = narrowed(group, [method]).hyper
-            code = max(code, probes.run_probe(group.teacher, group.student, method, group.precision, execution, group.protocol, hyper=hyper))
+            code = max(code, probes.run_probe(narrowed(group, [method]), execution))
         except Exception as error:  # a stranger's method may raise anything
             print(clean(f"cost probe of {method} failed: {type(error).__name__}: {error}", 1000), file=sys.stderr, flush=True)
             code = max(code, TROUBLE)

@@ -59,20 +59,17 @@ class Request:
     warmup: int
 
 
+def of_one(group: Group) -> Group:
+    """A group of one method as it is probed: under the probes' own seed. Raises UsageError for a group of several."""
+    if len(group.methods) != 1:
+        raise UsageError(f"a probe measures one method, not {', '.join(group.methods)}")
+    return dataclasses.replace(group, seed=SEED)
+
+
 def probe(
-    teacher: str | None,
-    student: str,
-    method: str,
-    precision: str,
-    execution: Execution,
-    protocol: Protocol,
-    *,
-    steps: int | None = None,
-    warmup: int | None = None,
-    hyper: tuple[tuple[str, str, object], ...] = (),
-    check: Callable[[], None] = lambda: None,
+    group: Group, execution: Execution, *, steps: int | None = None, warmup: int | None = None, check: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Measure one (pair, method) alone on the device and return its record (times in ms, memory in bytes).
+    """Measure a group's one method alone on the device and return its record (times in ms, memory in bytes).
 
     A teacher that is not in the results folder is replaced by an untrained one and recorded so (`teacher_trained` false). On a CPU the
     measuring is done by a fresh process, whose high-water mark is the probe's own. `check` is called while waiting and may raise to stop.
@@ -80,32 +77,22 @@ def probe(
     """
     device = environment.select(execution.device)
     timed, warm = STEPS[device.type]
-    if protocol.train_images is not None:
+    if group.protocol.train_images is not None:
         timed = SKETCH
     steps, warmup = timed if steps is None else steps, warm if warmup is None else warmup
     if steps < 1 or warmup < 0:
         raise UsageError(f"a probe of {steps} steps after {warmup} warm-ups; at least 1 after 0")
-    request = Request(Group(teacher, student, SEED, protocol, precision, (method,), hyper), execution, steps, warmup)
+    request = Request(of_one(group), execution, steps, warmup)
     with exclusive(device, check):
         return _in_fresh_process(request, check) if device.type == "cpu" else measure(request)
 
 
-def run_probe(
-    teacher: str | None,
-    student: str,
-    method: str,
-    precision: str,
-    execution: Execution,
-    protocol: Protocol,
-    steps: int | None = None,
-    warmup: int | None = None,
-    hyper: tuple[tuple[str, str, object], ...] = (),
-) -> int:
+def run_probe(group: Group, execution: Execution, *, steps: int | None = None, warmup: int | None = None) -> int:
     """Probe and write the record below results/costs; a cost that was measured the same way is kept unless `execution.redo`.
 
     Returns an exit code. Raises UsageError for bad input, before anything is written.
     """
-    group = Group(teacher, student, SEED, protocol, precision, (method,), hyper)
+    group = of_one(group)
     member = _member(group)
     _reject_unsupported(member)
     path = _path(member, execution)
@@ -113,7 +100,7 @@ def run_probe(
         return DONE
     stop = Stop(execution.stop_after_seconds).install()
     try:
-        record = probe(teacher, student, method, precision, execution, protocol, steps=steps, warmup=warmup, hyper=hyper, check=stop.check)
+        record = probe(group, execution, steps=steps, warmup=warmup, check=stop.check)
     except Stopped:
         return stop.code or TROUBLE
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,16 +35,20 @@ def execution(results, **changes) -> Execution:
     return Execution(str(results), device="cpu", threads=1, **changes)
 
 
+def one(method="kd", teacher=TEACHER, student=STUDENT, protocol=TINY, precision="tf32", hyper=()) -> Group:
+    return Group(teacher, student, probes.SEED, protocol, precision, (method,), hyper)
+
+
 def measure(results, method, teacher=TEACHER, student=STUDENT, protocol=TINY, hyper=(), steps=2):
     """In this process: quicker than a fresh one, and sees methods that only this process knows."""
-    return probes.measure(probes.Request(Group(teacher, student, probes.SEED, protocol, "tf32", (method,), hyper), execution(results), steps, 0))
+    return probes.measure(probes.Request(one(method, teacher, student, protocol, hyper=hyper), execution(results), steps, 0))
 
 
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     """A results folder with the cost of KD in it, written by the command's own path through a fresh process."""
     results = tmp_path_factory.mktemp("results")
-    assert probes.run_probe(TEACHER, STUDENT, "kd", "tf32", execution(results), TINY, steps=3, warmup=1) == DONE
+    assert probes.run_probe(one(), execution(results), steps=3, warmup=1) == DONE
     return results
 
 
@@ -88,7 +92,7 @@ def test_every_field_that_is_read_is_written(record, probed):
 
 def test_memory_is_the_steps_own(record, tmp_path):
     """Four times the batch takes about four times the activations, and neither counts what a process needs anyway (hundreds of MiB)."""
-    large = probes.probe(TEACHER, STUDENT, "kd", "tf32", execution(tmp_path), dataclasses.replace(TINY, batch=64), steps=1, warmup=0)
+    large = probes.probe(one(protocol=dataclasses.replace(TINY, batch=64)), execution(tmp_path), steps=1, warmup=0)
     small = record["peak_memory_bytes"]
     assert 4 << 20 < small < 64 << 20
     assert 2 * small < large["peak_memory_bytes"] < 6 * small
@@ -97,15 +101,14 @@ def test_memory_is_the_steps_own(record, tmp_path):
 def test_measured_once_unless_redone(probed, monkeypatch):
     calls = []
     monkeypatch.setattr(probes, "probe", lambda *a, **k: calls.append(a) or {"again": True})
-    arguments = (TEACHER, STUDENT, "kd", "tf32")
-    assert probes.run_probe(*arguments, execution(probed), TINY) == DONE
+    assert probes.run_probe(one(), execution(probed)) == DONE
     assert not calls
     (path,) = (probed / "costs").rglob("*.json")
     kept = path.read_text()
     try:
-        assert probes.run_probe(*arguments, execution(probed), dataclasses.replace(TINY, lr=0.3, name="other")) == DONE
+        assert probes.run_probe(one(protocol=dataclasses.replace(TINY, lr=0.3, name="other")), execution(probed)) == DONE
         assert not calls  # another rate costs the same
-        assert probes.run_probe(*arguments, execution(probed, redo=True), TINY) == DONE
+        assert probes.run_probe(one(), execution(probed, redo=True)) == DONE
         assert len(calls) == 1
         assert read_json(path) == {"again": True}
     finally:
@@ -199,14 +202,14 @@ def test_stopping_ends_the_fresh_process(tmp_path):
             raise Stopped("told to")
 
     with pytest.raises(Stopped):
-        probes.probe(TEACHER, STUDENT, "kd", "tf32", execution(tmp_path), TINY, steps=10_000, check=stop)
+        probes.probe(one(), execution(tmp_path), steps=10_000, check=stop)
     assert not multiprocessing.active_children()
 
 
 def test_a_fresh_process_tells_what_is_wrong(tmp_path):
     real = dataclasses.replace(TINY, dataset="cifar100", train_images=None, test_images=None)
     with pytest.raises(UsageError, match="cifar"):
-        probes.probe(TEACHER, STUDENT, "kd", "tf32", execution(tmp_path, data_root=str(tmp_path)), real)
+        probes.probe(one(protocol=real), execution(tmp_path, data_root=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -220,9 +223,10 @@ def test_a_fresh_process_tells_what_is_wrong(tmp_path):
     ],
 )
 def test_bad_input_leaves_no_record(tmp_path, changes, error):
-    arguments = {"teacher": TEACHER, "student": STUDENT, "method": "kd", "precision": "tf32", "execution": execution(tmp_path), "protocol": TINY}
+    changes = dict(changes)
+    steps = changes.pop("steps", None)
     with pytest.raises(error):
-        probes.run_probe(**{**arguments, **changes})
+        probes.run_probe(one(**changes), execution(tmp_path), steps=steps)
     assert not list(tmp_path.rglob("*.json"))
 
 

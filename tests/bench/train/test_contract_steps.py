@@ -94,8 +94,12 @@ def test_a_step_with_all_of_it_can_be_captured():
 
 
 def test_methods_without_draws_do_not_pay(monkeypatch):
-    monkeypatch.setattr(Learner, "begin_step", None)
+    draws, real = [], Learner.begin_step
+    monkeypatch.setattr(Learner, "begin_step", lambda *arguments: draws.append(arguments) or real(*arguments))
     groups.run(groups.engine(Static, [_learner("kd"), _learner("student")]), [1])
+    assert not draws
+    groups.run(groups.engine(Static, [_learner("crd")]), [1])
+    assert len(draws) == len(groups.bounds())  # a method that has some makes them in each step
 
 
 @pytest.mark.parametrize("kind", [Eager, Taped])
