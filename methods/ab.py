@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from methods.base import NOTHING, Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting, ranged
+from methods._maps import unlike_stages
+from methods.base import NOTHING, Batch, Method, Needs, Prepared, Pretraining, Setting, ranged
 from methods.fitnet import Size, convolution, unreachable
 from methods.registry import register
-from methods.stages import unlike_stages
 from models.outputs import Outputs
 
 
@@ -72,8 +72,6 @@ class AB(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         sizes = zip(setting.student.maps["preact"][1:], setting.teacher.maps["preact"][1:], strict=True)
         self.connectors = nn.ModuleList(_connector(s, t) for s, t in sizes)  # trained in the stage before training alone
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods._maps import same_size, unlike_stages
 from methods.base import Batch, Method, Needs, Setting, ranged
 from methods.registry import register
-from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
 
 

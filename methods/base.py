@@ -196,7 +196,10 @@ class Method(nn.Module):
     unreleased: ClassVar[tuple[str, ...]] = ()  # first parts of state names that are not kept beside a finished student's weights (a memory bank)
 
     def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
+        """Raises MethodError where the method cannot do this pair."""
         super().__init__()
+        if reason := self.reason_against(hyper, setting):
+            raise MethodError(reason)
         self.hyper = hyper
         self.setting = setting
 
@@ -216,8 +219,15 @@ class Method(nn.Module):
 
     @classmethod
     def unsupported(cls, hyper: Any, setting: Setting) -> str | None:
-        """The reason why the method cannot do this pair, or None."""
+        """The reason why the method cannot do this pair, or None. Not asked where there is no teacher and the method reads one."""
         return None
+
+    @classmethod
+    def reason_against(cls, hyper: Any, setting: Setting) -> str | None:
+        """Why the method cannot be used here, or None: no teacher where it reads one, else what `unsupported` says."""
+        if setting.teacher is None and cls.teacher_needs(hyper):
+            return f"{getattr(cls, 'name', cls.__name__)} needs a teacher: name one"
+        return cls.unsupported(hyper, setting)
 
     @classmethod
     def preparation(cls, hyper: Any, setting: Setting) -> Preparation | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods._maps import pooled_to, unit
-from methods.base import Batch, Method, MethodError, Needs, Setting, ranged
+from methods.base import Batch, Method, MethodError, Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -65,10 +65,6 @@ class CATKD(Method):
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
         return HYPER.get((teacher, student), Hyper())
-
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return "catkd needs a teacher: name one" if setting.teacher is None else None
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h = self.hyper

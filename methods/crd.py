@@ -15,17 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods._maps import unit
 from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
 EPS = 1e-7  # joins probabilities
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows (N, D) scaled to norm 1; a row of 0 stays 0, without gradient."""
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows * (norm > 0) / norm.clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def scores(embedding: Tensor, bank: Tensor, places: Tensor, temperature: float) -> Tensor:
@@ -105,15 +100,9 @@ class CRD(Method):
     fp32 = True
     unreleased = ("student_bank", "teacher_bank")
 
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return "crd needs a teacher: name one" if setting.teacher is None else None
-
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         size = hyper.dimensions
         self.project_student, self.project_teacher = (nn.Linear(n.embedding, size) for n in (setting.student, setting.teacher))
         bound = (3.0 / size) ** 0.5  # rows of norm 1 in the mean square

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.native import normalised
 from models.outputs import Outputs
@@ -63,8 +63,6 @@ class FitNet(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if setting.teacher is None:
-            return "fitnet needs a teacher: name one"
         student, teacher = setting.student.maps["stage"], setting.teacher.maps["stage"]
         if not 0 <= hyper.layer < min(len(student), len(teacher)):
             return f"fitnet.layer is {hyper.layer}: the networks have layers 0 to {min(len(student), len(teacher)) - 1}"
@@ -73,8 +71,6 @@ class FitNet(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         student, teacher = setting.student.maps["stage"][hyper.layer], setting.teacher.maps["stage"][hyper.layer]
         self.regressor = nn.Sequential(convolution(student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
 

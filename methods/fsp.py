@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
-from methods.base import NOTHING, Batch, Method, MethodError, Needs, Prepared, Pretraining, Setting, ranged
+from methods._maps import same_size, unlike_stages
+from methods.base import NOTHING, Batch, Method, Needs, Pretraining, Setting, ranged
 from methods.registry import register
-from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
 
 
@@ -65,12 +65,6 @@ class FSP(Method):
     @classmethod
     def pretraining(cls, hyper: Hyper, setting: Setting) -> Pretraining | None:
         return Pretraining(hyper.epochs, hyper.rate, teacher_after=NOTHING)
-
-    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
-        """Raises MethodError where the pair is not supported."""
-        super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
 
     def pretraining_losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         return {"fsp": fsp_loss(student.maps["stage"], teacher.maps["stage"])}

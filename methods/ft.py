@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods._maps import same_size
 from methods.at import attention
 from methods.base import Batch, Method, MethodError, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register
-from methods.stages import same_size
 from models.outputs import Outputs
 from models.randomness import keyed
 
@@ -108,8 +108,6 @@ class FT(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if setting.teacher is None:
-            return "ft needs a teacher: name one"
         return None if setting.teacher.maps["stage"][-1][0] > 1 else "ft halves the channels of the teacher's last map, which has one"
 
     @classmethod
@@ -120,8 +118,6 @@ class FT(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported or its paraphraser is missing."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         if prepared is None:
             raise MethodError("ft needs its paraphraser: run the preparation with this teacher first")
         width, own = setting.teacher.maps["stage"][-1][0], setting.student.maps["stage"][-1][0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import EPS, batch_normalised
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -56,15 +56,9 @@ class ICKD(Method):
     student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return "ickd needs a teacher: name one" if setting.teacher is None else None
-
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError without a teacher."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         narrow, wide = setting.student.maps["stage"][-1][0], setting.teacher.maps["stage"][-1][0]
         self.embed = nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
 

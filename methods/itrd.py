@@ -82,15 +82,9 @@ class ITRD(Method):
     def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
         return Hyper(mutual_weight=1.0, alpha=1.01) if (teacher, student) == ("wrn_40_2", "wrn_16_2") else Hyper()
 
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return "itrd needs a teacher: name one" if setting.teacher is None else None
-
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError without a teacher."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         self.embed = nn.Linear(setting.student.embedding, setting.teacher.embedding)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods._maps import same_size, unlike_stages
+from methods.base import Batch, Method, Needs, Setting, ranged
 from methods.registry import register
-from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
 
 
@@ -67,12 +67,6 @@ class NST(Method):
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
         return unlike_stages("nst", setting)
-
-    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
-        """Raises MethodError where the pair is not supported."""
-        super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         return {

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import models
 from methods._maps import batch_normalised, pooled_to
 from methods._teacher import read
-from methods.base import Batch, Method, MethodError, Needs, Preparation, PreparationData, Prepared, Setting, ranged
+from methods.base import Batch, Method, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -83,8 +83,6 @@ class OFD(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if setting.teacher is None:
-            return "ofd needs a teacher: name one"
         student, teacher = len(setting.student.maps["preact"]) - 1, len(setting.teacher.maps["preact"]) - 1
         if student != teacher:
             return f"ofd pairs stages one to one: {setting.teacher.name} has {teacher}, {setting.student.name} {student}"
@@ -98,8 +96,6 @@ class OFD(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported or `prepared` has not this teacher's margins."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         pairs = list(zip(setting.student.maps["preact"][1:], setting.teacher.maps["preact"][1:], strict=True))
         self.sizes = [(min(s[1], t[1]), min(s[2], t[2])) for s, t in pairs]
         self.connectors = nn.ModuleList(nn.Sequential(nn.Conv2d(s[0], t[0], 1, bias=False), nn.BatchNorm2d(t[0])) for s, t in pairs)

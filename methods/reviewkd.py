@@ -129,8 +129,6 @@ class ReviewKD(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if setting.teacher is None:
-            return "reviewkd needs a teacher: name one"
         student, teacher = len(setting.student.maps["stage"]) - 1, len(setting.teacher.maps["preact"]) - 1
         if student != teacher:
             return f"reviewkd pairs stages one to one: {setting.teacher.name} has {teacher}, {setting.student.name} {student}"
@@ -139,8 +137,6 @@ class ReviewKD(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         pairs = list(zip(levels(setting.student, "stage"), levels(setting.teacher, "preact"), strict=True))
         middle = min(WIDEST, setting.student.embedding)
         self.fusions = nn.ModuleList(Fusion(s[0], middle, t[0], t[1:], fuses=i < len(pairs) - 1) for i, (s, t) in enumerate(pairs))

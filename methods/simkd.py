@@ -57,10 +57,6 @@ class SimKD(Method):
     uses_labels = False
 
     @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return "simkd needs a teacher: name one" if setting.teacher is None else None
-
-    @classmethod
     def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
         return None if setting.teacher is None else classifier_preparation()
 
@@ -76,8 +72,6 @@ class SimKD(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported or `prepared` is not this teacher's classifier."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         layers: list[nn.Module] = []
         for narrow, wide, kernel in _convolutions(hyper, setting):
             layers += [nn.Conv2d(narrow, wide, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(wide)]

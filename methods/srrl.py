@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from methods._maps import batch_normalised
 from methods._teacher import classifier_preparation, read_classifier
-from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, ranged
+from methods.base import Batch, Method, Needs, Preparation, Prepared, Setting, ranged
 from methods.kd import kd_loss
 from methods.registry import register
 from models.outputs import Outputs
@@ -48,18 +48,12 @@ class SRRL(Method):
     fp32 = True
 
     @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return "srrl needs a teacher: name one" if setting.teacher is None else None
-
-    @classmethod
     def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
         return None if setting.teacher is None else classifier_preparation()
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported or `prepared` is not this teacher's classifier."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         narrow, wide = setting.student.embedding, setting.teacher.embedding
         self.projector = nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
         for name, tensor in read_classifier(prepared, "srrl", setting).items():

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods._maps import same_size, unlike_stages
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
-from methods.stages import same_size, unlike_stages
 from models.outputs import Outputs
 
 EPS = 1e-5  # least variance
@@ -57,8 +57,6 @@ class VID(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         widths = [(s[0], t[0]) for s, t in zip(setting.student.maps["stage"][1:], setting.teacher.maps["stage"][1:], strict=True)]
         start = math.log(math.expm1(hyper.variance - EPS))
         self.regressors = nn.ModuleList(_regressor(s, t) for s, t in widths)

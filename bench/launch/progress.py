@@ -59,10 +59,13 @@ def _part(status: Status) -> float:
 
 
 class Progress:
-    """Shows a launch. `counts` gives (done, planned) runs; `update` is called often and looks when it is time; `close` ends the display."""
+    """Shows a launch. `counts` gives (done, planned) runs, `counted` whether a run is among them (a teacher's is not); `update` is called often
+    and looks when it is time; `close` ends the display."""
 
-    def __init__(self, results: Path, counts: Callable[[], tuple[int, int]], out: TextIO | None = None) -> None:
-        self.results, self.counts = results, counts
+    def __init__(
+        self, results: Path, counts: Callable[[], tuple[int, int]], out: TextIO | None = None, counted: Callable[[str], bool] = lambda run: True
+    ) -> None:
+        self.results, self.counts, self.counted = results, counts, counted
         self.out = out or sys.stdout
         self.terminal = self.out.isatty()
         self._since = time.time() - 5.0  # file times, coarser than the clock on some file systems
@@ -113,7 +116,7 @@ class Progress:
             text += f", epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "") if epochs else ""
             text += f", top-1 {top1[0]:.1f}-{top1[-1]:.1f} %" if top1 else ""
             parts.append(text)
-        if (left := self._left(done + sum(_part(s) for s in running), planned, now)) is not None:
+        if (left := self._left(done + sum(_part(s) for s in running if self.counted(str(s.get("run")))), planned, now)) is not None:
             parts.append(f"about {duration(left)} left in all")
         if tasks:
             parts.append("jobs: " + ", ".join(tasks[:4]) + (f" and {len(tasks) - 4} more" if len(tasks) > 4 else ""))

@@ -132,7 +132,7 @@ def _needs(method: type[Method]) -> Iterator[str]:
     if method.fp32:
         yield "losses in float32 whatever the precision"
     for other in ALL_PAIRS:
-        if reason := method.unsupported(method.hyper_for(other.teacher, other.student), _setting(other)):
+        if reason := method.reason_against(method.hyper_for(other.teacher, other.student), _setting(other)):
             yield f"cannot do {other.name}: {reason}"
 
 

@@ -7,9 +7,7 @@ nights are paired by them), "bits" (replicate -> hash, where runs can be bit-equ
 """
 
 import contextlib
-import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import filelock
 
 from bench.errors import StoreError, UsageError
 from bench.nightly.rows import FORMAT, Row, check
-from bench.store.files import parse, sound, write_json
+from bench.store.files import checked, read_bytes, write_json
 from bench.store.rows import append_row
 
 FACTS = ("night", "commit", "date", "reason")
@@ -62,17 +60,9 @@ def alone(place: Path) -> Iterator[None]:
 def content(path: Path) -> bytes | None:
     """What stands in a regular file; None where there is none. Raises StoreError for anything else, without waiting for it."""
     try:
-        found = path.stat()  # before it is opened: a device may act on that
-        if not stat.S_ISREG(found.st_mode):
-            raise StoreError(f"{path}: not a regular file")
-        if found.st_size > LIMIT:
-            raise StoreError(f"{path}: {found.st_size:,} bytes, more than the {LIMIT:,} that are read")
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            return file.read(LIMIT)
+        return read_bytes(path, LIMIT)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def read(place: Path) -> list[Row]:
@@ -80,19 +70,11 @@ def read(place: Path) -> list[Row]:
     path = place / "history.jsonl"
     lines = (content(path) or b"").split(b"\n")
     lines.pop()
-    rows = [_row(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
+    rows = [check(checked(f"{path}:{number}", line), f"{path}:{number}") for number, line in enumerate(lines, 1)]
     for before, row in zip(rows, rows[1:], strict=False):
         if row["night"] <= before["night"]:
             raise StoreError(f"{path}: night {row['night']} stands after night {before['night']}")
     return rows
-
-
-def _row(where: str, line: bytes) -> Row:
-    row = parse(Path(where), line)
-    if not sound(row):
-        raise StoreError(f"{where}: the row does not match its checksum")
-    row.pop("crc")
-    return check(row, where)
 
 
 def last_night(rows: Sequence[Row], baseline: dict[str, Any] | None) -> int:
@@ -122,10 +104,7 @@ def read_baseline(place: Path) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        baseline = parse(path, data)
-        if "crc" in baseline and not sound(baseline):
-            raise StoreError(f"{path}: does not match its checksum")
-        baseline.pop("crc", None)
+        baseline = checked(path, data, sealed=False)
         if baseline.get("format") != FORMAT:
             raise StoreError(f"{path}: not a baseline of this version")
         row = check(baseline.get("row"), f"{path}: row")

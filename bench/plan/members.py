@@ -102,7 +102,7 @@ def resolve(group: Group, data_hash: str, classes: int, image_size: int, images:
     for name in group.methods:
         method = registry.get(name)
         hyper = hyper_of(method, group.teacher, group.student, group.overrides(name))
-        reason = method.unsupported(hyper, setting)
+        reason = method.reason_against(hyper, setting)
         depends = reason is None and method.depends_on_teacher(hyper, setting)
         if depends and setting.teacher is None:
             reason = "needs a teacher and the group has none"

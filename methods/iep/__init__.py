@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting
+from methods.base import Batch, Method, Needs, Preparation, Prepared, Setting
 from methods.iep.clip import write_clipped
 from methods.iep.hyper import BlackBoxHyper, Hyper
 from methods.iep.knowledge import alteration_loss, blackbox_loss, intermediate_loss
@@ -70,8 +70,6 @@ class IEP(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if setting.teacher is None:
-            return "needs a teacher"
         student, teacher = _points(setting.student), _points(setting.teacher)
         if len(student) != len(teacher):
             return f"{len(teacher)} teacher stages against {len(student)} student stages: sensing points do not correspond"
@@ -87,8 +85,6 @@ class IEP(Method):
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(f"{self.name} cannot do {setting.pair}: {reason}")
         student, teacher = _points(setting.student), _points(setting.teacher)
         self.stages = restore(hyper, [size[0] for size in teacher], prepared)
         self.adapters = nn.ModuleList(_adapter(s, t) for s, t in zip(student, teacher, strict=True))

@@ -119,8 +119,6 @@ class SKD(Method):
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported, or `prepared` is missing or was made with other settings."""
         super().__init__(hyper, setting, prepared)
-        if reason := self.unsupported(hyper, setting):
-            raise MethodError(reason)
         check(hyper, setting, prepared)
         self.layers = _layers(hyper, setting)
         for layer, i in self.layers.items():

@@ -164,7 +164,7 @@ def test_simkd_leaves_the_students_classifier_alone():
 def test_refuses_without_a_teacher(name):
     method = registry.get(name)
     alone = Setting(setting().student, None)
-    assert "needs a teacher" in method.unsupported(method.Hyper(), alone)
+    assert "needs a teacher" in method.reason_against(method.Hyper(), alone)
     assert method.preparation(method.Hyper(), alone) is None
 
 

@@ -118,7 +118,7 @@ def test_refuses_with_a_reason(name, student, teacher, words):
 @pytest.mark.parametrize("name", ["fitnet", "at"])
 def test_refuses_without_a_teacher(name):
     method = registry.get(name)
-    assert "teacher" in method.unsupported(method.Hyper(), Setting(setting(*PAIR).student, None))
+    assert "needs a teacher" in method.reason_against(method.Hyper(), Setting(setting(*PAIR).student, None))
 
 
 def test_an_added_hyper_parameter_names_a_run_only_where_it_differs():

@@ -246,7 +246,7 @@ def test_refuses_with_a_reason(name, student, teacher, words):
 @pytest.mark.parametrize("name", ["vid", "ab", "ft", "nst", "fsp", "crd"])
 def test_refuses_without_a_teacher(name):
     method = registry.get(name)
-    assert "needs a teacher" in method.unsupported(method.Hyper(), Setting(setting().student, None))
+    assert "needs a teacher" in method.reason_against(method.Hyper(), Setting(setting().student, None))
 
 
 def test_wrn_40_1_has_no_flow_like_wrn_40_2s():

@@ -58,6 +58,18 @@ def test_the_time_left_follows_from_the_pace_here(tmp_path, monkeypatch):
     assert "25 min left in all" in out.getvalue() and "23 min left in all" in out.getvalue()
 
 
+def test_a_teacher_in_training_says_nothing_of_the_time_left(tmp_path, monkeypatch):
+    clock = iter([0.0, 0.0, 100.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    show = Progress(tmp_path, lambda: (0, 10), out, counted=lambda run: not run.startswith("teacher"))
+    status(tmp_path, "teacher-run", "running", epoch=1, epochs=8)
+    show.update()
+    status(tmp_path, "teacher-run", "running", epoch=7, epochs=8)
+    show.update()
+    assert "1 running, epoch 7" in out.getvalue() and "left in all" not in out.getvalue()
+
+
 def test_a_terminal_gets_a_table_that_is_drawn_over(tmp_path):
     out = Terminal()
     show = Progress(tmp_path, lambda: (0, 1), out)

@@ -104,16 +104,16 @@ def test_odd_baselines_are_named_problems(place):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda row: row | {"date": "2025-03-01T03:00:00"}, "date is '2025-03-01T03:00:00', not an ISO date"),
-        (lambda row: row | {"night": 0}, "night is 0"),
-        (lambda row: row | {"night": True}, "night is True"),
-        (lambda row: row | {"metrics": {}}, "metrics is a table of 0"),
-        (lambda row: row | {"facts": {"torch": {}}}, "facts is a table of 1"),
-        (lambda row: {k: v for k, v in row.items() if k != "parts"}, "no parts"),
-        (lambda row: change(row, "values", {}), "metric 'kd/p/step time': values is a table of 0"),
+        (lambda row: row | {"date": "2025-03-01T03:00:00"}, "Expected `datetime` with a timezone component - at `$.date`"),
+        (lambda row: row | {"night": 0}, "Expected `int` >= 1 - at `$.night`"),
+        (lambda row: row | {"night": True}, "got `bool` - at `$.night`"),
+        (lambda row: row | {"metrics": {}}, "of length >= 1 - at `$.metrics`"),
+        (lambda row: row | {"facts": {"torch": {}}}, "got `object` - at `$.facts[...]`"),
+        (lambda row: {k: v for k, v in row.items() if k != "parts"}, "missing required field `parts`"),
+        (lambda row: change(row, "values", {}), "metric 'kd/p/step time': not a metric of a night (Expected `object` of length >= 1 - at `$.values`)"),
         (lambda row: change(row, "values", {"0": 0.0}), "logarithmic scale are above 0"),
-        (lambda row: change(row, "values", {"0": 1e200}), "numbers up to 1e"),
-        (lambda row: change(row, "scale", []), "scale is a list of 0, not linear or log"),
+        (lambda row: change(row, "values", {"0": 1e200}), "Expected `float` <= 1e+100 - at `$.values[...]`"),
+        (lambda row: change(row, "scale", []), "got `array` - at `$.scale`"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_line(place, change, said):

@@ -213,7 +213,7 @@ def test_pairs_it_cannot_do(setting):
     assert "4 teacher stages against 3" in IEP.unsupported(hyper, Setting(setting.student, four))
     assert "two stages" in IEP.unsupported(hyper, Setting(one, one))
     assert "two channels" in IEP.unsupported(hyper, Setting(thin, thin))
-    assert IEP.unsupported(hyper, Setting(setting.student, None)) == "needs a teacher"
+    assert IEP.reason_against(hyper, Setting(setting.student, None)) == "iep needs a teacher: name one"
     assert IEP.unsupported(hyper, setting) is None
     with pytest.raises(MethodError, match="4 teacher stages"):
         IEP(hyper, Setting(setting.student, four), None)
