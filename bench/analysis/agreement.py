@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, grouped, half_width, paired, shown
+from bench.analysis.frame.by_method import BASELINE, compared, grouped, half_width, shown
 from bench.analysis.frame.registry import register
+from bench.statistics import CLAIM
 
 MEASURES = {"top1": "top-1 (%)", "agreement": "agreement (%)", "kl": "KL (nats)", "ece": "ECE (%)"}
 EXTREMES = 3
@@ -100,7 +101,7 @@ class Agreement(Analysis):
         note = f"Linear CKA of the whole maps, unbiased, {facts['cka_images']} test images in minibatches of {stored.options['cka_batch']}."
         out.append(Table("CKA of the teacher's stages (first) and the student's (second)", header, rows, (note,)))
         if gains := _gains(stored):
-            change = {m: [shown(paired(v[name], cells[BASELINE][name]), 3 if name == "kl" else 2) for name in MEASURES] for m, v in cells.items()}
+            change = {m: [shown(compared(v[name], cells[BASELINE][name]), 3 if name == "kl" else 2) for name in MEASURES] for m, v in cells.items()}
             note = "95 % t-intervals of the mean paired difference, from three seeds on; they are not corrected for the number of comparisons."
             rows = [(m, *change[m]) for m in gains]
             out.append(Table("Method minus plain student of the same seed", ("method", *MEASURES.values()), rows, (note,)))
@@ -154,7 +155,7 @@ def _gains(stored: Stored) -> dict[str, tuple[np.ndarray, np.ndarray | None, int
         if method == BASELINE or not seeds:
             continue
         d = np.stack([stored.arrays[f"{values['label'][s]}.classes"] - stored.arrays[f"{plain[s]}.classes"] for s in seeds])
-        found[method] = (d.mean(0), half_width(d) if len(seeds) > 2 else None, len(seeds))
+        found[method] = (d.mean(0), half_width(d) if len(seeds) >= CLAIM else None, len(seeds))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, grouped, paired, shown
+from bench.analysis.frame.by_method import BASELINE, compared, grouped, shown
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
 
@@ -164,7 +164,7 @@ def _mean(values: np.ndarray, digits: int) -> str:
 
 def _difference(cells: dict[str, dict[int, list[float]]], method: str, digits: int) -> str:
     mean = {m: {seed: float(np.mean(values)) for seed, values in by_seed.items()} for m, by_seed in cells.items()}
-    return "" if method == BASELINE else shown(paired(mean[method], mean.get(BASELINE, {})), digits)
+    return "" if method == BASELINE else shown(compared(mean[method], mean.get(BASELINE, {})), digits)
 
 
 def _affinities(stored: Stored) -> Drawing:

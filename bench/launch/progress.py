@@ -116,7 +116,7 @@ class Progress:
             text += f", epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "") if epochs else ""
             text += f", top-1 {top1[0]:.1f}-{top1[-1]:.1f} %" if top1 else ""
             parts.append(text)
-        if (left := self._left(done + sum(_part(s) for s in running if self.counted(str(s.get("run")))), planned, now)) is not None:
+        if (left := self._left(done + sum(_part(s) for s in running if self.counted(s.run or "")), planned, now)) is not None:
             parts.append(f"about {duration(left)} left in all")
         if tasks:
             parts.append("jobs: " + ", ".join(tasks[:4]) + (f" and {len(tasks) - 4} more" if len(tasks) > 4 else ""))

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from bench import statistics
 from bench.plan.protocols import Protocol
-from bench.report import compare, published, statistics
+from bench.report import compare, published
 from bench.report.cost_sheets import Sheet
-from bench.report.statistics import ASSUMED, Difference, Summary
 from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.statistics import ASSUMED, Difference, Summary
+from bench.store.records import AtUse
 from bench.text import count
 
 NONE = "–"
@@ -142,6 +144,11 @@ def _origin(number: published.Published) -> str:
     return "" if number.origin == "own" else f", {number.origin}"
 
 
+def added(at_use: AtUse) -> str:
+    """Parameters and multiply-accumulates an image that come to the student when it is used, e.g. `+214 k, +13.6 M MAC`."""
+    return f"{at_use.parameters / 1e3:+,.0f} k, {at_use.macs / 1e6:+,.1f} M MAC"
+
+
 def table_block(table: Table, number: str) -> Block:
     """Methods x pairs, the difference to the baseline and the published number under each mean, costs relative to the plain student beside."""
     comparable = published.is_comparable(table.protocol)
@@ -168,6 +175,11 @@ def table_block(table: Table, number: str) -> Block:
         if any(c.difference for c in row.cells):
             clear = [bool(versus and (found := versus.cells.get((place, j))) and found.clear) for j in range(len(row.cells))]
             lines.append(Line(f"Δ {base}", [signed(c.difference, k) for c, k in zip(row.cells, clear, strict=True)] + blank, "sub"))
+        if any(c.at_use for c in row.cells):
+            lines.append(Line("at use", [added(c.at_use) if c.at_use else "" for c in row.cells] + blank, "sub"))
+        if any(c.pretraining is not None for c in row.cells):
+            shown = ["" if c.pretraining is None else f"{c.pretraining:,.0f}" for c in row.cells]
+            lines.append(Line("pre-training s", shown + blank, "sub"))
         if any(c.values and c.others for c in row.cells):
             lines.append(Line("not done", [c.note if c.values else "" for c in row.cells] + blank, "sub"))
         if comparable and (not row.variant or any(c.published for c in row.cells)):
@@ -191,6 +203,10 @@ def table_block(table: Table, number: str) -> Block:
             notes.append(NOISE)
     else:
         notes.append("speed, mem., prep.: no costs measured at this precision and batch.")
+    if any(c.at_use for r in table.rows for c in r.cells):
+        notes.append("at use: parameters and multiply-accumulates of an image that the method adds to its student when it is used.")
+    if any(c.pretraining is not None for r in table.rows for c in r.cells):
+        notes.append("pre-training s: of a stage before the main one, for each student; no part of it is shared.")
     if not comparable:
         notes.append("No published number stands beside a trial or an undeclared protocol.")
     if any(_is_best(c) for r in table.rows for c in r.cells):

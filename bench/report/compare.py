@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from bench.report import statistics
-from bench.report.statistics import ASSUMED, Difference, Verdict
+from bench import statistics
 from bench.report.table import ResultSet, Row, Table
+from bench.statistics import ASSUMED, Difference, Verdict
 
 ALPHA = 0.05
 

@@ -3,8 +3,8 @@
 import math
 
 from bench.report.compare import Comparison
-from bench.report.statistics import paired, summarise, t_quantile
 from bench.report.table import Cell, Table
+from bench.statistics import paired, summarise, t_quantile
 from bench.text import count
 
 

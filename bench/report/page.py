@@ -28,8 +28,8 @@ from bench.report.blocks import (
 )
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
-from bench.report.statistics import Difference
 from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.statistics import Difference
 from bench.text import clean
 
 PARTS = Path(__file__).parent / "page_parts"
@@ -122,10 +122,14 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
         extra = [{"views": _pooled_views(i, table, versus, some_published)}]
         for value, shown in ((row.speed, "{:.2f}×" + NOISY * row.noisy), (row.memory, "{:.2f}×"), (row.preparation, "{:,.0f} s")):
             extra.append({"views": [_view("", DASH if value is None else shown.format(value), sort=value)]})
+        use = None if row.parameters is None else row.parameters / 1e3
+        extra.append({"views": [_view("", DASH if use is None else f"{use:+,.0f} k", sort=use)]})
+        extra.append({"views": [_view("", DASH if row.pretraining is None else f"{row.pretraining:,.0f} s", sort=row.pretraining)]})
         rows.append({"m": i, "title": row_title(row), "cells": cells, "extra": extra})
     teacher = [(f"{p.top1:.2f}" if p.top1 is not None else DASH, f"{p.published.top1:.2f} paper" if p.published else "") for p in table.pairs]
     base = versus[0].title if versus else table.baseline
     heads = [("over all pairs", f"Δ {base}"), ("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher")]
+    heads += [("at use", "parameters"), ("pre-training", "each student")]
     told = [k for k in range(len(heads)) if len({row["extra"][k]["views"][0]["main"] for row in rows}) > 1]  # the same for all says nothing
     heads = [heads[k] for k in told]
     for row in rows:

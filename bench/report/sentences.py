@@ -3,8 +3,8 @@
 from bench.report import compare
 from bench.report.blocks import is_few, row_title
 from bench.report.compare import Comparison, Leader
-from bench.report.statistics import ASSUMED, CLAIM
 from bench.report.table import Cell, Table
+from bench.statistics import ASSUMED, CLAIM
 from bench.text import clean, count
 
 FEW = f"Fewer than {CLAIM} seeds support no claim: these numbers show that it runs, not which method is better."

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bench.report.blocks import NOISE, NOISY, NONE, conditions, is_few, remarks, row_title, set_title, signed, times
 from bench.report.sentences import FEW, standing_line
-from bench.report.statistics import Difference
 from bench.report.table import Cell, ResultSet, Table, name
+from bench.statistics import Difference
 from bench.text import clean, count
 
 LINES = 30
@@ -115,6 +115,8 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
     extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy for row in table.rows]))
     extra.append((("memory", ""), [times(row.memory) for row in table.rows]))
     extra.append((("prep.", ""), [NONE if row.preparation is None else f"{row.preparation:.0f} s" for row in table.rows]))
+    extra.append((("at use", ""), [NONE if row.parameters is None else f"{row.parameters / 1e3:+,.0f} k" for row in table.rows]))
+    extra.append((("pretr.", ""), [NONE if row.pretraining is None else f"{row.pretraining:,.0f} s" for row in table.rows]))
     columns += [(head, ["", *cells]) for head, cells in extra if len(set(cells)) > 1]  # the same for all says nothing
     columns = [((clean(top, 20), clean(bottom, 20)), [clean(cell, 32) for cell in cells]) for (top, bottom), cells in columns]
     used, kept = 0, 0

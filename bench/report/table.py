@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import statistics
 from bench.errors import StoreError, unknown
 from bench.plan.identity import canonical
 from bench.plan.profiles import ALL_PAIRS, ROWS
 from bench.plan.protocols import Protocol
-from bench.report import cost_sheets, planned, published, statistics
+from bench.report import cost_sheets, planned, published
 from bench.report.planned import Planned, label
 from bench.report.published import Published
-from bench.report.statistics import Difference, Summary, Verdict
+from bench.statistics import Difference, Summary, Verdict
 from bench.store.files import Problem, folders
+from bench.store.records import AtUse
 from bench.store.runs import RunView, scan
 
 PAIRS = tuple((pair.teacher, pair.student) for pair in ALL_PAIRS)
@@ -66,6 +68,17 @@ class Cell:
         return self.summary
 
     @property
+    def at_use(self) -> AtUse | None:
+        """What the method adds to its student when it is used; None: nothing."""
+        return next((run.record.inference for run in self.runs.values() if run.record and run.record.inference), None)
+
+    @property
+    def pretraining(self) -> float | None:
+        """Mean seconds of the stage before the main one; None: there is none."""
+        seconds = [run.record.pretraining.seconds for run in self.runs.values() if run.record and run.record.pretraining]
+        return statistics.summarise(seconds).mean if seconds else None
+
+    @property
     def note(self) -> str:
         """What is not done, e.g. `1 diverged, 1 missing`."""
         return ", ".join(f"{count} {state}" for state, count in sorted(Counter(self.others.values()).items()))
@@ -86,6 +99,17 @@ class Row:
     cost_pairs: int = 0
     noisy: bool = False  # a cost among them that was measured beside something else
     preparation: float | None = None
+
+    @property
+    def parameters(self) -> float | None:
+        """Parameters that the method adds to its student when it is used, the most over pairs; None: none."""
+        return max((cell.at_use.parameters for cell in self.cells if cell.at_use), default=None)
+
+    @property
+    def pretraining(self) -> float | None:
+        """Seconds of the stage before the main one, of each student, mean over pairs; None: there is none."""
+        seconds = [cell.pretraining for cell in self.cells if cell.pretraining is not None]
+        return statistics.summarise(seconds).mean if seconds else None
 
 
 @dataclass

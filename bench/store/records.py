@@ -95,6 +95,21 @@ class UsedTeacher(Struct, frozen=True, kw_only=True):
     trained: bool
 
 
+class Pretrained(Struct, frozen=True, kw_only=True):
+    """A stage before the main one in which the student itself was trained."""
+
+    epochs: Positive
+    rate: Amount
+    seconds: Amount
+
+
+class AtUse(Struct, frozen=True, kw_only=True):
+    """What a method adds to its student when it is used; `macs` for one image. Below 0: it is used with less."""
+
+    parameters: Integer
+    macs: Integer
+
+
 class Record(Struct, frozen=True, kw_only=True):
     """record.json: what a finished run leaves behind, written last and once. `commit` None: no checkout."""
 
@@ -124,8 +139,8 @@ class Record(Struct, frozen=True, kw_only=True):
     preparation: dict[str, Any] | None
     finished: Text
     changes: list[Text] = []
-    pretraining: dict[str, Any] | None = None
-    inference: dict[str, Any] | None = None
+    pretraining: Pretrained | None = None
+    inference: AtUse | None = None
 
 
 class Status(Struct, frozen=True, kw_only=True):

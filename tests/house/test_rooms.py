@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("report", "nightly", "launch", "analysis", "measure", "train", "data", "store", "plan")
 """From the top down: a room imports itself and those below it."""
-SHARED = {"bench.errors", "bench.text", "bench.options"}
+SHARED = {"bench.errors", "bench.text", "bench.options", "bench.statistics"}
 DOOR = {"bench", "bench.__main__", "bench.commands", "bench.completion", "bench.doctor", "bench.report.__main__"}
 NO_TORCH = (
     "bench.report",

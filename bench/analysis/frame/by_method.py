@@ -1,18 +1,18 @@
 """Students set side by side by method and paired by seed. No torch here."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from bench.analysis.frame.subjects import Subject
 from bench.errors import UsageError
 from bench.plan.identity import canonical
+from bench.statistics import CLAIM, Difference, difference, paired, t_quantile
 from bench.store.runs import read_run
+from bench.text import count
 
 BASELINE = "student"
 """The method whose networks the others are compared with: plain cross-entropy."""
-LEVEL = 0.95
 
 
 def grouped(students: Sequence[Subject]) -> dict[str, dict[int, Subject]]:
@@ -40,27 +40,20 @@ def grouped(students: Sequence[Subject]) -> dict[str, dict[int, Subject]]:
     return found
 
 
-def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any] | None:
-    """Ours minus baseline over the seeds that both have: mean, half width of the 95 % t-interval (None below three seeds), n. None: no seed."""
-    differences = np.array([ours[s] - baseline[s] for s in sorted(ours.keys() & baseline.keys())])
-    if not len(differences):
-        return None
-    half = half_width(differences) if len(differences) > 2 else None
-    return {"mean": float(differences.mean()), "half": None if half is None else float(half), "n": len(differences)}
+def compared(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Ours minus baseline over the seeds that both have. None: no seed."""
+    return difference(list(paired(ours, baseline).values()))
 
 
 def half_width(differences: np.ndarray) -> np.ndarray:
     """Half the width of the 95 % t-interval of the mean over the first axis: (n, ...) -> (...); n > 1."""
-    from scipy.special import stdtrit
-
     n = len(differences)
-    return stdtrit(n - 1, 0.5 + LEVEL / 2) * differences.std(0, ddof=1) / np.sqrt(n)
+    return t_quantile(n - 1) * differences.std(0, ddof=1) / np.sqrt(n)
 
 
-def shown(difference: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """"+0.61 ± 0.32", "+0.61 (2 seeds)"; empty where there is none."""
-    if difference is None:
+def shown(found: Difference | None, digits: int = 2) -> str:
+    """"+0.61 ± 0.32"; below three seeds "+0.61 (2 seeds)"; empty where there is none."""
+    if found is None:
         return ""
-    text = f"{difference['mean']:+.{digits}f}"
-    seeds = f"({difference['n']} seed{'s' * (difference['n'] != 1)})"
-    return f"{text} {seeds}" if difference["half"] is None else f"{text} ± {difference['half']:.{digits}f}"
+    text = f"{found.mean:+.{digits}f}"
+    return f"{text} ({count(found.n, 'seed')})" if found.n < CLAIM else f"{text} ± {found.half:.{digits}f}"

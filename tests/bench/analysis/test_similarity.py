@@ -71,11 +71,13 @@ def test_cka_of_the_same_turned_scaled_and_of_something_else():
 
 
 def test_paired_intervals_are_students_t():
-    found = by_method.paired({1: 3.0, 2: 5.0, 3: 4.5, 9: 0.0}, {1: 2.0, 2: 3.5, 3: 4.0, 4: 1.0})
+    found = by_method.compared({1: 3.0, 2: 5.0, 3: 4.5, 9: 0.0}, {1: 2.0, 2: 3.5, 3: 4.0, 4: 1.0})
     low, high = scipy.stats.ttest_1samp([1.0, 1.5, 0.5], 0).confidence_interval()
-    assert (found["mean"], found["n"]) == (1.0, 3) and found["half"] == pytest.approx((high - low) / 2)
-    assert by_method.paired({1: 3.0, 2: 4.0}, {1: 2.0, 2: 5.0}) == {"mean": 0.0, "half": None, "n": 2}
-    assert by_method.paired({1: 3.0}, {2: 2.0}) is None
+    assert (found.mean, found.n) == (1.0, 3) and found.half == pytest.approx((high - low) / 2)
+    assert by_method.half_width(np.array([1.0, 1.5, 0.5])) == pytest.approx(found.half)
+    assert by_method.shown(found) == f"+1.00 ± {found.half:.2f}"
+    assert by_method.shown(by_method.compared({1: 3.0, 2: 4.5}, {1: 2.0, 2: 5.0})) == "+0.25 (2 seeds)"
+    assert by_method.compared({1: 3.0}, {2: 2.0}) is None and by_method.shown(None) == ""
 
 
 def test_students_that_cannot_be_paired_are_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from bench.plan.profiles import ALL_PAIRS, ROWS
 from bench.plan.protocols import PROTOCOLS
-from bench.report import table
+from bench.report import page, render, table
 from bench.report.short import LINES, short
 from tests.bench.synthetic import CRD, PAIRS, add_cost, add_plan, add_run, fill, run_of
 
@@ -78,3 +78,21 @@ def test_what_is_not_done_is_said(tmp_path):
     add_run(tmp_path, run_of("at", *R20, 1), 70.0)
     text = printed(tmp_path)
     assert "70.00 (n=1)" in text and "7 of 9 entries (method, pair, seed) are done; 1 cell of the table is incomplete." in text
+
+
+def test_what_a_method_adds_at_use_and_trains_before_is_shown(tmp_path):
+    """SimKD goes through a projector and the teacher's classifier; AB trains the student in a stage before. Rows without say nothing."""
+    fill(tmp_path, [R20], ("student", "kd"), (1, 2, 3))
+    for seed in (1, 2, 3):
+        add_run(tmp_path, run_of("simkd", *R20, seed), 70.0, inference={"parameters": 214_016, "macs": 13_631_488})
+        add_run(tmp_path, run_of("ab", *R20, seed), 69.0, pretraining={"epochs": 30, "rate": 0.05, "seconds": 600.0 + seed})
+    sets = table.build(tmp_path)
+    rows = {row.method: row for row in sets[0].tables[0].rows}
+    assert rows["simkd"].parameters == 214_016 and rows["ab"].pretraining == 602.0
+    assert rows["kd"].parameters is None and rows["kd"].pretraining is None
+    whole, printed = render.text(sets, 160), short(sets, sets[0], 160, None)
+    assert "+214 k, +13.6 M MAC" in whole and "pre-training s" in whole and "602" in whole
+    assert "at use" in printed and "+214 k" in printed and "602 s" in printed
+    assert "at use" in page.html(sets) and "pre-training" in page.html(sets)
+    alone = table.build(fill(tmp_path / "plain", [R20], ("student", "kd"), (1, 2, 3)))
+    assert not any(word in render.text(alone, 160) for word in ("at use", "pre-training"))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.report import statistics as ours
+from bench import statistics as ours
 
 VALUES = st.lists(st.floats(60, 80), min_size=2, max_size=8)
 

@@ -8,7 +8,8 @@ so what is drawn with numpy here is counted in hundreds of experiments; the vect
 import numpy as np
 import pytest
 
-from bench.report import compare, statistics
+from bench import statistics
+from bench.report import compare
 from bench.report.table import Cell, Pair, Row, Table
 
 PAIRS = (("t0", "a"), ("t1", "b"), ("t2", "b"), ("t3", "c"), ("t4", "d"), ("t5", "e"))
