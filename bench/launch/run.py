@@ -282,7 +282,7 @@ def _run_here(
     options: Run, the_plan: Plan, book: Ledger, execution: Execution, folder: Path, slots: list[Slot], until: float | None
 ) -> int:
     """Train, probe and report on this machine. Returns the launch's exit code."""
-    show = Progress(book.results, book.counts, counted=lambda run: run in book.runs().values())
+    show = Progress(book.results, book.counts, counted=lambda run: f"-s{TEACHER_SEED}-" not in run)
     locks = book.results / "locks"
 
     def ended(task: Task) -> None:
