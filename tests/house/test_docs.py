@@ -15,6 +15,7 @@ from bench.errors import UsageError
 from bench.launch.options import Run
 from bench.launch.run import make_plan
 from bench.report import render, table
+from tests.methods import cases
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -202,7 +203,7 @@ def test_the_method_in_the_readme_distils(monkeypatch):
     exec(compile(code, "README.md", "exec"), here)
     student = torch.randn(4, 100, requires_grad=True)
     batch = here["Batch"](labels=torch.arange(4), index=torch.arange(4))
-    losses = here["LSR"](here["Hyper"](), None).losses(here["Outputs"](student, None), here["Outputs"](torch.randn(4, 100), None), batch)
+    losses = here["LSR"](here["Hyper"](), cases.setting()).losses(here["Outputs"](student, None), here["Outputs"](torch.randn(4, 100), None), batch)
     sum(losses.values()).backward()
     assert "ce" in losses and student.grad.abs().sum() > 0
 

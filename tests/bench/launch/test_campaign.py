@@ -44,8 +44,8 @@ def test_costs_are_measured_once_for_each_condition(tmp_path, monkeypatch):
     """The student is probed once for all pairs at one image size; what another profile measures at another size is its own."""
     measured = []
 
-    def probe(teacher, student, method, *rest, **options):
-        measured.append((teacher, student, method))
+    def probe(group, execution, **options):
+        measured.append((group.teacher, group.student, *group.methods))
         return {"teacher_trained": False}
 
     monkeypatch.setattr(run.probes, "probe", probe)
