@@ -33,7 +33,7 @@ QUICK = {"skd": {"fit_steps": 5}, "iep": {"phase_epochs": 1, "phase_steps": 4, "
 @pytest.fixture(scope="module")
 def sides(one_thread):
     found = Sides(images(1024), TEACHER, STUDENT, methods=("kd",))
-    found.few = TrainingImages(found.dataset, found.data, "benchmark", lambda message: None, lambda: None)
+    found.few = TrainingImages(found.dataset, found.data).named("benchmark")
     return found
 
 
@@ -43,7 +43,7 @@ class Few:
     def __init__(self, whole: TrainingImages, batches: int) -> None:
         self.whole, self.limit = whole, batches
         self.device, self.classes, self.count = whole.device, whole.classes, batches * BATCH
-        self.generator, self.log = whole.generator, whole.log
+        self.generator, self.log, self.resume, self.save = whole.generator, whole.log, whole.resume, whole.save
 
     def batches(self, size: int, **rest):
         for _, batch in zip(range(self.limit), self.whole.batches(size, **rest), strict=False):

@@ -1,9 +1,8 @@
 """How long the whole report takes over ten thousand runs of 240 epochs (2.4 million rows), and how large the page of the paper profile is.
 
-Bounds are loose; `-s` prints what was measured. The rows of all runs are one file with many names, so the set is small on disk.
+Bounds are loose; `-s` prints what was measured.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.report import page, table
-from bench.store.files import read_json, write_json
-from tests.bench import synthetic
+from tests.benchmarks.many import copies
 from tests.browser import demo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,32 +37,9 @@ def memory_folder():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def copies(results: Path, count: int) -> None:
-    """`count` finished runs that share one file of rows."""
-    protocol = synthetic.CRD.scaled(EPOCHS)
-    first = synthetic.add_run(results, synthetic.run_of("kd", "resnet56", "resnet20", 0, protocol), 70.0)
-    config, record = (read_json(first / name) for name in ("config.json", "record.json"))
-    made = 1
-    for seed in range(1, count):
-        for teacher, student in synthetic.PAIRS:
-            for method in synthetic.METHODS[1:]:
-                if made >= count:
-                    return
-                run = synthetic.run_of(method, teacher, student, seed, protocol)
-                folder = results / "runs" / run.id
-                folder.mkdir()
-                os.link(first / "epochs.jsonl", folder / "epochs.jsonl")
-                write_json(folder / "config.json", {**config, "identity": run.identity(), "title": synthetic.TITLES[method]}, durable=False)
-                changed = {"run": run.id, "config_sha256": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()}
-                changed |= {"test_top1": 70 + (made * 37 % 100) / 100}
-                changed["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}
-                write_json(folder / "record.json", {**record, **changed}, durable=False)
-                made += 1
-
-
 @pytest.mark.slow
 def test_ten_thousand_runs(memory_folder):
-    copies(memory_folder, RUNS)
+    copies(memory_folder, RUNS, EPOCHS)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(memory_folder)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     _, code, seconds, mebibytes = done.stderr.splitlines()[-1].split()

@@ -1,7 +1,5 @@
 """How long the report takes: start, and ten thousand records. Prints what it measures; the bounds are three times what is promised."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -9,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.files import write_json
 from bench.store.runs import scan
 from tests.bench import synthetic
+from tests.benchmarks.many import copies
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDS = 10_000
+RECORDS, EPOCHS = 10_000, 20
 MEASURE = """
 import re, sys, time
 start = time.perf_counter()
@@ -26,35 +24,9 @@ print(time.perf_counter() - start, int(peak) / 1024)
 """
 
 
-def copies(results: Path, count: int, epochs: int = 20) -> Path:
-    """`count` finished runs made from one, with rows of `epochs` epochs; written without fsync, as the test is about reading."""
-    protocol = synthetic.CRD.scaled(epochs)
-    first = synthetic.add_run(results, synthetic.run_of("kd", "resnet56", "resnet20", 0, protocol), 70.0)
-    config, record = (json.loads((first / name).read_text()) for name in ("config.json", "record.json"))
-    rows = (first / "epochs.jsonl").read_bytes()
-    pairs, seeds = synthetic.PAIRS, -(-count // (len(synthetic.PAIRS) * 8))
-    made = 1
-    for seed in range(1, seeds + 1):
-        for teacher, student in pairs:
-            for method in synthetic.METHODS[1:]:
-                if made >= count:
-                    return results
-                run = synthetic.run_of(method, teacher, student, seed, protocol)
-                folder = results / "runs" / run.id
-                folder.mkdir()
-                settings = {**config, "identity": run.identity(), "title": synthetic.TITLES[method]}
-                data = write_json(folder / "config.json", settings, durable=False)
-                (folder / "epochs.jsonl").write_bytes(rows)
-                changed = {"run": run.id, "config_sha256": hashlib.sha256(data).hexdigest(), "test_top1": 70 + (made % 100) / 100}
-                changed["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}
-                write_json(folder / "record.json", {**record, **changed}, durable=False)
-                made += 1
-    return results
-
-
 @pytest.mark.slow
 def test_ten_thousand_records(tmp_path, benchmark):
-    copies(tmp_path, RECORDS)
+    copies(tmp_path, RECORDS, EPOCHS)
     views, problems = scan(tmp_path)
     assert len(views) == RECORDS and not problems
     del views
