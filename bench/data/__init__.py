@@ -1,7 +1,7 @@
 """Data sets: `load` gives the images a protocol names as uint8 tensors, with a hash of their content.
 
-`cifar100` is read from official files below a data root; `shapes100` is embedded (drawn by the suite). Neither is ever put in the
-place of the other.
+`cifar100` is read from official files below a data root; `shapes100` and `shapes20` are embedded (drawn by the suite). None is ever
+put in the place of another.
 """
 
 import hashlib

@@ -16,6 +16,7 @@ import filelock
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME
 from bench.launch.tasks import Job, Outcome, Slot, Task, child_environment, own_folder, pid_file
+from bench.launch.threads import cores
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 7.0
@@ -124,7 +125,7 @@ class Pool:
 
         slot = self.slots[index]
         if task.whole and slot.gpu is None:
-            slot = replace(slot, threads=sum(one.threads for one in self.slots))
+            slot = replace(slot, threads=max(slot.threads, min(cores(), sum(one.threads for one in self.slots))))
         executor = submitit.LocalExecutor(own_folder(own_folder(self.folder) / f"slot-{index}"))
         number = slot.gpu is not None and slot.gpu.isdecimal()
         devices = {"gpus_per_node": 1, "visible_gpus": (int(slot.gpu),)} if number else {}

@@ -133,6 +133,8 @@ def slots_for(options: Run, groups: int) -> tuple[list[Slot], dict]:
     cores = usable_cores()
     if chosen.type == "cpu":
         count = max(1, min(groups, cores if options.threads is None else cores // options.threads))
+        if options.threads is None and cores < groups < 2 * cores:
+            count = groups  # all at once share the cores to the end; one after the other, the last would leave some idle
         return [Slot(None, options.threads or max(1, cores // count))] * count, environment.device_facts(chosen)
     names = visible_gpus()
     if options.device not in ("auto", "cuda"):
@@ -171,7 +173,8 @@ def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     macs = registries.read(the_plan.protocol).macs
     cost = estimate.training([(g, the_plan.needs_teacher(g)) for g in todo], known, macs, kind, threads)
     own = estimate.training([(g, False) for g in book.teacher_groups(missing)], known, macs, kind, threads)
-    elapsed = estimate.spread(own.by_group, len(slots)) + estimate.spread(cost.by_group, len(slots))
+    at_once = len(slots) if kind == "cuda" else min(len(slots), max(1, usable_cores() // threads))
+    elapsed = estimate.spread(own.by_group, at_once) + max(estimate.spread(cost.by_group, len(slots)), cost.seconds / at_once)
     return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source)
 
 

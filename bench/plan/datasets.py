@@ -36,6 +36,7 @@ DATASETS = MappingProxyType(
     {
         "cifar100": DataSpec(100, 50_000, 10_000, (32, 32)),
         "shapes100": DataSpec(100, 10_000, 2_000, (16, 64), drawn=True),
+        "shapes20": DataSpec(20, 10_000, 2_000, (16, 64), drawn=True),
     }
 )
 

@@ -138,13 +138,12 @@ PROFILES = MappingProxyType(
             *(_ablation(f"iep_iterations_{n}", f"IEP's Table 6: {n} iteration{'s' * (n > 1)} of message passing", iterations=n) for n in (1, 3, 4)),
             Profile(
                 "smoke",
-                "minutes on two CPU cores, embedded data, the rows of Table 1 and two variants",
+                "minutes on two CPU cores, embedded data, the rows of Table 1",
                 "smoke",
                 (Pair("resnet20", "resnet8"),),
-                (1, 2),
-                (*_PAPER_ROWS, "cc_paper", "iep_bb"),
+                _SEEDS,
+                _PAPER_ROWS,
                 teacher_protocol="smoke_teacher",
-                hyper=(("iep", "phase_epochs", 4), ("iep_bb", "phase_epochs", 4)),
             ),
         )
     }

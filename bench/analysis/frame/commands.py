@@ -81,7 +81,7 @@ def run(options: Analyse) -> list[Stored]:
 def check(analysis: type[Analysis], dataset) -> None:
     """Raises UsageError where the data lack what the analysis needs."""
     if analysis.needs.masks and dataset.test_masks is None:
-        raise UsageError(f"{analysis.name} needs masks of the objects, and {dataset.name} has none; shapes100 has: use --protocol smoke")
+        raise UsageError(f"{analysis.name} needs masks of the objects, and {dataset.name} has none; embedded images have: use --protocol smoke")
 
 
 def lines(analysis: type[Analysis], stored: Stored, root: Path) -> list[str]:

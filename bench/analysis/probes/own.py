@@ -1,4 +1,4 @@
-"""The suite's own data sets as probes: shapes100 with exact concepts of every pixel; CIFAR-100 with colours of pixels and classes of images."""
+"""The suite's own data sets as probes: embedded images with exact concepts of every pixel; CIFAR-100 with colours of pixels and classes of images."""
 
 from collections.abc import Iterator
 

@@ -86,7 +86,7 @@ def test_a_pair_is_its_teacher_and_its_finished_students(place, images, capsys):
 def test_masks_that_are_not_there_are_refused(images):
     wanting = type("Wanting", (Analysis,), {"name": "wanting", "needs": Needs(masks=True)})
     check(wanting, images)
-    with pytest.raises(UsageError, match="needs masks of the objects, and cifar100 has none; shapes100 has"):
+    with pytest.raises(UsageError, match="needs masks of the objects, and cifar100 has none; embedded images have"):
         check(wanting, small.cifar_like(images))
 
 

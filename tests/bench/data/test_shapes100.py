@@ -141,7 +141,19 @@ def test_what_cannot_be_drawn_is_bad_input(split, count, size):
 def test_the_smoke_protocol_loads():
     from bench.plan.protocols import get
 
-    smoke = get("smoke")
-    dataset = data.load(smoke)
+    smoke, teacher = get("smoke"), get("smoke_teacher")
+    dataset, whole = data.load(smoke), data.load(teacher)
     assert (len(dataset.train_labels), len(dataset.test_labels)) == (smoke.train_images, smoke.test_images) and not smoke.trial
-    assert dataset.hash == data.load(get("smoke_teacher")).hash  # the teacher's accuracy is on the students' data
+    assert torch.equal(dataset.test_images, whole.test_images) and torch.equal(dataset.test_labels, whole.test_labels)
+    assert torch.equal(dataset.train_images, whole.train_images[: smoke.train_images])  # the teacher saw the students' images and more
+
+
+def test_shapes20_is_shapes100_under_its_coarse_classes():
+    protocol = Protocol("few", dataset="shapes20", epochs=1, milestones=(1,), train_images=100, test_images=100, image_size=16)
+    fine, coarse = data.load(dataclasses.replace(protocol, dataset="shapes100")), data.load(protocol)
+    assert torch.equal(fine.train_images, coarse.train_images) and fine.hash != coarse.hash
+    assert len(coarse.classes) == 20 and coarse.test_labels.bincount().tolist() == [5] * 20
+    for label, name in zip(fine.test_labels.tolist(), (coarse.classes[i] for i in coarse.test_labels), strict=True):
+        family, _, shape = fine.classes[label].split()
+        assert name == f"{family} {shape}"
+    assert [coarse.classes[i].split()[1] for i in range(20)] == [SHAPES[i] for i in coarse.coarse]

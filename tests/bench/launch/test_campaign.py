@@ -6,8 +6,11 @@ import pytest
 
 from bench.errors import DONE
 from bench.launch import run
+from bench.launch.options import Run
+from bench.launch.tasks import Slot
 from bench.plan import protocols, registries
 from bench.plan.expand import expand
+from bench.plan.groups import Group
 from bench.plan.profiles import Pair, Profile, get_profile
 from bench.plan.selection import Selection
 from bench.train.execution import Execution
@@ -30,6 +33,35 @@ def test_a_teacher_that_everything_waits_for_has_all_cores(pairs, methods, threa
     tasks = run.teacher_tasks(the_plan, book, Execution("results", threads=threads))
     assert [t.name for t in tasks] == [f"teacher-{name}" for name in the_plan.teachers]
     assert {t.whole for t in tasks} == {whole} and not any(t.succeeded() for t in tasks)
+
+
+@pytest.mark.parametrize(
+    ("cores", "groups", "threads", "slots"),
+    [
+        (2, 1, None, [2]),
+        (2, 2, None, [1, 1]),
+        (2, 3, None, [1, 1, 1]),  # one after the other, the third would leave a core idle
+        (2, 4, None, [1, 1]),
+        (2, 3, 1, [1, 1]),  # asked for
+        (8, 3, None, [2, 2, 2]),
+        (4, 7, None, [1] * 7),
+        (4, 8, None, [1] * 4),
+    ],
+)
+def test_few_groups_share_the_cores_to_the_end(monkeypatch, cores, groups, threads, slots):
+    monkeypatch.setattr(run, "usable_cores", lambda: cores)
+    found, device = run.slots_for(Run(device="cpu", threads=threads), groups)
+    assert [slot.threads for slot in found] == slots and device["type"] == "cpu"
+
+
+def test_the_forecast_of_groups_that_share_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "usable_cores", lambda: 2)
+    groups = [Group("mid", "small", seed, protocols.get("crd"), "tf32", ("student",)) for seed in (1, 2, 3)]
+    book = SimpleNamespace(groups_left=lambda: groups, teachers_missing=lambda: [], teacher_groups=lambda names: [], results=tmp_path)
+    the_plan = SimpleNamespace(protocol=protocols.get("crd"), needs_teacher=lambda group: False)
+    monkeypatch.setattr(run.registries, "read", lambda protocol: SimpleNamespace(macs=lambda name: 10**6))
+    left = run.forecast(the_plan, book, [Slot(None, 1)] * 3, {"type": "cpu", "name": "here"})
+    assert left.elapsed == pytest.approx(1.5 * left.by_group[0])
 
 
 def test_not_where_some_group_does_not_wait():

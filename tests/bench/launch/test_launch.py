@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME, UsageError
+from bench.launch import local
 from bench.launch.local import Pool
 from bench.launch.slurm import Slurm
 from bench.launch.tasks import Job, Slot, Task, fresh_folder
@@ -99,12 +100,14 @@ def test_a_job_sees_its_slot_only(folder):
     assert os.environ.get("OMP_NUM_THREADS") == before  # the launcher's own environment is as it was
 
 
-def test_a_job_that_all_wait_for_has_the_cores_of_every_slot(folder):
+@pytest.mark.parametrize(("there", "given"), [(6, 6), (4, 4), (1, 2)], ids=["all", "slots share cores", "as asked for"])
+def test_a_job_that_all_wait_for_has_the_cores_of_every_slot(folder, monkeypatch, there, given):
+    monkeypatch.setattr(local, "cores", lambda: there)
     first = dataclasses.replace(task(folder, "first"), whole=True)
     then = [dataclasses.replace(task(folder, name), after=("first",)) for name in ("a", "b")]
     pool(folder, [Slot(None, 2)] * 3).run([first, *then])
     texts = [(folder / f"{name}.done").read_text() for name in ("first", "a", "b")]
-    assert texts == ["6,", "2,", "2,"]
+    assert texts == [f"{given},", "2,", "2,"]
     pool(folder, [Slot("3", 5)] * 2).run([dataclasses.replace(task(folder, "gpu"), whole=True)])
     assert (folder / "gpu.done").read_text() == "5,3"  # a GPU's slot is its own
 
