@@ -133,9 +133,9 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
 
 
 def test_the_plan_shows_every_changed_setting(tmp_path):
-    changes = ("--methods", "student,kd", "--set", "kd.temperature=2", "--epochs", "30")
+    changes = ("--methods", "student,kd", "--set", "kd.temperature=2", "--epochs", "80")
     got = bench("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run", cwd=tmp_path)
-    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "30 epochs, more than the protocol's 15" in got.stdout, got.stderr
+    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "80 epochs, more than the protocol's 40" in got.stdout, got.stderr
 
 
 def test_overview_imports_no_torch():
@@ -182,7 +182,7 @@ def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     written = json.loads((tmp_path / "results" / "plan.json").read_text())
     run = written["cells"][0]["run"]
-    assert (tmp_path / "results" / "runs" / run / "record.json").exists() and "1 of 15 epochs" in written["protocol"]["trial"]
+    assert (tmp_path / "results" / "runs" / run / "record.json").exists() and "1 of 40 epochs" in written["protocol"]["trial"]
     again = bench(*command, cwd=tmp_path)
     assert again.returncode == 0 and "1 run, 1 done; 0 groups and 0 teachers" in again.stdout
     assert bench("status", cwd=tmp_path).stdout.startswith("1 done\n")

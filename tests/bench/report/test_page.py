@@ -295,7 +295,7 @@ def test_thinned_curves_keep_both_ends(count):
 def test_smoke_profile_is_a_page(tmp_path):
     fill(tmp_path, [("resnet20", "resnet8")], ("student", "kd"), (1, 2), PROTOCOLS["smoke"])
     text = read(tmp_path).text
-    assert "shapes100" in text and "none was published for this protocol" in text
+    assert "shapes20" in text and "none was published for this protocol" in text
 
 
 def night(number: int, speed: float) -> dict:

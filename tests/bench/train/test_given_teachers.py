@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 
 def network(seed: int = 1) -> models.network.Network:
     with keyed(seed, "init"):
-        found = models.build("resnet14")
-        found(torch.randn(16, 3, 24, 24))
+        found = models.build("resnet14", 20)
+        found(torch.randn(16, 3, 16, 16))
     return found.eval()
 
 
@@ -52,7 +52,7 @@ def launched(dataset, monkeypatch, tmp_path):
 
 
 def exported(path: Path, seed: int = 1, **said) -> Path:
-    path.write_bytes(safetensors(network(seed).state_dict(), {"network": {"architecture": "resnet14", "dataset": "shapes100", **said}}))
+    path.write_bytes(safetensors(network(seed).state_dict(), {"network": {"architecture": "resnet14", "dataset": "shapes20", **said}}))
     return path
 
 
@@ -73,12 +73,12 @@ def test_a_file_becomes_the_teacher_of_the_plan(launched, tmp_path, capsys, form
     given = str(exported(tmp_path / "x.safetensors")) if form == "exported" else f"resnet14={bare(tmp_path / 'x.pth')}"
     assert main([*COMMAND, "--teacher", given]) == DONE
     (book,) = launched
-    found = teachers.find(tmp_path / "results", "shapes100", "resnet14")
+    found = teachers.find(tmp_path / "results", "shapes20", "resnet14")
     assert found.hash == state_hash(network().state_dict()) and found.record.source == "imported" and found.record.test_top1 > 95
     assert book.teachers_missing() == [] and all(book.runs().values())
     assert f"teacher resnet14: measuring {tmp_path}" in (said := capsys.readouterr().out) and "0 teachers to train" in said
     assert main([*COMMAND, "--teacher", given]) == DONE  # the same once more: nothing to import
-    assert "measuring" not in capsys.readouterr().out and teachers.find(tmp_path / "results", "shapes100", "resnet14").hash == found.hash
+    assert "measuring" not in capsys.readouterr().out and teachers.find(tmp_path / "results", "shapes20", "resnet14").hash == found.hash
 
 
 def test_a_dry_run_counts_it_and_writes_nothing(launched, tmp_path, capsys):
@@ -92,10 +92,10 @@ def test_a_dry_run_counts_it_and_writes_nothing(launched, tmp_path, capsys):
 def test_another_teacher_in_its_place_is_kept_and_the_command_that_replaces_it_is_named(launched, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("KD_BENCH_DATA", raising=False)
     assert main([*COMMAND, "--teacher", str(exported(tmp_path / "one.safetensors"))]) == DONE
-    before = teachers.find(tmp_path / "results", "shapes100", "resnet14")
+    before = teachers.find(tmp_path / "results", "shapes20", "resnet14")
     other = exported(tmp_path / "other one.safetensors", seed=2)
     line = refused(capsys, "--teacher", str(other))
-    assert "holds another resnet14" in line and teachers.find(tmp_path / "results", "shapes100", "resnet14").hash == before.hash
+    assert "holds another resnet14" in line and teachers.find(tmp_path / "results", "shapes20", "resnet14").hash == before.hash
     words = shlex.split(line.partition("in its place with: ")[2])
     options = parse(*split(words[3:]))
     assert (options.file, options.architecture, options.protocol) == (other, "resnet14", "smoke") and options.replace
@@ -114,7 +114,7 @@ def test_what_cannot_be_the_teacher_is_refused_and_nothing_written(launched, tmp
         ((f"resnet20={plain}",), "is not of a resnet20"),
         ((f"resnet8={path}",), "is of a resnet14, not of a resnet8"),
         ((str(path), str(path)), "is a resnet14 too"),
-        ((str(foreign),), "says its dataset is cifar100, not shapes100"),
+        ((str(foreign),), "says its dataset is cifar100, not shapes20"),
         ((str(untaught),), "near chance"),
     ):
         line = refused(capsys, *(word for text in arguments for word in ("--teacher", text)))
@@ -129,10 +129,10 @@ def test_a_teacher_of_no_run_of_the_plan_is_refused(tmp_path):
 
 
 def test_a_student_of_a_trial_is_a_trials_teacher(dataset, tmp_path):
-    path = exported(tmp_path / "x.safetensors", protocol="smoke", trial="2 of 15 epochs")
+    path = exported(tmp_path / "x.safetensors", protocol="smoke", trial="2 of 40 epochs")
     teacher_networks.import_given({"resnet14": path}, tmp_path, dataset, CPU)
-    record = teachers.find(tmp_path, "shapes100", "resnet14").record
-    assert (record.source, record.protocol, record.trial) == ("imported", "smoke", "2 of 15 epochs")
+    record = teachers.find(tmp_path, "shapes20", "resnet14").record
+    assert (record.source, record.protocol, record.trial) == ("imported", "smoke", "2 of 40 epochs")
 
 
 def test_a_file_whose_name_has_an_equals_sign_is_a_file(tmp_path):
