@@ -257,6 +257,6 @@ def test_paper_shows_no_controls(opened):
 
 def test_pictures_for_the_readme_are_small(results, tmp_path):
     shots.main(results, tmp_path)
-    for name in ("page-desktop.png", "page-phone.png"):
+    for name in shots.NAMES:
         data = (tmp_path / name).read_bytes()
         assert data.startswith(b"\x89PNG") and len(data) <= shots.LIMIT
