@@ -85,16 +85,28 @@ class Fusion(nn.Module):
         return x * gates[:, :1] + _resized(deeper, x.shape[2:]) * gates[:, 1:]
 
 
+class _Repeated(torch.autograd.Function):
+    """Each value of (B, C, h, w) repeated over a window of (H / h, W / w). Interpolation's own backward pass is not deterministic on CUDA and not
+    bit-stable when recorded: a window's gradients are summed by pooling."""
+
+    @staticmethod
+    def forward(context, maps: Tensor, height: int, width: int) -> Tensor:
+        context.window = height // maps.shape[2], width // maps.shape[3]
+        return F.interpolate(maps, (height, width), mode="nearest")
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return F.avg_pool2d(gradient, context.window, divisor_override=1), None, None
+
+
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     """The nearest neighbour's value: (B, C, H, W) -> (B, C, *size)."""
-    (batch, channels, height, width), (tall, wide) = maps.shape, size
+    (height, width), (tall, wide) = maps.shape[2:], size
     if (height, width) == (tall, wide):
         return maps
     if tall % height or wide % width:
         return F.interpolate(maps, (tall, wide), mode="nearest")
-    # Each value repeated: the same as interpolation, whose backward pass is not deterministic on CUDA and not bit-stable when recorded.
-    repeated = maps[:, :, :, None, :, None].expand(batch, channels, height, tall // height, width, wide // width)
-    return repeated.reshape(batch, channels, tall, wide)
+    return _Repeated.apply(maps, tall, wide)
 
 
 def levels(shapes: Shapes, kind: str) -> list[tuple[int, int, int]]:
