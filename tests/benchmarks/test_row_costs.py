@@ -155,5 +155,5 @@ def test_memory_of_crd(capsys):
     kd, crd = (peak_memory(*THIN, name, IMAGES) for name in ("kd", "crd"))
     banks = 2 * IMAGES * CRD.Hyper().dimensions * 4
     with capsys.disabled():
-        print(f"\npeak memory of a step: KD {kd / 2**20:.0f} MiB, CRD {crd / 2**20:.0f} MiB, {(crd - banks) / kd:.2f} times KD's beside the banks (goal 2)")
+        print(f"\npeak of a step: KD {kd / 2**20:.0f} MiB, CRD {crd / 2**20:.0f} MiB, beside its banks {(crd - banks) / kd:.2f} times (goal 2)")
     assert crd - banks <= SLACK * 2 * kd
