@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import batch_normalised, pooled_to
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods._maps import batch_normalised, pooled_to, unlike_stages
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs, Shapes
 
@@ -116,14 +116,10 @@ def levels(shapes: Shapes, kind: str) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class Hyper:
-    """The authors' default; weights by pair as said above. Raises MethodError for a warm-up below 1 epoch."""
+    """The authors' default; weights by pair as said above."""
 
     weight: float = ranged(1.0, at_least=0)
     warmup: int = ranged(20, at_least=1)  # epochs in which the weight grows to its value
-
-    def __post_init__(self) -> None:
-        if self.warmup < 1:
-            raise MethodError(f"reviewkd.warmup is {self.warmup}; it is at least 1")
 
 
 @register("reviewkd")
@@ -141,10 +137,7 @@ class ReviewKD(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        student, teacher = len(setting.student.maps["stage"]) - 1, len(setting.teacher.maps["preact"]) - 1
-        if student != teacher:
-            return f"reviewkd pairs stages one to one: {setting.teacher.name} has {teacher}, {setting.student.name} {student}"
-        return None
+        return unlike_stages("reviewkd", setting)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
