@@ -131,13 +131,18 @@ class CRD(Method):
         contrast = self._side(s, self.teacher_bank, self.student_constant) + self._side(t, self.student_bank, self.teacher_constant)
         remember(self.student_bank, batch.index, s, self.hyper.momentum)
         remember(self.teacher_bank, batch.index, t, self.hyper.momentum)
-        return {"ce": F.cross_entropy(student.logits, batch.labels), "crd": self.hyper.weight * contrast}
+        return {"ce": F.cross_entropy(student.logits, batch.labels), "crd": contrast}
 
     def _side(self, embedding: Tensor, bank: Tensor, constant: Tensor) -> Tensor:
-        """One side's loss against the other side's bank, as it stands before this step."""
+        """One side's loss against the other side's bank, as it stands before this step. Its gradient is made at once: the bank changes before the
+        backward pass, and of (B, N) scores only one side's are held at a time."""
         images, places = len(bank), getattr(self, self._places(len(embedding)))
-        found = scores(embedding, bank.clone(), places, self.hyper.temperature)  # the bank itself changes before the backward pass
-        with torch.no_grad():
-            scale = torch.where(constant < 0, found.mean() * images, constant)
-            constant.copy_(scale)
-        return contrastive_loss(found / scale, images)
+        with torch.enable_grad():
+            own = embedding.detach().requires_grad_()
+            found = scores(own, bank, places, self.hyper.temperature)
+            with torch.no_grad():
+                scale = torch.where(constant < 0, found.mean() * images, constant)
+                constant.copy_(scale)
+            loss = self.hyper.weight * contrastive_loss(found / scale, images)
+            (slope,) = torch.autograd.grad(loss, own)
+        return loss.detach() + ((embedding - own.detach()) * slope).sum()  # plus 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from methods._maps import batch_normalised, pooled_to
+from methods._maps import batch_normalised, pooled_to, unlike_stages
 from methods._teacher import read
 from methods.base import Batch, Method, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register
@@ -83,9 +83,8 @@ class OFD(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        student, teacher = len(setting.student.maps["preact"]) - 1, len(setting.teacher.maps["preact"]) - 1
-        if student != teacher:
-            return f"ofd pairs stages one to one: {setting.teacher.name} has {teacher}, {setting.student.name} {student}"
+        if reason := unlike_stages("ofd", setting, "preact"):
+            return reason
         reason = _without_norms(setting.teacher.name)
         return None if reason is None else f"ofd takes its margins from the teacher's normalisations: {reason}"
 

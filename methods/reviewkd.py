@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import batch_normalised, pooled_to
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods._maps import batch_normalised, pooled_to, unlike_stages
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs, Shapes
 
@@ -85,16 +85,28 @@ class Fusion(nn.Module):
         return x * gates[:, :1] + _resized(deeper, x.shape[2:]) * gates[:, 1:]
 
 
+class _Repeated(torch.autograd.Function):
+    """Each value of (B, C, h, w) repeated over a window of (H / h, W / w). Interpolation's own backward pass is not deterministic on CUDA and not
+    bit-stable when recorded: a window's gradients are summed by pooling."""
+
+    @staticmethod
+    def forward(context, maps: Tensor, height: int, width: int) -> Tensor:
+        context.window = height // maps.shape[2], width // maps.shape[3]
+        return F.interpolate(maps, (height, width), mode="nearest")
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return F.avg_pool2d(gradient, context.window, divisor_override=1), None, None
+
+
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     """The nearest neighbour's value: (B, C, H, W) -> (B, C, *size)."""
-    (batch, channels, height, width), (tall, wide) = maps.shape, size
+    (height, width), (tall, wide) = maps.shape[2:], size
     if (height, width) == (tall, wide):
         return maps
     if tall % height or wide % width:
         return F.interpolate(maps, (tall, wide), mode="nearest")
-    # Each value repeated: the same as interpolation, whose backward pass is not deterministic on CUDA and not bit-stable when recorded.
-    repeated = maps[:, :, :, None, :, None].expand(batch, channels, height, tall // height, width, wide // width)
-    return repeated.reshape(batch, channels, tall, wide)
+    return _Repeated.apply(maps, tall, wide)
 
 
 def levels(shapes: Shapes, kind: str) -> list[tuple[int, int, int]]:
@@ -104,14 +116,10 @@ def levels(shapes: Shapes, kind: str) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class Hyper:
-    """The authors' default; weights by pair as said above. Raises MethodError for a warm-up below 1 epoch."""
+    """The authors' default; weights by pair as said above."""
 
     weight: float = ranged(1.0, at_least=0)
     warmup: int = ranged(20, at_least=1)  # epochs in which the weight grows to its value
-
-    def __post_init__(self) -> None:
-        if self.warmup < 1:
-            raise MethodError(f"reviewkd.warmup is {self.warmup}; it is at least 1")
 
 
 @register("reviewkd")
@@ -129,10 +137,7 @@ class ReviewKD(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        student, teacher = len(setting.student.maps["stage"]) - 1, len(setting.teacher.maps["preact"]) - 1
-        if student != teacher:
-            return f"reviewkd pairs stages one to one: {setting.teacher.name} has {teacher}, {setting.student.name} {student}"
-        return None
+        return unlike_stages("reviewkd", setting)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""

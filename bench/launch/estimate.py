@@ -1,7 +1,7 @@
 """What a plan will cost: from measured costs where there are any, else multiply-accumulates over a rate that is stated. No torch here."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,24 +50,30 @@ def rate(costs: Sequence[Cost], kind: str, threads: int) -> tuple[float, str]:
 
 
 def training(
-    groups: Sequence[tuple[Group, bool]], costs: Sequence[Cost], macs: Callable[[str], int], kind: str, threads: int
+    groups: Sequence[tuple[Group, bool, Mapping[str, int]]], costs: Sequence[Cost], macs: Callable[[str], int], kind: str, threads: int
 ) -> Estimate:
-    """The cost of training groups, each given with whether it needs its teacher.
+    """The cost of training groups, each given with whether it needs its teacher and the epochs before the main stage of methods that have some.
 
-    A group whose every method was probed alone takes at most the sum of those: its members share the teacher's pass.
+    A group whose every method was probed alone takes at most the sum of those: its members share the teacher's pass. A step before the main
+    stage is not probed; it reads the teacher, and is as long as the probed one by their multiply-accumulates.
     """
     speed, basis = rate(costs, kind, threads)
     seconds: list[float] = []
     measured = 0
-    for group, with_teacher in groups:
+    for group, with_teacher, before in groups:
         probes = [cost_of(costs, group, method, threads) for method in group.methods]
         if probes and all(probes):
             measured += 1
             # An image that is tested takes a third of one that is trained on: its backward pass is twice the forward one.
             seen = (images(group.protocol) + tested_images(group.protocol) / 3) * group.protocol.epochs
-            seconds.append(sum(seen / probe.speed for probe in probes))
+            spent = sum(seen / probe.speed for probe in probes)
+            for probe in (p for p in probes if p.method in before):
+                step = 3 * macs(group.student)
+                longer = (step + macs(group.teacher)) / (step + (macs(group.teacher) if probe.teacher_macs else 0))
+                spent += before[probe.method] * images(group.protocol) * longer / probe.speed
+            seconds.append(spent)
         else:
-            seconds.append(group_macs(group, with_teacher, macs) / speed)
+            seconds.append(group_macs(group, with_teacher, macs, before.values()) / speed)
     parts = []
     if measured:
         parts.append(f"{measured} of {len(groups)} groups from cost probes")

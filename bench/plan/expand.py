@@ -4,7 +4,7 @@ A pair or a profile is added as one declared entry below. `expand` is a pure fun
 passed in (`bench.plan.registries` reads them from the registries).
 """
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class MethodFacts:
     run: str  # what tells its run from others where data and teacher are the same
     skipped: str | None = None  # the reason why the method cannot do the pair
     uses_teacher: bool = True  # whether its numbers depend on the teacher
+    before: int = 0  # epochs of its stage before the main one
     hyper: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its settings, all of them
 
 
@@ -51,6 +52,7 @@ class Cell:
     seed: int
     skipped: str | None = None
     uses_teacher: bool = True
+    before: int = 0  # epochs of a stage before the main one
     changed: tuple[tuple[str, Any, Any], ...] = ()  # of a variant: (field, the value in the method's own row, the value here)
 
 
@@ -72,8 +74,15 @@ class Plan:
 
     def needs_teacher(self, group: Group) -> bool:
         """Whether a run of the group depends on the teacher's weights."""
+        return any(c.uses_teacher for c in self._cells(group))
+
+    def before(self, group: Group) -> dict[str, int]:
+        """The epochs before the main stage of those methods of the group that have some."""
+        return {c.method: c.before for c in self._cells(group) if c.before}
+
+    def _cells(self, group: Group) -> list[Cell]:
         here = (group.teacher, group.student, group.seed)
-        return any(c.uses_teacher for c in self.cells if (c.teacher, c.student, c.seed) == here and c.method in group.methods)
+        return [c for c in self.cells if (c.teacher, c.student, c.seed) == here and c.method in group.methods]
 
 
 def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[str, ...]:
@@ -92,12 +101,14 @@ def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[st
     return rows
 
 
-def group_macs(group: Group, with_teacher: bool, macs: Callable[[str], int]) -> int:
+def group_macs(group: Group, with_teacher: bool, macs: Callable[[str], int], before: Collection[int] = ()) -> int:
     """Multiply-accumulates to train and test a group: per training image three student forward passes a run (forward and backward) and one
-    of the teacher, per test image one of each student, once an epoch."""
+    of the teacher, per test image one of each student, once an epoch. `before`: epochs of the runs that have a stage before the main one, which
+    read the teacher's pass together and are not tested in it."""
     p, students = group.protocol, macs(group.student) * len(group.methods)
     teacher = macs(group.teacher) if with_teacher else 0
-    return ((3 * students + teacher) * images(p) + students * tested_images(p)) * p.epochs
+    main = ((3 * students + teacher) * images(p) + students * tested_images(p)) * p.epochs
+    return main + (3 * macs(group.student) * sum(before) + (macs(group.teacher) * max(before) if before else 0)) * images(p)
 
 
 def images(protocol: Protocol) -> int:
@@ -132,7 +143,7 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
 
     cells: list[Cell] = []
     full_groups: list[Group] = []
-    groups: dict[Group, bool] = {}  # group -> whether it needs the teacher
+    groups: dict[Group, tuple[int, bool]] = {}  # group -> its multiply-accumulates, whether it needs the teacher
     placed: set[str] = set()
     hyper, variant = (tuple(change for change in some if change[0] in rows) for some in (profile.hyper, profile.variant + selection.hyper))
     for pair in pairs:
@@ -143,13 +154,16 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
             found = facts.of(whole)
             own = facts.of(plain) if variant else found
             for m in rows:
-                cells.append(Cell(pair.teacher, pair.student, m, seed, found[m].skipped, found[m].uses_teacher, _changed(own[m], found[m])))
+                f = found[m]
+                cells.append(Cell(pair.teacher, pair.student, m, seed, f.skipped, f.uses_teacher, f.before, _changed(own[m], f)))
             members = tuple(m for m in rows if found[m].skipped is None and found[m].run not in placed)
             placed |= {found[m].run for m in members if not found[m].uses_teacher}
             if members:
-                groups[narrowed(whole, members)] = any(found[m].uses_teacher for m in members)
-    longest = sorted(groups, key=lambda g: -group_macs(g, groups[g], facts.macs))  # stable: pairs and seeds keep their order among equals
-    needed = dict.fromkeys(g.teacher for g in longest if groups[g])
+                with_teacher, before = any(found[m].uses_teacher for m in members), [found[m].before for m in members if found[m].before]
+                group = narrowed(whole, members)
+                groups[group] = group_macs(group, with_teacher, facts.macs, before), with_teacher
+    longest = sorted(groups, key=lambda g: -groups[g][0])  # stable: pairs and seeds keep their order among equals
+    needed = dict.fromkeys(g.teacher for g in longest if groups[g][1])
     teachers = tuple(sorted(needed, key=lambda name: -facts.macs(name)))
     titles = tuple((m, facts.methods[m]) for m in rows)
     return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, tuple(cells), tuple(full_groups), tuple(longest), teachers)

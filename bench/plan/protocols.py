@@ -46,9 +46,12 @@ class Protocol:
         return dataclasses.replace(self, epochs=epochs, milestones=milestones, trial="; ".join(filter(None, (self.trial, reason))))
 
     def share(self, epochs: int) -> int:
-        """The length here of a stage before the main one that has `epochs` beside the declared schedule: scaled as milestones are, at least 1."""
-        declared = PROTOCOLS[self.name].epochs if self.name in PROTOCOLS else self.epochs
-        return max(1, int(epochs * self.epochs / declared + 0.5))
+        """The length here of a stage that has `epochs` beside the declared schedule: scaled as milestones are, at least 1. The declared
+        schedules of embedded data are short forms of the CRD protocol's."""
+        declared = PROTOCOLS.get(self.name, self)
+        if self.name in PROTOCOLS and declared.train_images is not None:
+            declared = PROTOCOLS["crd"]
+        return max(1, int(epochs * self.epochs / declared.epochs + 0.5))
 
     def sampled(self, rate: float) -> "Protocol":
         """A class-balanced fraction of the training set. Raises UsageError."""

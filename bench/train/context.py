@@ -27,6 +27,8 @@ from models.randomness import keyed
 PLACEHOLDER_PER_CLASS = 3
 """Training images of each class that a placeholder preparation sees."""
 UNTRAINED_SEED = 1
+CALIBRATING = 64
+"""Images whose statistics the normalisations of an untrained teacher hold."""
 
 
 def runs_of(group: Group, dataset: Dataset, teacher_hash: str | None) -> list[Member]:
@@ -98,6 +100,7 @@ class Context:
         else:
             with keyed(UNTRAINED_SEED, f"init/{self.architecture}"):
                 network = models.build(self.architecture, len(self.dataset.classes))
+            _calibrate(network, next(iter(self.images.test_batches(CALIBRATING)))[0].cpu())
         return network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def release_teacher(self) -> None:
@@ -144,6 +147,16 @@ class Context:
         """A learner whose steps may be timed and no more."""
         hyper, prepared, _ = self.timed_preparation(member)
         return Learner(member.run, member.method, hyper, member.setting, prepared, self.device)
+
+
+@torch.no_grad()
+def _calibrate(network: nn.Module, images: torch.Tensor) -> None:
+    """Give the normalisations the statistics of these images (B, 3, H, W): with the initial ones an untrained network's maps grow from block to
+    block until what is fitted to them diverges."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()(images)
 
 
 def _few(dataset: Dataset) -> Dataset:

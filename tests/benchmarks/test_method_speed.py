@@ -1,4 +1,4 @@
-"""What SKD and IEP cost, as ratios measured in one run on a CPU, resnet56 -> resnet20 at batch 64.
+"""What parts of SKD and IEP cost, as ratios measured in one run on a CPU, resnet56 -> resnet20 at batch 64 (whole steps: test_row_costs).
 
 Sides take turns; a ratio is the median over rounds of the ratio within a round, on the process's CPU time (both sides on one thread),
 with the clock's ratio printed beside it. Targets are for a quiet machine; what is asserted is three times as loose, but for the count of
@@ -11,67 +11,22 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.plan.groups import Group
-from bench.plan.members import resolve
-from bench.plan.protocols import get
-from bench.train import engine
-from bench.train.learner import Learner, evaluate
-from bench.train.preparations import TrainingImages
+from bench.train.learner import evaluate
 from methods.iep.spca import first_component
 from methods.skd.embedding import BATCH, Embedding
 from methods.skd.loss import skd_loss
-from models import macs, shapes
-from tests.benchmarks.sides import CPU, SEED, Sides, images
+from models import shapes
+from tests.benchmarks.alone import few, untrained
+from tests.benchmarks.sides import images
 from tests.benchmarks.timing import SLACK, Times, ratio, report, timed
 
 ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "6"))
 TEACHER, STUDENT = "resnet56", "resnet20"
-QUICK = {"skd": {"fit_steps": 5}, "iep": {"phase_epochs": 1, "phase_steps": 4, "check_batches": 1}}
-"""Preparations of seconds: a step's work does not depend on what was learned."""
 
 
 @pytest.fixture(scope="module")
-def sides(one_thread):
-    found = Sides(images(1024), TEACHER, STUDENT, methods=("kd",))
-    found.few = TrainingImages(found.dataset, found.data).named("benchmark")
-    return found
-
-
-class Few:
-    """A preparation's data cut after a few batches."""
-
-    def __init__(self, whole: TrainingImages, batches: int) -> None:
-        self.whole, self.limit = whole, batches
-        self.device, self.classes, self.count = whole.device, whole.classes, batches * BATCH
-        self.generator, self.log, self.resume, self.save = whole.generator, whole.log, whole.resume, whole.save
-
-    def batches(self, size: int, **rest):
-        for _, batch in zip(range(self.limit), self.whole.batches(size, **rest), strict=False):
-            yield batch
-
-
-class Alone:
-    """A method trained by itself: the whole step, from the gathering of the images to the optimiser, the teacher where it needs one."""
-
-    def __init__(self, sides: Sides, name: str) -> None:
-        changes = tuple((name, field, value) for field, value in QUICK.get(name, {}).items())
-        group = Group(TEACHER, STUDENT, SEED, get("crd"), "tf32", (name,), changes)
-        member = resolve(group, sides.dataset.hash, 100, 32, len(sides.dataset.train_labels), "teacher")[0]
-        preparation = member.method.preparation(member.hyper, member.setting)
-        prepared = preparation.build(sides.teacher, Few(sides.few, 4)) if preparation else None
-        self.learner = Learner(member.run, member.method, member.hyper, member.setting, prepared, CPU)
-        self.learner.begin_epoch(1)
-        teacher = sides.teacher if self.learner.teacher_needs else None
-        self.engine = engine.choose("eager", CPU)(sides.data, teacher, [self.learner], "tf32")
-        self.engine.begin_epoch(sides.draws)
-        self.position, self.count = 0, len(sides.draws.order)
-
-    def step(self) -> None:
-        if self.position + BATCH > self.count:
-            self.position = 0
-        failed = self.engine.step(self.position, self.position + BATCH)
-        assert not failed, failed
-        self.position += BATCH
+def context(one_thread):
+    return untrained(images(1024), TEACHER)
 
 
 def against(benchmark, ours: Callable[[], object], theirs: Callable[[], object], rounds: int = ROUNDS) -> Times:
@@ -82,29 +37,6 @@ def against(benchmark, ours: Callable[[], object], theirs: Callable[[], object],
     theirs()
     benchmark.pedantic(lambda: a.append(timed(ours)), setup=lambda: b.append(timed(theirs)), rounds=rounds, iterations=1)
     return ratio(a, b)
-
-
-@pytest.fixture(scope="module")
-def kd(sides):
-    return Alone(sides, "kd")
-
-
-def test_training_step_of_skd(benchmark, capsys, sides, kd):
-    skd = Alone(sides, "skd")
-    assert skd.engine.teacher is None
-    measured = against(benchmark, skd.step, kd.step, 2 * ROUNDS)
-    step = 3 * macs(STUDENT)
-    report(capsys, benchmark, [(f"SKD's step / KD's (ideal {step / (step + macs(TEACHER)):.2f})", 0.65, *measured)])
-    assert measured[0] <= SLACK * 0.65
-
-
-def test_training_step_of_iep(benchmark, capsys, sides, kd):
-    iep = Alone(sides, "iep")
-    measured = against(benchmark, iep.step, kd.step)
-    student, teacher = macs(STUDENT), macs(TEACHER)
-    ideal = (7 * student + teacher) / (3 * student + teacher)  # one forward and three backward passes of the student
-    report(capsys, benchmark, [(f"IEP's step / KD's (ideal {ideal:.2f})", 2.4, *measured)])
-    assert measured[0] <= SLACK * 2.4
 
 
 def test_first_component_against_svd(benchmark, capsys):
@@ -124,13 +56,13 @@ def test_first_component_against_svd(benchmark, capsys):
     assert measured[1] >= 5.0 / SLACK
 
 
-def test_streaming_embedding_against_an_evaluation_pass(benchmark, capsys, sides):
+def test_streaming_embedding_against_an_evaluation_pass(benchmark, capsys, context):
     """One pass of stage A over some images against the trainer's own evaluation of the teacher on them."""
-    few = Few(sides.few, 4)
+    seen, teacher = few(context, 4), context.teacher()
     layers = {f"stage{i}": i for i in range(1, len(shapes(TEACHER).maps["stage"]))}
     embedding = Embedding(layers, "stage", "streaming", dimensions=16, temperature=1.0, diagonal=True, seed=0, steps=1, epochs=1)
     measured = against(
-        benchmark, lambda: embedding.stream(sides.teacher, few), lambda: evaluate(sides.teacher, few.batches(BATCH), "tf32"), 2 * ROUNDS
+        benchmark, lambda: embedding.stream(teacher, seen), lambda: evaluate(teacher, seen.batches(BATCH), "tf32"), 2 * ROUNDS
     )
     report(capsys, benchmark, [("streaming embedding / one evaluation pass of the teacher", 1.2, *measured)])
     assert measured[0] <= SLACK * 1.2

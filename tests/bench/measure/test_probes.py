@@ -183,6 +183,17 @@ def test_stored_preparation_and_teacher_are_used(tmp_path):
     assert measure(tmp_path, "skd")["preparation_seconds"] is None  # prepared with other settings
 
 
+def test_a_deep_untrained_teacher_has_maps_of_a_common_scale(tmp_path):
+    """With initial statistics they grow by orders of magnitude from stage to stage, and FT's paraphraser of them diverges."""
+    context = Context(TINY, "tf32", execution(tmp_path), "resnet56", untrained=True)
+    images = next(iter(context.images.test_batches(64)))[0]
+    with torch.no_grad():
+        scales = [maps.square().mean().sqrt().item() for maps in context.teacher()(images, ("stage",)).maps["stage"]]
+    assert max(scales) < 10 * min(scales)
+    member = context.resolved(one("ft", "resnet56", "resnet20"))[0]
+    assert context.timed_learner(member).method.paraphraser is not None
+
+
 def test_a_probe_waits_for_its_turn():
     def stop():
         raise Stopped("told to")

@@ -15,18 +15,18 @@ from bench.plan.selection import Selection, parse_pair, parse_seeds, parse_set, 
 from bench.text import duration
 
 MACS = {"big": 100, "mid": 50, "small": 10, "tiny": 5}
-TITLES = {"student": "Student", "kd": "KD", "at": "AT"}
+TITLES = {"student": "Student", "kd": "KD", "at": "AT", "ab": "AB"}
 
 
 def of_group(group: Group) -> dict[str, MethodFacts]:
-    """`student` needs no teacher; `at` cannot do the tiny student."""
+    """`student` needs no teacher; `at` cannot do the tiny student; `ab` has 30 epochs before the main stage."""
     found = {}
     for method in group.methods:
         alone = method == "student"
         key = f"{'' if alone else group.teacher}-{group.student}-{method}-{group.seed}-{group.overrides(method)}"
         settings = {"temperature": "4", "alpha": "0.9"} if method == "kd" else {}
         reason = "too small" if method == "at" and group.student == "tiny" else None
-        found[method] = MethodFacts(key, reason, not alone, settings | group.overrides(method))
+        found[method] = MethodFacts(key, reason, not alone, 30 if method == "ab" else 0, settings | group.overrides(method))
     return found
 
 
@@ -265,7 +265,7 @@ def test_an_estimate_takes_no_cost_of_another_condition():
 
 def test_estimate_uses_probes_where_every_method_has_one_and_says_what_it_rests_on():
     found = plan_of(methods=("student", "kd"), pairs=("big-small",), seeds=(1,))
-    groups = [(g, found.needs_teacher(g)) for g in found.groups]
+    groups = [(g, found.needs_teacher(g), found.before(g)) for g in found.groups]
     plain, kd = probed("student", None), probed("kd", "big")  # the student's serves every pair
     both = [plain, kd]
     cost = estimate.training(groups, both, MACS.__getitem__, "cpu", 1)
@@ -276,6 +276,32 @@ def test_estimate_uses_probes_where_every_method_has_one_and_says_what_it_rests_
     assert one.seconds == pytest.approx(macs / (3 * 10 * 1000)) and "median of 1 cost probes" in one.source
     stated = estimate.training(groups, [], MACS.__getitem__, "cpu", 2)
     assert stated.seconds == pytest.approx(macs / (2 * estimate.STATED["cpu"])) and "assumed" in stated.source
+
+
+def test_an_estimate_counts_the_epochs_before_the_main_stage():
+    """They read the teacher, which the main stage of `ab` does not; no test follows them; runs that have them share its pass."""
+    found = plan_of(methods=("student", "ab"), pairs=("big-small",), seeds=(1,))
+    ((group, *_),) = groups = [(g, found.needs_teacher(g), found.before(g)) for g in found.groups]
+    assert found.before(group) == {"ab": 30}
+    main, before = ((3 * 10 * 2 + 100) * 50_000 + 10 * 2 * 10_000) * 240, (3 * 10 + 100) * 50_000 * 30
+    assert group_macs(group, True, MACS.__getitem__, [30]) == main + before
+    assert group_macs(group, True, MACS.__getitem__, [30, 30]) == main + before + 3 * 10 * 50_000 * 30
+    stated = estimate.training(groups, [], MACS.__getitem__, "cpu", 1)
+    assert stated.seconds == pytest.approx((main + before) / estimate.STATED["cpu"])
+    probes = [probed("student", None), probed("ab", "big")]
+    cost = estimate.training(groups, probes, MACS.__getitem__, "cpu", 1)
+    assert cost.seconds == pytest.approx((2 * (50_000 + 10_000 / 3) * 240 + 50_000 * 30 * (30 + 100) / 30) / 1000)
+
+
+def test_epochs_before_the_main_stage_are_scaled_with_the_schedule():
+    """30 of the protocols; as large a part of a trial or of the embedded data's short schedule, at least one."""
+    pytest.importorskip("torch")
+    from bench.plan import registries
+
+    for protocol, epochs, expected in (("crd", None, 30), ("crd", 24, 3), ("crd", 2, 1), ("skd", None, 30), ("smoke", None, 5), ("smoke", 60, 8)):
+        choice = Selection(pairs=("resnet56-resnet20",), methods=("student", "ab", "fsp"), seeds=(1,), protocol=protocol, epochs=epochs)
+        found = expand(PROFILES["paper"], choice, registries.read(protocols.get(protocol)))
+        assert found.before(found.groups[0]) == {"ab": expected, "fsp": expected}
 
 
 def test_spread_is_the_time_until_the_last_slot_is_free():
