@@ -28,11 +28,6 @@ class Options:
         if self.images < 0 or self.bins < 1 or self.cka_images < 4 or self.cka_batch < 4:
             raise ValueError("agreement: images is at least 0, bins at least 1, cka_images and cka_batch at least 4")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(cka_images=100, cka_batch=50)
-
 
 @register("agreement")
 class Agreement(Analysis):

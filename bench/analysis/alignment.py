@@ -28,11 +28,6 @@ class Options:
         if min(self.epochs, self.batch, self.dimensions, self.images) < 1 or self.controls < 2:
             raise ValueError("alignment: epochs, batch, dimensions, images are at least 1, controls at least 2")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(epochs=3, controls=2, images=100, quantile=0.05)
-
 
 @register("alignment")
 class Alignment(Analysis):

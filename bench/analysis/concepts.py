@@ -39,11 +39,6 @@ class Options:
         if min(self.epochs, self.batch, self.images, self.most_images, self.least_images) < 1:
             raise ValueError("concepts: counts are at least 1")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=60, epochs=1, least_images=3, most_concepts=3, layers=("stage2", "stage3"), quantile=0.05)
-
 
 @register("concepts")
 class Concepts(Analysis):

@@ -32,11 +32,6 @@ class Options:
         if not 0 < self.quantile < 1 or self.images < 1:
             raise ValueError("dissect.quantile lies between 0 and 1, dissect.images is at least 1")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=100, quantile=0.05)
-
 
 def probe_identity(identity: dict[str, Any], chosen: str) -> dict[str, Any]:
     """An identity whose option "probe" is what the folder holds in place of where it lies. Raises UsageError for a folder without its tables."""

@@ -31,11 +31,6 @@ class Options:
         if self.batch < 2 or self.images < self.batch or not 1 <= self.classes <= self.batch:
             raise ValueError("knowledge: a batch has at least 2 images and as many as classes, and images is at least a batch")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=32, batch=16, classes=4, phase_epochs=1, phase_steps=2, check_batches=1)
-
 
 @register("knowledge")
 class KnowledgeAlteration(Analysis):

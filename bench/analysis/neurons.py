@@ -29,11 +29,6 @@ class Options:
         if min(self.neighbours, self.relations, self.matched, self.images) < 1 or not 0 < self.quantile < 1:
             raise ValueError("neurons: counts are at least 1, quantile lies between 0 and 1")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=40, relations=3, matched=5)
-
 
 @register("neurons")
 class Neurons(Analysis):

@@ -21,6 +21,16 @@ from tests.bench.synthetic import add_run
 
 PROTOCOL = Protocol("smoke", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16)
 TEACHER, STUDENT = "resnet8", "resnet8"
+QUICK = {
+    "agreement": {"cka_images": 100, "cka_batch": 50},
+    "alignment": {"epochs": 3, "controls": 2, "images": 100, "quantile": 0.05},
+    "concepts": {"images": 60, "epochs": 1, "least_images": 3, "most_concepts": 3, "layers": ("stage2", "stage3"), "quantile": 0.05},
+    "dissect": {"images": 100, "quantile": 0.05},
+    "knowledge": {"images": 32, "batch": 16, "classes": 4, "phase_epochs": 1, "phase_steps": 2, "check_batches": 1},
+    "neurons": {"images": 40, "relations": 3, "matched": 5},
+    "quantify": {"images": 4, "grid": 4, "learning": False, "steps": 4, "draws": 4, "bootstrap": 20},
+}
+"""Options with which an analysis takes seconds; one that is not here is run with its own."""
 
 
 def network(name: str, purpose: str, classes: int = 100):
@@ -75,9 +85,8 @@ def damaged_json(path: Path) -> None:
 
 
 def quick(analysis) -> object:
-    """Options small enough for tests: the analysis' `quick()` where it has one."""
-    make = getattr(analysis.Options, "quick", None)
-    return make() if make else analysis.Options()
+    """Options small enough for tests."""
+    return analysis.Options(**QUICK.get(analysis.name, {}))
 
 
 def cifar_like(images):
