@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.dissect import probe_identity
-from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
+from bench.analysis.dissect import Probing
+from bench.analysis.frame.base import Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 
 
@@ -30,15 +30,12 @@ class Options:
 
 
 @register("alignment")
-class Alignment(Analysis):
+class Alignment(Probing):
     title = "Alignment with concepts"
     question = "Do semantic vectors learned without words come to relate the channels as human concepts do?"
     source = "Han et al., Static Knowledge Distillation, 2022, Fig. 4"
     needs = Needs(preparation="skd", concepts=True)
     Options = Options
-
-    def identity(self) -> dict[str, Any]:
-        return probe_identity(super().identity(), self.options.probe)
 
     def run(self, context) -> Result:
         import torch

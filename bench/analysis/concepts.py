@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.dissect import probe_identity
-from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
+from bench.analysis.dissect import Probing
+from bench.analysis.frame.base import Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
 
@@ -41,15 +41,12 @@ class Options:
 
 
 @register("concepts")
-class Concepts(Analysis):
+class Concepts(Probing):
     title = "Concept vectors"
     question = "Is a concept in one channel or spread over many, and do the weights of concepts relate as the words do?"
     source = "Fong and Vedaldi, Net2Vec: Quantifying and Explaining how Concepts are Encoded by Filters, CVPR 2018"
     needs = Needs(concepts=True)
     Options = Options
-
-    def identity(self) -> dict[str, Any]:
-        return probe_identity(super().identity(), self.options.probe)
 
     def run(self, context) -> Result:
         from bench.analysis.maths.concept_fits import classified, gather, labelled, segmented

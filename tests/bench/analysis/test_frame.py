@@ -42,8 +42,8 @@ def test_bad_input_is_one_line_and_exit_2(place, images, capsys):
         (("sync", "resnet20"), "no resnet20 teacher for shapes100"),
         (("sync", "resnet8", "--set", "layers=stage9"), "resnet8 has no layer 'stage9'; it has stem, stage1"),
         (("sync", "resnet8", "--set", "epz=1"), "unknown option of sync 'epz'; did you mean eps"),
-        (("sync", "resnet8", "--set", "eps=wide"), "--set eps=wide: expected float"),
-        (("sync", "resnet8", "--set", "eps=nan"), "--set eps=nan: expected float"),
+        (("sync", "resnet8", "--set", "eps=wide"), "--set eps=wide: expected a float or several with commas"),
+        (("sync", "resnet8", "--set", "eps=nan"), "--set eps=nan: expected finite numbers"),
         (("sync", "resnet8", "--set", "images=1"), "at least 2"),
         (("sync", "resnet8-resnet8-kd-s1-0123456789"), "no runs in"),
     ):
