@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import data
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, unknown
-from bench.launch import estimate, jobs, ledger
+from bench.launch import estimate, ledger
 from bench.launch.ledger import Ledger
 from bench.launch.local import Pool
 from bench.launch.options import Run
@@ -28,7 +28,7 @@ from bench.plan.selection import Selection, parse_seeds, parse_set, words
 from bench.store.records import Teacher
 from bench.store.runs import scan
 from bench.text import clean, count, duration, say, table
-from bench.train import engine, environment, teacher_networks
+from bench.train import engine, environment, group_job, teacher_networks, teacher_training
 from bench.train.execution import Execution
 
 DAY = 24 * 3600.0
@@ -222,8 +222,10 @@ def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Ta
     execution = dataclasses.replace(execution, keep_epochs=())  # of students
     tasks = []
     for name in book.teachers_missing():
-        arguments = {"architecture": name, **common}
-        tasks.append(Task(f"teacher-{name}", jobs.run_teacher, arguments, execution, lambda name=name: book.teacher(name) is not None, whole=whole))
+        def there(name=name) -> bool:
+            return book.teacher(name) is not None
+
+        tasks.append(Task(f"teacher-{name}", teacher_training.train, {"architecture": name, **common}, execution, there, whole=whole))
     return tasks
 
 
@@ -233,7 +235,7 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     tasks = []
     for group in book.groups_left():
         after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
-        tasks.append(Task(task_name(group), jobs.run_group, {"group": group}, execution, lambda group=group: book.finished(group), after))
+        tasks.append(Task(task_name(group), group_job.run_group, {"group": group}, execution, lambda group=group: book.finished(group), after))
     return sorted(tasks, key=lambda t: bool(t.after))
 
 

@@ -58,7 +58,30 @@ class Equivalence(TimeBudgetOption, ThreadsOption, EngineOption, DeviceOption, D
     """False: only read what is done."""
 
     def main(self) -> int:
-        return study(self)
+        """Print the power, train what is missing, judge, and write the outcome below `results`. Returns an exit code."""
+        protocol, pair, seeds = _checked(self)
+        planned = len(seeds) * len(self.methods)
+        print(power_text(planned, self), flush=True)
+        code = DONE
+        if self.train:
+            code = _train(self, protocol, pair, seeds)
+            if code in (STOPPED_IN_TIME, INTERRUPTED, USAGE):
+                return code
+        pairs, missing = differences(self.results, self, protocol, pair, seeds)
+        for text in missing:
+            say(f"left out: {text}")
+        verdict = judge([entry["difference"] for entry in pairs], self.margin)
+        print(verdict_text(verdict, self))
+        folder = self.results / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{pair.name}-{self.candidate}-{self.reference}{f'-{protocol.epochs}epochs' if protocol.trial else ''}.json"
+        settings = {"margin": self.margin, "alpha": ALPHA, "methods": list(self.methods), "seeds": list(seeds), "protocol": protocol.name}
+        names = {"candidate": self.candidate, "reference": self.reference, "teacher": pair.teacher, "student": pair.student}
+        outcome = {"planned": planned, "power": _power(planned, self), "missing": missing, "differences": pairs, **dataclasses.asdict(verdict)}
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, {"format": 1, "kind": "equivalence", **names, **settings, "trial": protocol.trial, **outcome, "finished": finished})
+        print(f"written to {path}")
+        return code
 
 
 @dataclass(frozen=True)
@@ -111,33 +134,6 @@ def power(n: int, margin: float, sd: float, true: float = 0.0, alpha: float = AL
         spread = critical * math.sqrt(float(chdtri(n - 1, (i + 0.5) / levels)) / (n - 1))
         total += max(0.0, float(ndtr((margin - true) * root / sd - spread) + ndtr((margin + true) * root / sd - spread)) - 1.0)
     return total / levels
-
-
-def study(options: Equivalence) -> int:
-    """Print the power, train what is missing, judge, and write the outcome below `results`. Returns an exit code."""
-    protocol, pair, seeds = _checked(options)
-    planned = len(seeds) * len(options.methods)
-    print(power_text(planned, options), flush=True)
-    code = DONE
-    if options.train:
-        code = _train(options, protocol, pair, seeds)
-        if code in (STOPPED_IN_TIME, INTERRUPTED, USAGE):
-            return code
-    pairs, missing = differences(options.results, options, protocol, pair, seeds)
-    for text in missing:
-        say(f"left out: {text}")
-    verdict = judge([entry["difference"] for entry in pairs], options.margin)
-    print(verdict_text(verdict, options))
-    folder = options.results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{pair.name}-{options.candidate}-{options.reference}{f'-{protocol.epochs}epochs' if protocol.trial else ''}.json"
-    settings = {"margin": options.margin, "alpha": ALPHA, "methods": list(options.methods), "seeds": list(seeds), "protocol": protocol.name}
-    names = {"candidate": options.candidate, "reference": options.reference, "teacher": pair.teacher, "student": pair.student}
-    outcome = {"planned": planned, "power": _power(planned, options), "missing": missing, "differences": pairs, **dataclasses.asdict(verdict)}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(path, {"format": 1, "kind": "equivalence", **names, **settings, "trial": protocol.trial, **outcome, "finished": finished})
-    print(f"written to {path}")
-    return code
 
 
 def _checked(options: Equivalence) -> tuple[protocols.Protocol, Pair, tuple[int, ...]]:

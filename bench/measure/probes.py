@@ -24,9 +24,9 @@ import torch
 
 import models
 from bench import data
-from bench.data import augment
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.measure import meters
+from bench.measure.meters import Steps
 from bench.plan import datasets, members
 from bench.plan.expand import images as planned_images
 from bench.plan.groups import Group
@@ -41,7 +41,6 @@ from bench.train.learner import Learner
 from bench.train.stop import Stop, Stopped
 
 FORMAT = 1
-SEED = 1
 OURS, PLAIN = "ours", "student"
 STEPS = {"cpu": (60, 3), "cuda": (120, 20)}
 """Timed steps, of the method and of the plain student each, and warm-up steps, where none are asked for."""
@@ -63,7 +62,7 @@ def of_one(group: Group) -> Group:
     """A group of one method as it is probed: under the probes' own seed. Raises UsageError for a group of several."""
     if len(group.methods) != 1:
         raise UsageError(f"a probe measures one method, not {', '.join(group.methods)}")
-    return dataclasses.replace(group, seed=SEED)
+    return dataclasses.replace(group, seed=meters.SEED)
 
 
 def probe(
@@ -221,7 +220,7 @@ def measure(request: Request) -> dict[str, Any]:
     teacher = context.teacher() if needs else None
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
     recorded = issubclass(chosen, engine.Static)  # its pools do not show a step's peak
-    eager = _Steps((engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision), count, group.protocol.batch)
+    eager = Steps((engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision), count, group.protocol.batch)
     learner.begin_epoch(1)
 
     for _ in range(2):  # the first steps make optimiser state and, on CUDA, try algorithms in scratch memory that training does not need
@@ -230,7 +229,7 @@ def measure(request: Request) -> dict[str, Any]:
     for _ in range(2):
         eager()
     peaks = memory.peaks()
-    step = _Steps(chosen(images, teacher, [learner], group.precision) if recorded else eager.runner, count, group.protocol.batch)
+    step = Steps(chosen(images, teacher, [learner], group.precision) if recorded else eager.runner, count, group.protocol.batch)
     for _ in range(request.warmup):
         step()
     peaks |= memory.end()  # the method's alone: the plain student comes after
@@ -266,18 +265,18 @@ def measure(request: Request) -> dict[str, Any]:
     }
 
 
-def _plain_steps(context: Context, group: Group, warmup: int) -> "_Steps":
+def _plain_steps(context: Context, group: Group, warmup: int) -> Steps:
     """The plain student's step on the same student network, engine and data, warmed up."""
     member = context.resolved(dataclasses.replace(group, methods=(PLAIN,), hyper=()))[0]
     learner = Learner(member.run, member.method, member.hyper, member.setting, None, context.device)
-    steps = _Steps(context.engine(context.images, None, [learner], group.precision), len(context.dataset.train_labels), group.protocol.batch)
+    steps = Steps(context.engine(context.images, None, [learner], group.precision), len(context.dataset.train_labels), group.protocol.batch)
     learner.begin_epoch(1)
     for _ in range(max(2, warmup)):
         steps()
     return steps
 
 
-def _timed(steps: dict[str, "_Steps"], count: int, device: torch.device) -> dict[str, Any]:
+def _timed(steps: dict[str, Steps], count: int, device: torch.device) -> dict[str, Any]:
     """The record's part about time. `relative`: the plain student's step time over this one's, as the table shows throughput."""
     turns = meters.in_turns(steps, count, device)
     first, median, third = meters.quartiles(turns.steps[OURS])
@@ -288,25 +287,6 @@ def _timed(steps: dict[str, "_Steps"], count: int, device: torch.device) -> dict
     first, median, third = meters.quartiles(ratios)
     found |= {"student_step_ms_median": meters.quartiles(turns.steps[PLAIN])[1], "relative": median, "relative_iqr": [first, third]}
     return found | {"noisy": turns.noisy(ratios, "ratios to the plain student")}
-
-
-class _Steps:
-    """Training steps of a runner over full batches of the epochs' orders, one after the other; the remainder of an epoch is left out, a step
-    being one batch."""
-
-    def __init__(self, runner: engine.Eager, count: int, batch: int) -> None:
-        if count < batch:
-            raise UsageError(f"a probe needs a full batch of {batch} images, the training set has {count}")
-        self.runner, self.count, self.batch = runner, count, batch
-        self.epoch, self.start = 0, count
-
-    def __call__(self) -> None:
-        if self.start + self.batch > self.count:
-            self.epoch, self.start = self.epoch + 1, 0
-            self.runner.begin_epoch(augment.draws(SEED, self.epoch, self.count))
-        start, self.start = self.start, self.start + self.batch
-        for _, error in self.runner.step(start, self.start):
-            raise error
 
 
 Spent = tuple[float | None, int | None]  # seconds and peak bytes of a preparation
