@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, compared, grouped, shown
+from bench.analysis.frame.by_method import BASELINE, compared, grouped, mean_and_sd, shown
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
 
@@ -113,7 +113,7 @@ class KnowledgeAlteration(Analysis):
             header = [f"stage {i}" for i in range(1, count + 1)] if name in OVER_POINTS else [f"stage {s}" for s in steps]
             rows = [("teacher, other images", "", *(f"{v:.{DIGITS[name]}f}" for v in facts["shuffled"][name]), "")]
             for method, by_seed in cells[name].items():
-                said = [_mean(values, DIGITS[name]) for values in np.array(list(by_seed.values())).T]
+                said = [mean_and_sd(values, DIGITS[name]) for values in np.array(list(by_seed.values())).T]
                 rows.append((method, str(len(by_seed)), *said, _difference(cells[name], method, DIGITS[name])))
             notes = (
                 f"Mean ± standard deviation over seeds; {facts['images']} test images in batches of {stored.options['batch']}. Last column: "
@@ -150,11 +150,6 @@ def _cells(stored: Stored) -> dict[str, dict[str, dict[int, list[float]]]]:
         for name in DIGITS:
             cells[name].setdefault(r["method"], {})[r["seed"]] = r[name]
     return cells
-
-
-def _mean(values: np.ndarray, digits: int) -> str:
-    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
 
 
 def _difference(cells: dict[str, dict[int, list[float]]], method: str, digits: int) -> str:

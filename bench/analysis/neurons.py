@@ -137,15 +137,12 @@ class Neurons(Analysis):
                 caption = f"Addition {rows[0]} + {rows[1]} ~ {rows[2]} of {layer}, {stored.subject}"
             figure = drawing.tiles(np.broadcast_to(images, (len(rows), *images.shape)), masks, labels, strong)
             shares = [f"{label}: {100 * m.mean():.0f} % of the pixels" for label, m in zip(labels, masks, strict=True)]
+            overlap = (masks[0] & masks[-1]).sum() / max(1, (masks[0] | masks[-1]).sum())
             text = f"The images on which channel {group['channel']} is strongest, bright where each channel is active. {'; '.join(shares)}; "
-            text += f"overlap of the last with the first, as IoU: {_overlap(masks[0], masks[-1]):.2f}. A grey edge: the channel is nowhere above its "
+            text += f"overlap of the last with the first, as IoU: {overlap:.2f}. A grey edge: the channel is nowhere above its "
             text += f"threshold there ({int((~strong).sum())} of {strong.size} pictures), shown is what lies above half of its maximum on that image."
             out.append(Drawing(f"{group['kind']}-{'-'.join(map(str, rows))}", caption, text, figure))
         return out
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def _triples(vectors, pairs, options: Options, layer: str):

@@ -59,7 +59,8 @@ class Sync(Analysis):
                 "random vectors": (1 - relation(random), None),
             }
             for space, (distances, stability) in spaces.items():
-                arrays[f"{layer}.{space}.curve"] = np.array([_pair(eps_graph.metrics(distances, e)) for e in GRID])
+                found = [eps_graph.metrics(distances, e) for e in GRID]
+                arrays[f"{layer}.{space}.curve"] = np.array([(m.with_neighbours, m.largest_cluster) for m in found], float)
                 for eps in options.eps:
                     facts.append(_row(layer, space, eps, len(s), eps_graph.metrics(distances, eps), stability))
             for eps in options.eps if options.steps else ():
@@ -120,10 +121,6 @@ def _halves(context, subject, layers: dict[str, int], count: int) -> dict[str, l
         for layer, at in layers.items():
             sums[layer][i % 2].add(maps[at])
     return {layer: [half.value().numpy() for half in both] for layer, both in sums.items()}
-
-
-def _pair(metrics) -> tuple[float, float]:
-    return float(metrics.with_neighbours), float(metrics.largest_cluster)
 
 
 def _row(layer: str, space: str, eps: float, channels: int, metrics, stability: float | None) -> dict[str, Any]:

@@ -6,18 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bench.errors import UsageError, unknown
-from bench.options import (
-    Appended,
-    DataOption,
-    DeterministicOption,
-    DeviceOption,
-    DownloadOption,
-    EngineOption,
-    ResultsOption,
-    Texts,
-    ThreadsOption,
-    TimeBudgetOption,
-)
+from bench.options import Appended, Texts, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
@@ -25,7 +14,7 @@ from bench.plan.selection import parse_seeds, parse_set, words
 
 
 @dataclass(frozen=True)
-class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, DeviceOption, DownloadOption, DataOption, ResultsOption):
+class Run(TrainingOptions):
     """Train what is missing of a profile (teachers first), measure costs, write the report. Done runs are never run again."""
 
     profile: str | None = None

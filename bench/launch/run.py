@@ -172,7 +172,8 @@ def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     known = estimate.load_costs(book.results, device["name"]) if device else {}
     macs = registries.read(the_plan.protocol).macs
     cost = estimate.training([(g, the_plan.needs_teacher(g)) for g in todo], known, macs, kind, threads)
-    own = estimate.training([(g, False) for g in book.teacher_groups(missing)], known, macs, kind, threads)
+    trained = [Group(None, name, TEACHER_SEED, the_plan.teacher_protocol, the_plan.precision, ("student",)) for name in missing]
+    own = estimate.training([(g, False) for g in trained], known, macs, kind, threads)
     at_once = len(slots) if kind == "cuda" else min(len(slots), max(1, usable_cores() // threads))
     elapsed = estimate.spread(own.by_group, at_once) + max(estimate.spread(cost.by_group, len(slots)), cost.seconds / at_once)
     return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source)

@@ -9,7 +9,7 @@ anything is trained. Differences count as independent; a precision's effect that
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,7 +186,7 @@ def differences(
         same = view.student == pair.student and view.protocol == protocol and view.teacher in (None, pair.teacher)
         asked = view.method in options.methods and view.seed in seeds and view.precision in (options.candidate, options.reference)
         if same and asked and view.record:
-            found.setdefault(_but_precision(view.identity), {})[view.precision] = view
+            found.setdefault(canonical(view.identity | {"precision": ""}), {})[view.precision] = view
     entries = []
     for both in found.values():
         if len(both) == 2:
@@ -200,10 +200,6 @@ def differences(
         raise UsageError(f"{twice[0][0]} with seed {twice[0][1]} was trained with two teachers, data sets or settings: use another results folder")
     missing = [f"{m} with seed {s}: not done in both precisions" for m in options.methods for s in seeds if (m, s) not in seen]
     return entries, missing + [f"{problem.where}: {problem.reason}" for problem in problems]
-
-
-def _but_precision(identity: Mapping[str, Any]) -> str:
-    return canonical({name: value for name, value in identity.items() if name != "precision"})
 
 
 def _power(n: int, options: Equivalence) -> float:

@@ -17,7 +17,6 @@ import torch
 
 import models
 from bench import data
-from bench.data import augment
 from bench.errors import UsageError, unknown
 from bench.measure import ceilings, meters
 from bench.measure.probes import exclusive
@@ -32,7 +31,7 @@ from bench.store.files import write_json
 from bench.train import engine, environment
 from bench.train.context import Context
 from bench.train.execution import Execution
-from bench.train.learner import Learner, evaluate
+from bench.train.learner import evaluate
 
 FORMAT = 1
 TEST_IMAGES, TEST_BATCH, TRAIN_IMAGES = 10_000, 500, 50_000
@@ -143,7 +142,8 @@ def _measure(
             learners = [context.timed_learner(m) for m in chosen]
             runner = kind(images, teacher if any(one.teacher_needs for one in learners) else None, learners, precision)
             times = _times(runner, dataset, options.steps, crd.batch, device)
-            tested = _test_time(learners[0], images, device)
+            test = lambda one=learners[0]: evaluate(one.student, images.test_batches(TEST_BATCH), precision)  # noqa: E731
+            tested = meters.timed(test, 2, device)[1]  # the first does not count
             first, median, third = meters.quartiles(times)
             seen = pair.teacher if runner.teacher is not None else None
             rows.append(
@@ -173,11 +173,6 @@ def _times(runner: engine.Eager, dataset: data.Dataset, steps: int, batch: int, 
     for _ in range(10 if device.type == "cuda" else 1):
         step()
     return meters.timed(step, steps, device)
-
-
-def _test_time(one: Learner, images: augment.Augmenter, device: torch.device) -> float:
-    """Milliseconds of one test batch, after one that does not count."""
-    return meters.timed(lambda: evaluate(one.student, images.test_batches(TEST_BATCH), one.run.precision), 2, device)[1]
 
 
 def hours(rows: Sequence[dict[str, Any]], seeds: Sequence[int], all_pairs: int) -> list[dict[str, Any]]:

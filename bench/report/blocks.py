@@ -118,10 +118,6 @@ def conditions(table: Table) -> str:
     return " ".join(filter(None, (banner(table), "; ".join(parts) + ".")))
 
 
-def _cell(cell: Cell) -> str:
-    return accuracy(cell.summary) if cell.summary else cell.note or NONE
-
-
 def _is_best(cell: Cell) -> bool:
     return cell.published is not None and cell.published.epoch == "best"
 
@@ -171,7 +167,8 @@ def table_block(table: Table, number: str) -> Block:
         beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, speed, times(row.memory), prep]
         best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
         second = frozenset(j for j in range(len(table.pairs)) if place in seconds[j])
-        lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best, second))
+        means = [accuracy(c.summary) if c.summary else c.note or NONE for c in row.cells]
+        lines.append(Line(row_title(row), means + beside, "main", best, second))
         if any(c.difference for c in row.cells):
             clear = [bool(versus and (found := versus.cells.get((place, j))) and found.clear) for j in range(len(row.cells))]
             lines.append(Line(f"Δ {base}", [signed(c.difference, k) for c, k in zip(row.cells, clear, strict=True)] + blank, "sub"))

@@ -28,7 +28,7 @@ from bench.report.blocks import (
 )
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
-from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.report.table import OWN, Cell, ResultSet, Row, Table, name
 from bench.statistics import Difference
 from bench.text import clean
 
@@ -185,10 +185,6 @@ def _figures(table: Table, versus: list[Comparison]) -> dict[str, Any]:
     return {**wide, **panels, "best": best, "base": first.title if first else ""}
 
 
-def _heads(pairs: list[Pair]) -> list[tuple[str, str]]:
-    return [(name(p.teacher) if p.teacher else "no teacher", f"→ {name(p.student)}") for p in pairs]
-
-
 def table_view(
     results: ResultSet, table: Table, mark: str, number: int, data: dict[str, Any], taken: dict[str, Any], strings: evidence.Strings
 ) -> dict[str, Any]:
@@ -221,7 +217,7 @@ def table_view(
         "findings": [line for line in findings if line not in short],
         "noise": shared_test_set(table),
         "files": sorted(files),
-        "heads": _heads(table.pairs),
+        "heads": [(name(p.teacher) if p.teacher else "no teacher", f"→ {name(p.student)}") for p in table.pairs],
         "accuracy": _accuracy(table, mark, versus),
         "costs": _costs(table),
         "figures": _figures(table, versus),

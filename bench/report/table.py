@@ -158,11 +158,6 @@ def _place(value: Any, order: Iterable[Any]) -> tuple[int, str]:
     return (known.index(value) if value in known else len(known), str(value))
 
 
-def _without(runs: list[RunView], reasons: dict[str, str], excluded: list[Problem]) -> list[RunView]:
-    excluded.extend(Problem(run.id, reasons[run.id]) for run in runs if run.id in reasons)
-    return [run for run in runs if run.id not in reasons]
-
-
 def _variants(runs: list[RunView], planned: set[str], own: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """For the runs of one method and pair: run id -> label of its variant (empty for the main one), and run id -> why it is left out.
 
@@ -234,10 +229,10 @@ def build_table(
 ) -> Table:
     """A table from runs of one protocol and precision. `plan` may be empty; `broken`: ids of runs whose files cannot be trusted."""
     protocol, precision = (runs[0].protocol, runs[0].precision) if runs else (plan.protocol, plan.precision)
-    excluded: list[Problem] = []
     trained = {r.id for r in runs if r.record and r.record.teacher and r.record.teacher.trained}
     untrained = {r.id: "its teacher is not trained" for r in runs if r.record and r.teacher and r.id not in trained}
-    usable = _without(runs, untrained, excluded)
+    excluded = [Problem(run, why) for run, why in untrained.items()]
+    usable = [run for run in runs if run.id not in untrained]
     taken = {r.student for r in runs if r.teacher} | {s for _, s in plan.pairs}
     keys = {(r.teacher, r.student) for r in runs if r.teacher or r.student not in taken}
     keys = [*plan.pairs, *sorted(keys - set(plan.pairs), key=lambda k: _place(k, PAIRS))]

@@ -70,7 +70,7 @@ class GroupCheckpoint:
         Raises OSError; the older generations then stand.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        current, previous = self._read(CURRENT), self._read(PREVIOUS)
+        current, previous = (read_manifest(self.folder / which) for which in (CURRENT, PREVIOUS))
         serial = 1 + max((m["serial"] for m in (current, previous) if m), default=0)
         name = f"checkpoint-{serial}-{self.key}.pt"
 
@@ -101,17 +101,11 @@ class GroupCheckpoint:
         for key in left:
             _remove_if_left(self.results, key)
         kept = {name for m in (current, manifest) if m for name in (e["file"] for e in m["members"].values())}
-        self._prune(states, kept)
-        return sum(member["bytes"] for member in members.values())
-
-    def _prune(self, run_ids: Mapping[str, Any], kept: set[str]) -> None:
-        for run_id in run_ids:
+        for run_id in states:
             for path in (runs_folder(self.results) / run_id).glob("checkpoint-*.pt"):
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        return read_manifest(self.folder / name)
+        return sum(member["bytes"] for member in members.values())
 
 
 def serialise(state: Mapping[str, Any]) -> bytes:

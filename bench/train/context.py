@@ -85,11 +85,11 @@ class Context:
     def teacher(self) -> nn.Module:
         """The frozen network on the device, in eval mode; one from the results folder is verified first."""
         if self._teacher is None:
-            self._teacher = self._stand_in() if self.untrained else self._verified()
+            if self.untrained:
+                self._teacher = self._stand_in()
+            else:
+                self._teacher = teacher_networks.load(self.teacher_file, self.dataset, self.images, self.device, self.check)
         return self._teacher
-
-    def _verified(self) -> nn.Module:
-        return teacher_networks.load(self.teacher_file, self.dataset, self.images, self.device, self.check)
 
     def _stand_in(self) -> nn.Module:
         if file := self.teacher_file:

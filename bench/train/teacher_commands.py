@@ -7,16 +7,7 @@ from pathlib import Path
 import tyro
 
 from bench.errors import unknown
-from bench.options import (
-    DataOption,
-    DeterministicOption,
-    DeviceOption,
-    DownloadOption,
-    EngineOption,
-    ResultsOption,
-    ThreadsOption,
-    TimeBudgetOption,
-)
+from bench.options import DataOption, DeviceOption, DownloadOption, ResultsOption, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.expand import TEACHER_SEED
 from bench.text import say, table
@@ -83,7 +74,7 @@ class TeachersImport(DeviceOption, DownloadOption, DataOption, ResultsOption):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachersTrain(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, DeviceOption, DownloadOption, DataOption, ResultsOption):
+class TeachersTrain(TrainingOptions):
     """Train one teacher in this process; `run` does so by itself for teachers that are missing."""
 
     architecture: tyro.conf.Positional[str]

@@ -106,7 +106,7 @@ class Analysis:
         """What names a result besides networks and data. Options that are `field(metadata={"speed": True})` change no number and are left out."""
         kept = [f.name for f in dataclasses.fields(self.options) if not f.metadata.get("speed")]
         values = dataclasses.asdict(self.options)
-        return {"name": self.name, "version": self.version, "options": {n: _plain(values[n]) for n in kept}}
+        return {"name": self.name, "version": self.version, "options": {n: list(v) if isinstance(v := values[n], tuple) else v for n in kept}}
 
     def made_of(self, context: Any) -> dict[str, Any]:
         """What else names a result and is known with the networks and the data only: hashes of further files. JSON values; may raise UsageError."""
@@ -125,10 +125,6 @@ class Analysis:
     def draw(cls, stored: Stored) -> list[Drawing]:
         """The result in figures; loads matplotlib."""
         return []
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def options_of(analysis: type[Analysis], changes: Sequence[str]) -> Any:
