@@ -192,6 +192,7 @@ class Method(nn.Module):
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
     own_backward: ClassVar[bool] = False  # True: the trainer calls `backward` instead of sum(losses).backward()
     capturable: ClassVar[bool] = True  # False: steps read the host or have shapes that depend on data; they are run eagerly
+    pairs_stages: ClassVar[str] = ""  # the kind of maps whose stages are compared one to one; networks of unlike counts are then refused
     uses_labels: ClassVar[bool] = True  # False: no "ce" among the losses
     unreleased: ClassVar[tuple[str, ...]] = ()  # first parts of state names that are not kept beside a finished student's weights (a memory bank)
 
@@ -224,9 +225,13 @@ class Method(nn.Module):
 
     @classmethod
     def reason_against(cls, hyper: Any, setting: Setting) -> str | None:
-        """Why the method cannot be used here, or None: no teacher where it reads one, else what `unsupported` says."""
+        """Why the method cannot be used here, or None: no teacher where it reads one, unlike stages where it pairs them; what `unsupported` says."""
         if setting.teacher is None and cls.teacher_needs(hyper):
             return f"{getattr(cls, 'name', cls.__name__)} needs a teacher: name one"
+        if kind := cls.pairs_stages:
+            wide, narrow = (len(shapes.maps[kind]) - 1 for shapes in (setting.teacher, setting.student))
+            if wide != narrow:
+                return f"{cls.name} pairs stages one to one: {setting.teacher.name} and {setting.student.name} have {wide} and {narrow}"
         return cls.unsupported(hyper, setting)
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods._maps import pooled_to, unit
-from methods.base import Batch, Method, MethodError, Needs, ranged
+from methods.base import Batch, Method, Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -26,15 +26,11 @@ def catkd_loss(student_maps: Tensor, teacher_maps: Tensor, resolution: int, norm
 
 @dataclass(frozen=True)
 class Hyper:
-    """Values by pair as said above. Raises MethodError for a resolution below 1."""
+    """Values by pair as said above."""
 
     weight: float = ranged(1.0, at_least=0)
     resolution: int = ranged(2, at_least=1)
     normalise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise MethodError(f"catkd.resolution is {self.resolution}; it is at least 1")
 
 
 HYPER = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import unit
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -58,15 +58,11 @@ def _trace(gram: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hyper:
-    """The authors' defaults. Raises MethodError for an order that is not above 0.5."""
+    """The authors' defaults."""
 
     correlation_weight: float = ranged(2.0, at_least=0)
     mutual_weight: float = ranged(0.05, at_least=0)
     alpha: float = ranged(1.5, above=0.5)  # order of the entropy
-
-    def __post_init__(self) -> None:
-        if not self.alpha > 0.5:
-            raise MethodError(f"itrd.alpha is {self.alpha}; it is above 0.5")
 
 
 @register("itrd")

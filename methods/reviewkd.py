@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import batch_normalised, pooled_to
-from methods.base import Batch, Method, MethodError, Needs, Prepared, Setting, ranged
+from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs, Shapes
 
@@ -104,14 +104,10 @@ def levels(shapes: Shapes, kind: str) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class Hyper:
-    """The authors' default; weights by pair as said above. Raises MethodError for a warm-up below 1 epoch."""
+    """The authors' default; weights by pair as said above."""
 
     weight: float = ranged(1.0, at_least=0)
     warmup: int = ranged(20, at_least=1)  # epochs in which the weight grows to its value
-
-    def __post_init__(self) -> None:
-        if self.warmup < 1:
-            raise MethodError(f"reviewkd.warmup is {self.warmup}; it is at least 1")
 
 
 @register("reviewkd")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from methods._maps import batch_normalised, pooled_to
 from methods._teacher import classifier_preparation, read_classifier
-from methods.base import Batch, Inference, Method, MethodError, Needs, Preparation, Prepared, Setting, ranged
+from methods.base import Batch, Inference, Method, Needs, Preparation, Prepared, Setting, ranged
 from methods.fitnet import hint_loss
 from methods.registry import register
 from models.layers import pooled
@@ -23,14 +23,10 @@ from models.outputs import Outputs
 
 @dataclass(frozen=True)
 class Hyper:
-    """The authors' values. Raises MethodError for a factor below 1."""
+    """The authors' values."""
 
     weight: float = ranged(1.0, at_least=0)  # of the mean over all elements of (projection - teacher's map)^2
     factor: int = ranged(2, at_least=1)  # the projector's width is the teacher's over this
-
-    def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise MethodError(f"simkd.factor is {self.factor}; it is at least 1")
 
 
 def _convolutions(hyper: Hyper, setting: Setting) -> Sequence[tuple[int, int, int]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import same_size, unlike_stages
+from methods._maps import same_size
 from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
@@ -49,10 +49,7 @@ class VID(Method):
     teacher_outputs = Needs(maps=("stage",))
     student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
-
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return unlike_stages("vid", setting)
+    pairs_stages = "stage"
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -106,6 +107,11 @@ def versions() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
     }
+
+
+def clocks() -> tuple[float, float]:
+    """The seconds of the clock, and the CPU seconds of this process, all threads: differences tell what was spent."""
+    return time.monotonic(), time.process_time()
 
 
 def conditions(device: torch.device, code: str | None, engine: str) -> dict[str, str]:

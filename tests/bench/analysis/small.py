@@ -8,14 +8,15 @@ import torch
 
 import models
 from bench import data
-from bench.analysis.frame.context import Context
+from bench.analysis.frame.context import PRECISION, Context
 from bench.analysis.frame.subjects import Subject
-from bench.data.augment import Augmenter
 from bench.plan.identity import Run
 from bench.plan.protocols import Protocol
 from bench.store.files import write_bytes, write_json
 from bench.store.weights import state_hash
+from bench.train import context as machine
 from bench.train import teacher_networks
+from bench.train.execution import Execution
 from models.randomness import keyed
 from tests.bench.synthetic import add_run
 
@@ -65,7 +66,7 @@ def dataset(protocol: Protocol = PROTOCOL):
 
 
 def context(results: Path, images, subjects: list[Subject], log=lambda text: None) -> Context:
-    return Context(results, images, Augmenter(images, "cpu", channels_last=True), subjects, log)
+    return Context(machine.Context(PROTOCOL, PRECISION, Execution(str(results), device="cpu", engine="eager"), dataset=images), subjects, log)
 
 
 def subjects_of(results: Path, images, students: int = 2) -> list[Subject]:

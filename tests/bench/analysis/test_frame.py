@@ -120,7 +120,7 @@ class Grouped(Analysis):
 
 
 def test_a_group_is_one_result_and_costs_of_others_are_left_out(place, images, monkeypatch):
-    monkeypatch.setattr("bench.analysis.frame.context._now", lambda: (Grouped.clock, 2 * Grouped.clock))
+    monkeypatch.setattr("bench.train.environment.clocks", lambda: (Grouped.clock, 2 * Grouped.clock))
     subjects_found = small.subjects_of(place, images)
     stored = obtain(Grouped(Grouped.Options()), small.context(place, images, subjects_found))
     assert len(stored.facts["labels"]) == 3 and stored.subject == "resnet8 and 2 more"
