@@ -6,7 +6,7 @@ from bench import statistics
 from bench.plan.protocols import Protocol
 from bench.report import compare, published
 from bench.report.cost_sheets import Sheet
-from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, main_row, name
 from bench.statistics import ASSUMED, Difference, Summary
 from bench.store.records import AtUse
 from bench.text import count
@@ -148,7 +148,7 @@ def added(at_use: AtUse) -> str:
 def table_block(table: Table, number: str) -> Block:
     """Methods x pairs, the difference to the baseline and the published number under each mean, costs relative to the plain student beside."""
     comparable = published.is_comparable(table.protocol)
-    base = next((r.title for r in table.rows if r.method == table.baseline), table.baseline)
+    base = table.base_title
     extra = [("Δ over", "all pairs"), ("speed", ""), ("mem.", ""), ("prep.", "s")]
     blank = [""] * len(extra)
     lines = []
@@ -254,7 +254,7 @@ def _images(protocol: Protocol) -> float | None:
 
 def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
     """Students that one preparation serves: the runs of the method with this pair's teacher, all its pairs and seeds but the skipped ones."""
-    row = next((r for r in table.rows if r.method == method and not r.variant), None)
+    row = main_row(table.rows, method)
     cells = [c for p, c in zip(table.pairs, row.cells, strict=True) if p.teacher == pair[0]] if row else []
     return max(1, sum(cell.others.get(seed) != "skipped" for cell in cells for seed in table.seeds))
 
@@ -268,7 +268,8 @@ def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table
     return table.protocol.epochs * images / cost.speed + (cost.preparation or 0.0) / students
 
 
-def _hours(seconds: float | None) -> str:
+def hours(seconds: float | None) -> str:
+    """For people: "0.52 h", below a tenth of an hour "340 s"."""
     return NONE if seconds is None else f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
 
 
@@ -295,9 +296,9 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
             peaks = [f"{c.preparation_memory / MIB:,.0f}" if c and c.preparation_memory is not None else NONE for c in costs]
             lines.append(Line("prep. MiB", peaks, "sub"))
         if table:
-            lines.append(Line("total", [_hours(total_seconds(sheet, key, method, table)) for key in keys], "sub"))
+            lines.append(Line("total", [hours(total_seconds(sheet, key, method, table)) for key in keys], "sub"))
             if any(c and c.preparation is not None for c in costs):
-                lines.append(Line("alone", [_hours(total_seconds(sheet, key, method, table, alone=True)) for key in keys], "sub"))
+                lines.append(Line("alone", [hours(total_seconds(sheet, key, method, table, alone=True)) for key in keys], "sub"))
         claims = [sheet.without_teacher(*key, method) for key in keys]
         if any(claims):
             lines.append(Line("of KD's step", [f"{c[0]:.2f}× ({c[1]:.2f})" if c else NONE for c in claims], "sub"))

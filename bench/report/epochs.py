@@ -1,5 +1,6 @@
 """The epoch rows of done runs: learning curves for the page and figures, and all rows as one tidy CSV for people's own analysis."""
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,11 +39,10 @@ def _runs(results: ResultSet) -> Iterator[RunView]:
 
 def write_csv(sets: list[ResultSet], file: TextIO) -> int:
     """One line for each epoch of each run that a table shows, any status; returns how many. Runs with unreadable rows are named by the scan."""
-    import pandas  # imported here: the report starts without it
-
     from bench.report.render import csv_field
 
-    pandas.DataFrame(columns=[*COLUMNS, *ROW_COLUMNS]).to_csv(file, index=False, lineterminator="\n")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*COLUMNS, *ROW_COLUMNS])
     count = 0
     for results in sets:
         for run in _runs(results):
@@ -53,10 +53,8 @@ def write_csv(sets: list[ResultSet], file: TextIO) -> int:
             hyper = " ".join(f"{key}={value}" for key, value in sorted(run.known.hyper.items()))
             fixed: list[Any] = [results.name, run.id, run.protocol.name, run.protocol.trial, run.precision, run.teacher, run.student]
             fixed += [run.method, run.known.method_version, hyper, run.seed]
-            frame = pandas.DataFrame([[getattr(row, name) for name in ROW_COLUMNS] for row in rows], columns=list(ROW_COLUMNS))
-            for place, (column, value) in enumerate(zip(COLUMNS, fixed, strict=True)):
-                frame.insert(place, column, csv_field(value))
-            frame.to_csv(file, index=False, header=False, lineterminator="\n")
+            kept = [csv_field(value) for value in fixed]
+            writer.writerows([*kept, *(getattr(row, name) for name in ROW_COLUMNS)] for row in rows)
             count += len(rows)
     return count
 

@@ -17,6 +17,7 @@ from bench.report.blocks import (
     NOISY,
     conditions,
     cost_block,
+    hours,
     is_few,
     other_sources,
     remarks,
@@ -28,7 +29,8 @@ from bench.report.blocks import (
 )
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
-from bench.report.table import OWN, Cell, ResultSet, Row, Table, name
+from bench.report.sentences import signed
+from bench.report.table import OWN, Cell, ResultSet, Row, Table, main_row, name
 from bench.statistics import Difference
 from bench.text import clean
 
@@ -59,10 +61,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _signed(value: float, places: int = 2) -> str:
-    return f"{value:+.{places}f}".replace("-", "−")
-
-
 def _view(key: str, main: str, small: str = "", sort: float | None = None, kind: str = "", below: list[str] | None = None) -> dict[str, Any]:
     """One way to show a cell: `main` with `small` beside it and `below` under it; `sort`: its place in an ordering, None: last."""
     known = sort is not None and math.isfinite(sort)
@@ -76,7 +74,7 @@ def _compared(key: str, found: Compared | None, is_base: bool, below: list[str] 
     if found is None:
         return _view(key, DASH)
     d: Difference = found.difference
-    return _view(key, _signed(d.mean), "" if d.half is None else f"± {d.half:.2f}", d.mean, "clear" if found.clear else "unclear", below)
+    return _view(key, signed(d.mean), "" if d.half is None else f"± {d.half:.2f}", d.mean, "clear" if found.clear else "unclear", below)
 
 
 def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: Row, some_published: bool) -> list[dict[str, Any]]:
@@ -94,7 +92,7 @@ def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: 
     if some_published:
         if v:
             half, word = "" if v.half is None else f"± {v.half:.2f}", v.word + ", best epochs" * best
-            views.append(_view("published", _signed(v.mean), half, v.mean, v.word.replace(" ", "-"), [word]))
+            views.append(_view("published", signed(v.mean), half, v.mean, v.word.replace(" ", "-"), [word]))
         else:
             views.append(_view("published", "none published" if p is None else DASH, kind="none"))
     return views
@@ -137,10 +135,6 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
     return {"views": views, "rows": rows, "teacher": teacher if any(t[0] != DASH for t in teacher) else [], "extra": heads}
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
-
-
 def _costs(table: Table) -> dict[str, Any] | None:
     sheet = table.sheet
     block = sheet and cost_block(sheet, "Costs", table)
@@ -158,9 +152,9 @@ def _costs(table: Table) -> dict[str, Any] | None:
             prepared, peak = (cost.preparation, cost.preparation_memory) if cost else (None, None)
             shown = f"{peak / MIB:,.0f} MiB" if peak is not None else ""
             views.append(_view("preparation", DASH if prepared is None else f"{prepared:,.0f} s", shown, prepared))
-            views.append(_view("total", DASH if total is None else _time(total), sort=total))
+            views.append(_view("total", hours(total), sort=total))
             alone = total_seconds(sheet, pair.key, row.method, table, alone=True) if prepared is not None else total
-            views.append(_view("alone", DASH if alone is None else _time(alone), sort=alone))
+            views.append(_view("alone", hours(alone), sort=alone))
             claim = None if row.variant else sheet.without_teacher(*pair.key, row.method)
             views.append(_view("freed", f"{claim[0]:.2f}×" if claim else DASH, f"ideally {claim[1]:.2f}×" if claim else "", claim and claim[0]))
             cells.append({"id": "", "rank": "", "views": views})
@@ -191,7 +185,7 @@ def table_view(
     """What the template needs of one table; the evidence of its cells goes into `data`, the files to take away into `taken`."""
     methods = [table.baseline] + [m for m in ("student", "kd") if m != table.baseline]
     versus = [c for m in methods if (c := compare.against(table, m))]
-    base = compare.main_row(table, table.baseline)
+    base = main_row(table.rows, table.baseline)
     for i, row in enumerate(table.rows):
         for j, (pair, found) in enumerate(zip(table.pairs, row.cells, strict=True)):
             plain = base.cells[j] if base else None

@@ -61,11 +61,7 @@ def _legend(table: Table, gains: bool) -> str:
     text += "; * best."
     if seeds and is_few(table):
         return f"{text} {FEW}"
-    return f"{text} Δ {_base(table)}: difference paired by seed, ± its 95 % interval." if gains else text
-
-
-def _base(table: Table) -> str:
-    return next((row.title for row in table.rows if row.method == table.baseline), table.baseline)
+    return f"{text} Δ {table.base_title}: difference paired by seed, ± its 95 % interval." if gains else text
 
 
 def _rest(sets: list[ResultSet], shown: ResultSet, out: Path | None, analyses: bool) -> list[str]:
@@ -111,7 +107,7 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
         columns.append((head, [cell.ljust(size) for cell in cells]))
     few, many = is_few(table), len(table.pairs) > 1
     gains = [_gain(row.pooled if many else row.cells[0].difference if row.cells else None, few) for row in table.rows]
-    extra = [((f"Δ {_base(table)}", "all pairs" if many else ""), gains)]
+    extra = [((f"Δ {table.base_title}", "all pairs" if many else ""), gains)]
     extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy for row in table.rows]))
     extra.append((("memory", ""), [times(row.memory) for row in table.rows]))
     extra.append((("prep.", ""), [NONE if row.preparation is None else f"{row.preparation:.0f} s" for row in table.rows]))

@@ -131,6 +131,11 @@ class Table:
     def trial(self) -> str:
         return self.protocol.trial
 
+    @property
+    def base_title(self) -> str:
+        """What the table calls its baseline."""
+        return next((row.title for row in self.rows if row.method == self.baseline), self.baseline)
+
 
 @dataclass
 class ResultSet:
@@ -146,6 +151,11 @@ class ResultSet:
     def faults(self) -> int:
         """What --strict fails on: left-out runs and warnings."""
         return len(self.problems) + sum(len(t.excluded) + len(t.warnings) for t in self.tables)
+
+
+def main_row(rows: list[Row], method: str) -> Row | None:
+    """The row of a method under its main settings."""
+    return next((row for row in rows if row.method == method and not row.variant), None)
 
 
 def name(architecture: str) -> str:
@@ -309,19 +319,35 @@ def _cell(
     return cell
 
 
-def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
-    """Paired differences to the baseline row, pooled over pairs, and the best complete cell of each column."""
-    base = next((row for row in rows if row.method == baseline and not row.variant), None)
-    for row in rows:
-        if base is None or row is base:
+def differences(rows: list[Row], pairs: list[Pair], base: Row) -> tuple[dict[tuple[int, int], Difference], dict[int, Difference]]:
+    """Every other row minus `base`, paired by seed: (row, column) -> that of a cell, and row -> that of all pairs.
+
+    Pairs with one student share initial weights and data order seed by seed, so a seed of theirs is one cluster (see statistics.pooled).
+    """
+    shared = {str(j): pair.student for j, pair in enumerate(pairs)}
+    cells: dict[tuple[int, int], Difference] = {}
+    pooled: dict[int, Difference] = {}
+    for i, row in enumerate(rows):
+        if row is base:
             continue
         by_pair = {}
-        for pair, cell, plain in zip(pairs, row.cells, base.cells, strict=True):
-            by_pair[pair.title] = statistics.paired(cell.values, plain.values)
-            cell.difference = statistics.difference(list(by_pair[pair.title].values()))
-        shared = {pair.title: pair.student for pair in pairs}  # one student: the same initial weights and data order, seed by seed
-        row.pooled = statistics.pooled(by_pair, shared)
-        row.pooled_pairs = sum(bool(d) for d in by_pair.values())
+        for j, (cell, plain) in enumerate(zip(row.cells, base.cells, strict=True)):
+            by_pair[str(j)] = statistics.paired(cell.values, plain.values)
+            if found := statistics.difference(list(by_pair[str(j)].values())):
+                cells[i, j] = found
+        if found := statistics.pooled(by_pair, shared):
+            pooled[i] = found
+    return cells, pooled
+
+
+def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
+    """Paired differences to the baseline row, pooled over pairs, and the best complete cell of each column."""
+    base = main_row(rows, baseline)
+    cells, pooled = differences(rows, pairs, base) if base else ({}, {})
+    for (i, j), difference in cells.items():
+        rows[i].cells[j].difference = difference
+    for i, difference in pooled.items():
+        rows[i].pooled, rows[i].pooled_pairs = difference, sum(row == i for row, _ in cells)
     for column in range(len(pairs)):
         means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(rows) if row.cells[column].complete}
         for i in (i for i in means if len(means) > 1 and means[i] == max(means.values())):
