@@ -10,7 +10,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 . bench/python.sh
-find_python torch torchvision safetensors msgspec pandas scipy matplotlib submitit tyro filelock jinja2 rich
+find_python torch torchvision safetensors msgspec scipy matplotlib submitit tyro filelock jinja2 rich
 if [ -z "$python" ]; then
     for base in python3 python3.14 python3.13 python3.12 python3.11 ""; do
         if [ -n "$base" ] && "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi

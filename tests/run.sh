@@ -10,7 +10,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREAD
 export MPLBACKEND="${MPLBACKEND:-Agg}" PYTHONHASHSEED="${PYTHONHASHSEED:-0}" PYTHONUNBUFFERED=1
 
 . bench/python.sh
-find_python torch torchvision safetensors msgspec pandas scipy matplotlib submitit tyro filelock jinja2 rich pytest pytest_benchmark xdist hypothesis ruff
+find_python torch torchvision safetensors msgspec scipy matplotlib submitit tyro filelock jinja2 rich pytest pytest_benchmark xdist hypothesis ruff
 if [ -z "$python" ]; then
     echo "tests/run.sh: no python with the packages; installing into .venv"
     install_into python3 '.[test]'

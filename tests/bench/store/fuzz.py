@@ -188,7 +188,7 @@ def readers(place: Path) -> Iterator[tuple[str, str]]:
     estimate.load_costs(place, synthetic.DEVICE["name"])
     for check in (doctor.check_runs, doctor.check_others, doctor.check_evidence, doctor.check_teachers):
         list(check(place))
-    if _some(sets, 20):  # slow: it runs pandas
+    if _some(sets, 20):  # slow
         yield "epochs", _csv(sets)
 
 
