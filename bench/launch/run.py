@@ -15,7 +15,7 @@ from bench.launch.ledger import Ledger
 from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.progress import Progress
-from bench.launch.slurm import Slurm, on_slurm, submit_slurm
+from bench.launch.slurm import on_slurm, submit_slurm
 from bench.launch.tasks import Slot, Task, fresh_folder
 from bench.launch.threads import cores as usable_cores
 from bench.measure import probes
@@ -342,19 +342,9 @@ def _submit(options: Run, the_plan: Plan, book: Ledger, execution: Execution, fo
         return write_report(execution)
     if not options.yes:
         _ask(f"Submit {len(last) + 1} jobs to Slurm?", "add --yes")
-    slurm = Slurm(
-        options.partition,
-        options.account,
-        options.qos,
-        options.constraint,
-        options.time,
-        options.setup,
-        gpus=0 if execution.device == "cpu" else 1,
-        cpus=options.threads or options.cpus,
-    )
     execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
     tasks = [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
-    for name, job in submit_slurm(tasks, slurm, folder).items():
+    for name, job in submit_slurm(tasks, options, 0 if execution.device == "cpu" else 1, folder).items():
         print(f"  {job}  {name}")
     print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
     return DONE

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DONE
-from bench.launch.slurm import Slurm, submit_slurm
+from bench.launch.options import Run
+from bench.launch.slurm import submit_slurm
 from bench.launch.tasks import Task, fresh_folder
 from bench.plan.groups import Group
 from bench.store.runs import scan
@@ -32,8 +33,8 @@ def task(name: str, function, arguments: dict, folder: Path, **changes) -> Task:
     return Task(name, function, arguments, execution(folder), lambda: False, **changes)
 
 
-def submit(folder: Path, *tasks: Task, **options) -> dict[str, str]:
-    return submit_slurm(tasks, Slurm(**{"gpus": 0, "cpus": 1, "minutes": 30, **options}), fresh_folder(folder))
+def submit(folder: Path, *tasks: Task, gpus: int = 0, minutes: int = 30, **options) -> dict[str, str]:
+    return submit_slurm(tasks, Run(**{"cpus": 1, "time": minutes, **options}), gpus, fresh_folder(folder))
 
 
 def done(folder: Path) -> list[Path]:
