@@ -80,12 +80,10 @@ class OFD(Method):
     teacher_outputs = Needs(maps=("preact",))
     student_outputs = Needs(logits=True, maps=("preact",))
     fp32 = True
+    pairs_stages = "preact"
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        student, teacher = len(setting.student.maps["preact"]) - 1, len(setting.teacher.maps["preact"]) - 1
-        if student != teacher:
-            return f"ofd pairs stages one to one: {setting.teacher.name} has {teacher}, {setting.student.name} {student}"
         reason = _without_norms(setting.teacher.name)
         return None if reason is None else f"ofd takes its margins from the teacher's normalisations: {reason}"
 

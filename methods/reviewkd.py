@@ -118,17 +118,11 @@ class ReviewKD(Method):
     teacher_outputs = Needs(embedding=True, maps=("preact",))
     student_outputs = Needs(logits=True, embedding=True, maps=("stage",))
     fp32 = True
+    pairs_stages = "stage"
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
         return Hyper(weight=WEIGHTS.get((teacher, student), Hyper.weight))
-
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        student, teacher = len(setting.student.maps["stage"]) - 1, len(setting.teacher.maps["preact"]) - 1
-        if student != teacher:
-            return f"reviewkd pairs stages one to one: {setting.teacher.name} has {teacher}, {setting.student.name} {student}"
-        return None
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""

@@ -8,7 +8,7 @@ import torch
 
 import models
 from methods import catkd, ickd, itrd, ofd, registry, reviewkd, simkd
-from methods.base import Batch, MethodError, Setting
+from methods.base import Batch, MethodError, Setting, check_hyper
 from models.outputs import Outputs, Shapes
 from models.randomness import keyed
 from tests.methods.cases import Case, Images, hyper_of, made, made_up, pictures, setting
@@ -172,7 +172,7 @@ def test_refuses_without_a_teacher(name):
 def test_refuses_networks_with_other_numbers_of_stages(name):
     method, teacher = registry.get(name), setting().teacher
     longer = Shapes("toy", 10, 64, {kind: (*maps, maps[-1]) for kind, maps in teacher.maps.items()})
-    assert "resnet14 has 3, toy 4" in method.reason_against(method.Hyper(), Setting(longer, teacher, 10))
+    assert "resnet14 and toy have 3 and 4" in method.reason_against(method.Hyper(), Setting(longer, teacher, 10))
 
 
 def test_ofd_refuses_a_teacher_without_normalisations_behind_its_stages():
@@ -186,5 +186,5 @@ def test_ofd_refuses_a_teacher_without_normalisations_behind_its_stages():
 )
 def test_refuses_values_that_mean_nothing(hyper, values):
     (name,) = values
-    with pytest.raises(MethodError, match=name):
-        hyper(**values)
+    with pytest.raises(MethodError, match=rf"any\.{name} is {values[name]}; it must be"):
+        check_hyper("any", hyper(**values))
