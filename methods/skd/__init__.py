@@ -62,20 +62,6 @@ def _layers(hyper: Hyper, setting: Setting) -> dict[str, int]:
     return layer_indices(setting.teacher.maps[hyper.kind], hyper.include_block0)
 
 
-def _embedding(hyper: Hyper, setting: Setting) -> Embedding:
-    return Embedding(
-        layers=_layers(hyper, setting),
-        kind=hyper.kind,
-        mode=hyper.mode,
-        dimensions=hyper.dimensions,
-        temperature=hyper.temperature,
-        diagonal=hyper.diagonal,
-        seed=hyper.seed,
-        steps=hyper.fit_steps,
-        epochs=hyper.paper_epochs,
-    )
-
-
 @register("skd")
 class SKD(Method):
     title = "SKD"
@@ -113,7 +99,7 @@ class SKD(Method):
     def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
         if setting.teacher is None:
             return None
-        embedding = _embedding(hyper, setting)
+        embedding = Embedding(_layers(hyper, setting), hyper)
         return Preparation("skd-embedding", 1, embedding.settings(), embedding.build)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
@@ -143,7 +129,7 @@ def check(hyper: Hyper, setting: Setting, prepared: Prepared | None) -> None:
     """Raises MethodError where `prepared` is not what this pair and these hyper-parameters need (the teacher's hash is checked by who stores it)."""
     if prepared is None:
         raise MethodError("skd needs its preparation skd-embedding: build it from the teacher first")
-    for name, wanted in _embedding(hyper, setting).settings().items():
+    for name, wanted in Embedding(_layers(hyper, setting), hyper).settings().items():
         found: Any = prepared.facts.get(name)
         if found != wanted:
             raise MethodError(f"skd: the stored vectors were made with {name}={found}, this run asks for {wanted}: prepare again")

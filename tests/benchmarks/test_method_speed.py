@@ -18,6 +18,7 @@ from bench.train import engine
 from bench.train.learner import Learner, evaluate
 from bench.train.preparations import TrainingImages
 from methods.iep.spca import first_component
+from methods.skd import Hyper
 from methods.skd.embedding import BATCH, Embedding
 from methods.skd.loss import skd_loss
 from models import macs, shapes
@@ -128,7 +129,7 @@ def test_streaming_embedding_against_an_evaluation_pass(benchmark, capsys, sides
     """One pass of stage A over some images against the trainer's own evaluation of the teacher on them."""
     few = Few(sides.few, 4)
     layers = {f"stage{i}": i for i in range(1, len(shapes(TEACHER).maps["stage"]))}
-    embedding = Embedding(layers, "stage", "streaming", dimensions=16, temperature=1.0, diagonal=True, seed=0, steps=1, epochs=1)
+    embedding = Embedding(layers, Hyper())
     measured = against(
         benchmark, lambda: embedding.stream(sides.teacher, few), lambda: evaluate(sides.teacher, few.batches(BATCH), "tf32"), 2 * ROUNDS
     )
