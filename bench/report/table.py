@@ -320,24 +320,9 @@ def _cell(
 
 
 def differences(rows: list[Row], pairs: list[Pair], base: Row) -> tuple[dict[tuple[int, int], Difference], dict[int, Difference]]:
-    """Every other row minus `base`, paired by seed: (row, column) -> that of a cell, and row -> that of all pairs.
-
-    Pairs with one student share initial weights and data order seed by seed, so a seed of theirs is one cluster (see statistics.pooled).
-    """
-    shared = {str(j): pair.student for j, pair in enumerate(pairs)}
-    cells: dict[tuple[int, int], Difference] = {}
-    pooled: dict[int, Difference] = {}
-    for i, row in enumerate(rows):
-        if row is base:
-            continue
-        by_pair = {}
-        for j, (cell, plain) in enumerate(zip(row.cells, base.cells, strict=True)):
-            by_pair[str(j)] = statistics.paired(cell.values, plain.values)
-            if found := statistics.difference(list(by_pair[str(j)].values())):
-                cells[i, j] = found
-        if found := statistics.pooled(by_pair, shared):
-            pooled[i] = found
-    return cells, pooled
+    """Every other row minus `base`, see statistics.differences."""
+    values = {i: [cell.values for cell in row.cells] for i, row in enumerate(rows) if row is not base}
+    return statistics.differences(values, [cell.values for cell in base.cells], [pair.student for pair in pairs])
 
 
 def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
