@@ -239,11 +239,11 @@ def published_block(table: Table, number: str) -> Block | None:
 
 
 def _condition(sheet: Sheet) -> str:
-    c = sheet.condition
+    c = sheet.like
     threads = f", {count(c.threads, 'thread')}" if c.threads else ""
     data = f", {c.dataset} at {c.image_size} px" if c.dataset and c.image_size else ""
     torch = " and ".join(sorted(sheet.versions))
-    return f"{c.device}, {c.precision}, engine {c.engine}, batch {c.batch}{data}{threads}, torch {torch}"
+    return f"{c.device.name}, {c.precision}, engine {c.engine}, batch {c.batch}{data}{threads}, torch {torch}"
 
 
 def _images(protocol: Protocol) -> float | None:
@@ -306,8 +306,8 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
     if not lines:
         return None
     notes = ["Images a second in training (× the plain student), peak memory of the step (×), preparation stage in seconds."]
-    if sheet.condition.memory_kind:
-        notes[0] += f" Memory: {sheet.condition.memory_kind}."
+    if sheet.like.memory_kind:
+        notes[0] += f" Memory: {sheet.like.memory_kind}."
     if table:
         notes.append(
             "total: training steps of one student under this protocol, plus its share of the preparation, which serves all of the table's "

@@ -7,6 +7,7 @@ channel does not. The loss is linear in M. Learning rate and sums of pixels are 
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -107,19 +108,12 @@ def classify(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def auc(scores: Tensor, y: Tensor) -> Tensor:
     """The chance that a positive scores above a negative, ties half: scores (N, J), y bool (N, K) -> (K, J); 0.5 where a class is empty."""
-    order = scores.double()
-    ranks = torch.stack([_ranks(column) for column in order.T], 1)
+    ranks = torch.from_numpy(rankdata(scores.double().numpy(), axis=0))  # from 1, ties at their mean
     positive = y.double()
     many, few = (1 - positive).sum(0), positive.sum(0)
     wins = positive.T @ ranks - (few * (few + 1) / 2)[:, None]
     pairs = (few * many)[:, None]
     return torch.where(pairs > 0, wins / pairs.clamp_min(1), torch.full_like(wins, 0.5))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, ties at their mean."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2.0).double()[inverse]
 
 
 def unit(vectors: Tensor) -> Tensor:

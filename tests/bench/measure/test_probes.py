@@ -41,7 +41,7 @@ def one(method="kd", teacher=TEACHER, student=STUDENT, protocol=TINY, precision=
 
 def measure(results, method, teacher=TEACHER, student=STUDENT, protocol=TINY, hyper=(), steps=2):
     """In this process: quicker than a fresh one, and sees methods that only this process knows."""
-    return probes.measure(probes.Request(one(method, teacher, student, protocol, hyper=hyper), execution(results), steps, 0))
+    return probes.measure(one(method, teacher, student, protocol, hyper=hyper), execution(results), steps, 0)
 
 
 @pytest.fixture(scope="module")
