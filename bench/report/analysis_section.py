@@ -30,6 +30,10 @@ class Figure:
     text: str
     png: bytes = field(repr=False)
 
+    @property
+    def source(self) -> Markup:
+        return Markup("data:image/png;base64," + base64.b64encode(self.png).decode())
+
 
 @dataclass(frozen=True)
 class Found:
@@ -95,16 +99,6 @@ def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
     stored = one.stored
     kept_in = "" if one.set.name == OWN else f", evidence set {one.set.name.removeprefix('evidence/')}"
     networks = [f"{n['label']} ({n['test_top1']:.2f} % top-1)" for n in stored.identity["networks"]]
-    pictures = [
-        {
-            "source": Markup("data:image/png;base64," + base64.b64encode(f.png).decode()),
-            "caption": f.caption,
-            "text": f.text,
-            "pdf": f"{f.path}.pdf",
-            "png": f"{f.path}.png",
-        }
-        for f in figures
-    ]
     return {
         "key": stored.key,
         "title": f"{stored.subject} on {stored.identity['data']['name']}{kept_in}",
@@ -112,7 +106,7 @@ def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
         "options": _options(stored),
         "cost": _cost(stored),
         "tables": one.analysis.tables(stored),
-        "figures": pictures,
+        "figures": figures,
     }
 
 

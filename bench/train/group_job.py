@@ -93,13 +93,11 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
                 if reason:
                     say(f"{reason}; this run is left alone, --redo starts it over")
                     elsewhere += 1
-    except OSError as error:
+    except BaseException as error:
         for folder in held:
             folder.lease.release()
-        raise UsageError(f"cannot write below {job.results}: {error.strerror}; free some space or choose another --results folder") from None
-    except BaseException:
-        for folder in held:
-            folder.lease.release()
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write below {job.results}: {error.strerror}; free some space or choose another --results folder") from None
         raise
     return held, elsewhere
 
