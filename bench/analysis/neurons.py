@@ -167,8 +167,7 @@ def _on_maps(context, subject, layers: dict[str, int], triples, count: int) -> d
     """For each layer E[D^A] "cosines" (C, C), and "score" and "gain" of found and matched triples (n, 1 + matched), the found one first."""
     import torch
 
-    from bench.analysis.maths.activations import MeanCosines
-    from bench.analysis.maths.compositions import OnMaps
+    from bench.analysis.maths.compositions import MeanCosines, OnMaps
 
     cosines = {layer: MeanCosines() for layer in layers}
     every = {layer: torch.cat([found[:, None], matched], 1) for layer, (found, matched) in triples.items()}

@@ -113,7 +113,7 @@ class Sync(Analysis):
 
 def _halves(context, subject, layers: dict[str, int], count: int) -> dict[str, list[np.ndarray]]:
     """E[D^A] of each layer over the even and over the odd batches of the test images, (C, C) fp64."""
-    from bench.analysis.maths.activations import MeanCosines
+    from bench.analysis.maths.compositions import MeanCosines
 
     sums = {layer: (MeanCosines(), MeanCosines()) for layer in layers}
     for i, (images, _) in enumerate(context.batches(count, min(BATCH, max(1, count // 2)))):

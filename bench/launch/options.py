@@ -10,7 +10,7 @@ from bench.options import Appended, Texts, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
-from bench.plan.selection import parse_seeds, parse_set, words
+from bench.plan.selection import parse_pair, parse_seeds, parse_set, words
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Run(TrainingOptions):
         parse_seeds(self.seeds)
         parse_seeds(self.keep_epochs, "--keep-epochs")
         names.check_methods([*words(self.methods), *(parse_set(text)[0] for text in self.overrides)])
-        names.check_pairs(words(self.pairs))
+        for text in words(self.pairs):
+            parse_pair(text, names.networks())
         for text in self.teacher:
             names.parse_teacher(text)

@@ -15,7 +15,7 @@ from torch import nn
 from bench.data.augment import draws
 from bench.errors import UsageError
 from bench.train.engine import Eager
-from bench.train.memory import high_water, reset_high_water
+from bench.train.environment import high_water, reset_high_water
 
 SEED = 1
 TURN = {"cpu": 2, "cuda": 10}

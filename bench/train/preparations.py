@@ -21,7 +21,6 @@ from bench.plan.identity import canonical, digest
 from bench.store.files import read_bytes, read_json, write_bytes, write_json
 from bench.store.weights import pickled
 from bench.train import environment
-from bench.train.memory import high_water, reset_high_water
 from methods.base import Preparation, Prepared
 from models.files import LIMIT
 from models.randomness import generator, keyed
@@ -223,7 +222,7 @@ class _Memory:
     def __init__(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        self._base = reset_high_water()
+        self._base = environment.reset_high_water()
 
     def peak(self, device: torch.device) -> int:
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, high_water() - self._base)
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, environment.high_water() - self._base)

@@ -1,4 +1,4 @@
-"""Which two channels add up to a third (Han et al. 2022, Fig. 3): found in the semantic vectors, tried on the activation maps."""
+"""How channels relate on activation maps, and which two add up to a third (Han et al. 2022, Fig. 3): found in the semantic vectors, tried on maps."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,22 @@ from methods.skd.loss import relation, rows
 
 CHUNK = 2**22
 """Scores made at a time: 16 MB in fp32."""
+
+
+class MeanCosines:
+    """E over images of the cosines between channels. A channel that is 0 on an image has cosine 0 there, with itself too."""
+
+    def __init__(self) -> None:
+        self.total, self.count = None, 0
+
+    def add(self, maps: Tensor) -> None:
+        """maps (B, C, H, W)."""
+        summed = relation(rows(maps)).sum(0, dtype=torch.float64).cpu()
+        self.total, self.count = summed if self.total is None else self.total + summed, self.count + len(maps)
+
+    def value(self) -> Tensor:
+        """(C, C) fp64, on the CPU."""
+        return self.total / self.count
 
 
 def best_pairs(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
