@@ -22,6 +22,7 @@ from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS, canonical
 from bench.plan.profiles import Pair
 from bench.plan.selection import parse_pair, parse_seeds
+from bench.statistics import summarise
 from bench.store.files import write_json
 from bench.store.runs import RunView, scan
 from bench.text import duration, say
@@ -101,8 +102,8 @@ def judge(differences: Sequence[float], margin: float, alpha: float = ALPHA) -> 
     n = len(differences)
     if n < 2:
         return Verdict("cannot tell", n, differences[0] if n else None, None, None, None)
-    mean = math.fsum(differences) / n
-    sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
+    found = summarise(differences)
+    mean, sd = found.mean, found.sd
     if sd == 0.0:  # the same numbers, or shifted by a constant
         inside = abs(mean) < margin
         return Verdict("equivalent" if inside else "different", n, mean, 0.0, (mean, mean), 0.0 if inside else 1.0)

@@ -125,14 +125,6 @@ def assume_sd(sets: list[ResultSet], sd: float) -> None:
                 cell.verdict = Verdict(verdict.word, verdict.mean, verdict.half, f"{verdict.why}; {why}" if verdict.why else why)
 
 
-def tally(table: Table) -> dict[str, int]:
-    """How many cells agree, differ, cannot tell."""
-    counts = {"agrees": 0, "differs": 0, "cannot tell": 0}
-    for cell in (c for row in table.rows for c in row.cells if c.verdict):
-        counts[cell.verdict.word] += 1
-    return counts
-
-
 def by_chance(table: Table) -> tuple[float, float, float, float, float] | None:
     """Of the judged cells how many would agree and how many differ if nothing truly differed, and the least, median and largest half-width of
     their intervals: a difference smaller than that is not seen. None where no cell has an interval."""

@@ -1,5 +1,7 @@
 """What a table says, in short plain sentences made from its numbers: who leads and how surely, what it costs, whether it agrees with the papers."""
 
+from collections import Counter
+
 from bench.report import compare
 from bench.report.blocks import is_few, row_title
 from bench.report.compare import Comparison, Leader
@@ -104,7 +106,7 @@ def in_short(table: Table, versus: Comparison | None) -> list[str]:
 
 def published_lines(table: Table) -> list[str]:
     """How many cells agree with what was printed, and which do not."""
-    counts = compare.tally(table)
+    counts = Counter(c.verdict.word for row in table.rows for c in row.cells if c.verdict)
     if not sum(counts.values()):
         if any(c.published for r in table.rows for c in r.cells):
             return ["No cell with a published number has a finished run yet."]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods._teacher import read
 from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, added, ranged
 from methods.registry import register
 from methods.skd.assign import assigned_distribution
@@ -135,8 +136,4 @@ def check(hyper: Hyper, setting: Setting, prepared: Prepared | None) -> None:
             raise MethodError(f"skd: the stored vectors were made with {name}={found}, this run asks for {wanted}: prepare again")
     for layer, i in _layers(hyper, setting).items():
         channels = setting.teacher.maps[hyper.kind][i][0]
-        for name, shape in (("S", (channels, hyper.dimensions)), ("p", (channels, channels)), ("P", (channels, channels))):
-            found = prepared.tensors.get(f"{name}.{layer}")
-            if found is None or tuple(found.shape) != shape:
-                text = "missing" if found is None else f"of shape {tuple(found.shape)}"
-                raise MethodError(f"skd: the stored {name} of {layer} is {text}, {setting.teacher.name} needs {shape}: prepare again")
+        read(prepared, "skd", **{f"S.{layer}": (channels, hyper.dimensions), f"p.{layer}": (channels, channels), f"P.{layer}": (channels, channels)})
