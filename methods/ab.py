@@ -49,7 +49,6 @@ class AB(Method):
     paper = "Heo et al., Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, AAAI 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("preact",))
-    student_outputs = Needs(logits=True, maps=("preact",))
     fp32 = True
     pairs_stages = "preact"
 

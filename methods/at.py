@@ -54,7 +54,6 @@ class AT(Method):
     paper = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
     pairs_stages = "stage"
 

@@ -188,7 +188,7 @@ class Method(nn.Module):
     version: ClassVar[int] = 1  # raise it when the numbers of the method change
     Hyper: ClassVar[type] = NoHyper  # frozen dataclass; defaults are the paper's values
     teacher_outputs: ClassVar[Needs] = NOTHING  # read of the teacher in each step; NOTHING: no teacher is loaded for the step
-    student_outputs: ClassVar[Needs] = Needs(logits=True)
+    student_outputs: ClassVar[Needs] = NOTHING  # of the student; NOTHING: logits, and what is read of the teacher
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
     own_backward: ClassVar[bool] = False  # True: the trainer calls `backward` instead of sum(losses).backward()
     capturable: ClassVar[bool] = True  # False: steps read the host or have shapes that depend on data; they are run eagerly
@@ -211,7 +211,7 @@ class Method(nn.Module):
 
     @classmethod
     def student_needs(cls, hyper: Any) -> Needs:
-        return cls.student_outputs
+        return cls.student_outputs or Needs(logits=True) | cls.teacher_needs(hyper)
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Any:

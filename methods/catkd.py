@@ -55,7 +55,6 @@ class CATKD(Method):
     paper = "Guo et al., Class Attention Transfer Based Knowledge Distillation, CVPR 2023"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("cam",))
-    student_outputs = Needs(logits=True, maps=("cam",))
     fp32 = True
 
     @classmethod

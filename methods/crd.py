@@ -96,7 +96,6 @@ class CRD(Method):
     paper = "Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020"
     Hyper = Hyper
     teacher_outputs = Needs(embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
     unreleased = ("student_bank", "teacher_bank")
 

@@ -45,7 +45,6 @@ class FSP(Method):
     paper = "Yim et al., A Gift from Knowledge Distillation, CVPR 2017"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
     pairs_stages = "stage"
 

@@ -71,7 +71,6 @@ class ITRD(Method):
     paper = "Miles, Lopez-Rodriguez, Mikolajczyk, Information Theoretic Representation Distillation, BMVC 2022"
     Hyper = Hyper
     teacher_outputs = Needs(embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     @classmethod

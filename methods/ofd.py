@@ -78,7 +78,6 @@ class OFD(Method):
     paper = "Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("preact",))
-    student_outputs = Needs(logits=True, maps=("preact",))
     fp32 = True
     pairs_stages = "preact"
 

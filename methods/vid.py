@@ -47,7 +47,6 @@ class VID(Method):
     paper = "Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
     pairs_stages = "stage"
 
