@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -187,6 +188,7 @@ class Method(nn.Module):
     paper: ClassVar[str] = ""  # one line: authors, title, venue, year
     version: ClassVar[int] = 1  # raise it when the numbers of the method change
     Hyper: ClassVar[type] = NoHyper  # frozen dataclass; defaults are the paper's values
+    by_pair: ClassVar[Mapping[tuple[str | None, str], Mapping[str, Any]]] = MappingProxyType({})  # (teacher, student) -> fields that differ there
     teacher_outputs: ClassVar[Needs] = NOTHING  # read of the teacher in each step; NOTHING: no teacher is loaded for the step
     student_outputs: ClassVar[Needs] = NOTHING  # of the student; NOTHING: logits, and what is read of the teacher
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
@@ -216,7 +218,7 @@ class Method(nn.Module):
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Any:
         """The paper's hyper-parameters for a pair of architectures."""
-        return cls.Hyper()
+        return cls.Hyper(**cls.by_pair.get((teacher, student), {}))
 
     @classmethod
     def unsupported(cls, hyper: Any, setting: Setting) -> str | None:

@@ -100,12 +100,9 @@ class DKD(Warming):
     title = "DKD"
     paper = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022"
     Hyper = Hyper
+    by_pair = {pair: {"beta": beta} for pair, beta in BETA.items()}
     teacher_outputs = Needs(logits=True)
     fp32 = True
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return Hyper(beta=BETA.get((teacher, student), Hyper.beta))
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         target, others = dkd_losses(student.logits, teacher.logits, batch.labels, self.hyper.temperature)

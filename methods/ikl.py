@@ -64,13 +64,9 @@ class IKL(Warming):
     title = "IKL-KD"
     paper = "Cui et al., Decoupled Kullback-Leibler Divergence Loss, NeurIPS 2024"
     Hyper = Hyper
+    by_pair = {pair: {"alpha": alpha, "beta": beta} for pair, (alpha, beta) in WEIGHTS.items()}
     teacher_outputs = Needs(logits=True)
     fp32 = True
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        alpha, beta = WEIGHTS.get((teacher, student), (Hyper.alpha, Hyper.beta))
-        return Hyper(alpha=alpha, beta=beta)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h = self.hyper

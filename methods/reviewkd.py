@@ -115,14 +115,11 @@ class ReviewKD(Method):
     title = "ReviewKD"
     paper = "Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021"
     Hyper = Hyper
+    by_pair = {pair: {"weight": weight} for pair, weight in WEIGHTS.items()}
     teacher_outputs = Needs(embedding=True, maps=("preact",))
     student_outputs = Needs(logits=True, embedding=True, maps=("stage",))
     fp32 = True
     pairs_stages = "stage"
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return Hyper(weight=WEIGHTS.get((teacher, student), Hyper.weight))
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""

@@ -68,15 +68,12 @@ class SKD(Method):
     title = "SKD"
     paper = "Han et al., Static Knowledge Distillation, 2022"
     Hyper = Hyper
+    by_pair = {("vgg13", "vgg8"): {"beta": 0.05}}
     fp32 = True
 
     @classmethod
     def student_needs(cls, hyper: Hyper) -> Needs:
         return Needs(logits=True, maps=(hyper.kind,))
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return Hyper(beta=0.05) if (teacher, student) == ("vgg13", "vgg8") else Hyper()
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
