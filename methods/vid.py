@@ -5,7 +5,6 @@ protocol. The variances, one for each channel of the teacher, are trained with t
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +58,9 @@ class VID(Method):
         self.scales = nn.ParameterList(torch.full((t,), start) for _, t in widths)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        terms = self._terms(student.maps["stage"][1:], teacher.maps["stage"][1:])
-        return {"ce": F.cross_entropy(student.logits, batch.labels), "vid": self.hyper.weight * sum(terms)}
-
-    def _terms(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[Tensor]:
+        maps = zip(student.maps["stage"][1:], teacher.maps["stage"][1:], strict=True)
         terms = []
-        for s, t, regressor, scale in zip(student_maps, teacher_maps, self.regressors, self.scales, strict=True):
+        for (s, t), regressor, scale in zip(maps, self.regressors, self.scales, strict=True):
             s, t = same_size(s, t)
             terms.append(vid_loss(regressor(s), t, scale))
-        return terms
+        return {"ce": F.cross_entropy(student.logits, batch.labels), "vid": self.hyper.weight * sum(terms)}

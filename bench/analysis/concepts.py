@@ -51,7 +51,7 @@ class Concepts(Probing):
     def run(self, context) -> Result:
         from bench.analysis.maths.concept_fits import classified, gather, labelled, segmented
         from bench.analysis.maths.passes import thresholds
-        from bench.analysis.probes.choose import probe
+        from bench.analysis.probes.own import probe
 
         options, subject = self.options, context.teacher
         layers = context.layers(subject, options.layers)

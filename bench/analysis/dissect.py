@@ -58,7 +58,7 @@ class Dissect(Probing):
         from bench.analysis.maths.dissection import Counts, detectors
         from bench.analysis.maths.passes import counted, strongest_images, thresholds
         from bench.analysis.probes.base import categories
-        from bench.analysis.probes.choose import probe
+        from bench.analysis.probes.own import probe
 
         options, subject = self.options, context.teacher
         layers = context.layers(subject, options.layers)

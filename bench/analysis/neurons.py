@@ -42,9 +42,8 @@ class Neurons(Analysis):
         import torch
 
         from bench.analysis.maths import passes
-        from bench.analysis.maths.compositions import best_pairs
-        from bench.analysis.probes.choose import probe
-        from methods.skd.analysis import neighbours
+        from bench.analysis.maths.compositions import best_pairs, neighbours
+        from bench.analysis.probes.own import probe
         from methods.skd.loss import relation
 
         options, subject = self.options, context.teacher

@@ -1,14 +1,12 @@
 """The epoch rows of done runs: learning curves for the page and figures, and all rows as one tidy CSV for people's own analysis."""
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from bench.errors import StoreError
 from bench.report.table import Cell, ResultSet
 from bench.store.rows import read_rows
-from bench.store.runs import RunView
 
 COLUMNS = ("set", "run", "protocol", "trial", "precision", "teacher", "student", "method", "method_version", "hyper", "seed")
 ROW_COLUMNS = ("epoch", "attempt", "lr", "loss", "train_top1", "test_top1", "test_top5", "test_loss", "seconds")
@@ -29,14 +27,6 @@ def thin(values: list[float], points: int) -> list[tuple[int, float]]:
     return [(i + 1, values[i]) for i in kept]
 
 
-def _runs(results: ResultSet) -> Iterator[RunView]:
-    seen = set()
-    for run in (cell.runs[seed] for t in results.tables for row in t.rows for cell in row.cells for seed in sorted(cell.runs)):
-        if run.id not in seen:  # the plain student stands in several columns
-            seen.add(run.id)
-            yield run
-
-
 def write_csv(sets: list[ResultSet], file: TextIO) -> int:
     """One line for each epoch of each run that a table shows, any status; returns how many. Runs with unreadable rows are named by the scan."""
     from bench.report.render import csv_field
@@ -45,7 +35,8 @@ def write_csv(sets: list[ResultSet], file: TextIO) -> int:
     writer.writerow([*COLUMNS, *ROW_COLUMNS])
     count = 0
     for results in sets:
-        for run in _runs(results):
+        shown = (cell.runs[seed] for t in results.tables for row in t.rows for cell in row.cells for seed in sorted(cell.runs))
+        for run in {run.id: run for run in shown}.values():  # the plain student stands in several columns
             try:
                 rows = read_rows(run.folder / "epochs.jsonl", run.id).rows
             except StoreError:

@@ -210,11 +210,6 @@ def table_view(
     }
 
 
-def _probe(sheet: Any) -> dict[str, Any] | None:
-    block = blocks.cost_block(sheet, "Costs")
-    return block and {"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes}
-
-
 def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] | None = None, base: str = "..") -> str:
     """The whole page; with the results of analyses (`drawn`: their figures) and the trend of nightly runs where there are some.
 
@@ -233,7 +228,8 @@ def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] 
             continue  # a fresh clone: the evidence comes first
         tables = [table_view(results, table, f"s{k}t{n}", n, data, taken, strings) for n, table in enumerate(results.tables, 1)]
         used = [table.sheet.condition for table in results.tables if table.sheet]
-        probes = [p for s in results.sheets if s.condition not in used and (p := _probe(s))]
+        probed = [block for s in results.sheets if s.condition not in used and (block := blocks.cost_block(s, "Costs"))]
+        probes = [{"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes} for block in probed]
         said = {f"excluded: {p.where}: {p.reason}" for p in [*results.problems, *(p for t in results.tables for p in t.excluded)]}
         said |= {f"warning: {w}" for t in results.tables for w in t.warnings}
         views.append(

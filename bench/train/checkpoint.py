@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from bench.errors import StoreError
-from bench.plan.identity import digest
 from bench.store.files import read_bytes, read_json, typed, write_bytes, write_json
 from bench.store.records import Manifest
 from models.files import LIMIT
@@ -46,11 +45,6 @@ class Restored:
     position: Position
     state: Mapping[str, Any] | None  # None at the start
     notes: tuple[str, ...] = ()  # what was damaged, for the log
-
-
-def group_key(run_ids: list[str]) -> str:
-    """The name of the group that these runs start together."""
-    return digest(sorted(run_ids), 16)
 
 
 class GroupCheckpoint:
