@@ -63,7 +63,8 @@ class KnowledgeAlteration(Analysis):
         labels = context.images.test_labels.cpu()
         batches = list(torch.randperm(len(labels), generator=generator(0, "knowledge/images"))[: options.images].split(options.batch))
         batches = [b for b in batches if len(b) == options.batch] or batches[:1]
-        drawn = _drawn(labels, options.classes, options.batch)
+        each = -(-options.batch // options.classes)  # images of each of the first classes, sorted by class: a batch of them where there are so many
+        drawn = torch.cat([(labels == c).nonzero()[:each, 0] for c in labels.unique()[: options.classes]])[: options.batch]
 
         def maps(subject, ids):
             return sensed(context.outputs(subject, context.images.test_batch(ids.to(context.device)), (KIND,)).maps[KIND])
@@ -112,9 +113,11 @@ class KnowledgeAlteration(Analysis):
         for name, title in titles.items():
             header = [f"stage {i}" for i in range(1, count + 1)] if name in OVER_POINTS else [f"stage {s}" for s in steps]
             rows = [("teacher, other images", "", *(f"{v:.{DIGITS[name]}f}" for v in facts["shuffled"][name]), "")]
+            mean = {m: {seed: float(np.mean(values)) for seed, values in by_seed.items()} for m, by_seed in cells[name].items()}
             for method, by_seed in cells[name].items():
+                over = "" if method == BASELINE else shown(compared(mean[method], mean.get(BASELINE, {})), DIGITS[name])
                 said = [mean_and_sd(values, DIGITS[name]) for values in np.array(list(by_seed.values())).T]
-                rows.append((method, str(len(by_seed)), *said, _difference(cells[name], method, DIGITS[name])))
+                rows.append((method, str(len(by_seed)), *said, over))
             notes = (
                 f"Mean ± standard deviation over seeds; {facts['images']} test images in batches of {stored.options['batch']}. Last column: "
                 "mean over stages, minus that of the plain student of the same seed, 95 % t-interval from three seeds on.",
@@ -135,14 +138,6 @@ def _points(context, subject) -> list[tuple[int, int, int]]:
     return list(sensed(context.shapes(subject).maps[KIND]))
 
 
-def _drawn(labels, classes: int, batch: int):
-    """Positions of the first images of the first classes, sorted by class, a batch of them (fewer where there are not so many)."""
-    import torch
-
-    each = -(-batch // classes)
-    return torch.cat([(labels == c).nonzero()[:each, 0] for c in labels.unique()[:classes]])[:batch]
-
-
 def _cells(stored: Stored) -> dict[str, dict[str, dict[int, list[float]]]]:
     """Measure -> method -> seed -> values."""
     cells: dict[str, dict[str, dict[int, list[float]]]] = {name: {} for name in DIGITS}
@@ -150,11 +145,6 @@ def _cells(stored: Stored) -> dict[str, dict[str, dict[int, list[float]]]]:
         for name in DIGITS:
             cells[name].setdefault(r["method"], {})[r["seed"]] = r[name]
     return cells
-
-
-def _difference(cells: dict[str, dict[int, list[float]]], method: str, digits: int) -> str:
-    mean = {m: {seed: float(np.mean(values)) for seed, values in by_seed.items()} for m, by_seed in cells.items()}
-    return "" if method == BASELINE else shown(compared(mean[method], mean.get(BASELINE, {})), digits)
 
 
 def _affinities(stored: Stored) -> Drawing:

@@ -6,7 +6,6 @@ from pathlib import Path
 from bench.report.blocks import NOISE, NOISY, NONE, conditions, is_few, remarks, row_title, set_title, signed, times
 from bench.report.sentences import FEW, standing_line
 from bench.report.table import Cell, ResultSet, Table, name
-from bench.statistics import Difference
 from bench.text import clean, count
 
 LINES = 30
@@ -90,12 +89,6 @@ def _mean(cell: Cell, most: int) -> str:
     return shown + "*" * cell.best
 
 
-def _gain(found: Difference | None, few: bool) -> str:
-    if found is None:
-        return ""
-    return f"{found.mean:+.2f}" if few else signed(found).replace(" ±", " ± ")
-
-
 def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
     """The columns that fit into `width`, pairs first, and a line on those that do not."""
     most = max((len(c.values) for row in table.rows for c in row.cells), default=0)
@@ -106,7 +99,8 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
         size = max(map(len, cells))
         columns.append((head, [cell.ljust(size) for cell in cells]))
     few, many = is_few(table), len(table.pairs) > 1
-    gains = [_gain(row.pooled if many else row.cells[0].difference if row.cells else None, few) for row in table.rows]
+    found = [row.pooled if many else row.cells[0].difference if row.cells else None for row in table.rows]
+    gains = ["" if d is None else f"{d.mean:+.2f}" if few else signed(d).replace(" ±", " ± ") for d in found]
     extra = [((f"Δ {table.base_title}", "all pairs" if many else ""), gains)]
     extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy for row in table.rows]))
     extra.append((("memory", ""), [times(row.memory) for row in table.rows]))
