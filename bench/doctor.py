@@ -85,12 +85,6 @@ def _remove(path: Path) -> str:
     return f"rm -r {shlex.quote(str(path))}"
 
 
-def _split(error: UsageError) -> Finding:
-    """An error of the suite says both, with a semicolon between."""
-    what, _, mend = str(error).rpartition("; ")
-    return Finding(what or str(error), mend.removeprefix("get it with: ") or "see above")
-
-
 def check_versions() -> Iterator[Finding]:
     """The packages of pyproject.toml, where this is a checkout."""
     place = Path(__file__).resolve().parent.parent / "pyproject.toml"
@@ -149,7 +143,8 @@ def check_data(the_plan: Plan, root: Path) -> Iterator[Finding]:
         try:
             cifar100.checked(root, name)
         except UsageError as error:
-            yield _split(error)
+            what, _, mend = str(error).rpartition("; ")  # an error of the suite says both
+            yield Finding(what or str(error), mend.removeprefix("get it with: ") or "see above")
 
 
 def _parameters(name: str) -> int:

@@ -11,11 +11,6 @@ Texts = tuple[str, ...]
 Appended = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
-def default_data_root() -> Path:
-    """Where CIFAR-100 is looked for where no folder is named."""
-    return Path(os.environ.get("KD_BENCH_DATA", "data"))
-
-
 @dataclass(frozen=True)
 class ResultsOption:
     results: Path = Path("results")
@@ -30,7 +25,7 @@ class DataOption:
     @property
     def data_folder(self) -> Path:
         """The folder named, or the default one."""
-        return self.data_root or default_data_root()
+        return self.data_root or Path(os.environ.get("KD_BENCH_DATA", "data"))
 
 
 @dataclass(frozen=True)
@@ -67,3 +62,8 @@ class DeterministicOption:
 class TimeBudgetOption:
     time_budget: float | None = None
     """Minutes after which everything stops cleanly with exit code 75; the next call goes on."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, DeviceOption, DownloadOption, DataOption, ResultsOption):
+    """Those of a command that trains by a protocol."""

@@ -124,6 +124,23 @@ def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, 
     return Difference(mean, t_quantile(round(df, 6)) * math.sqrt(variance), count, df, common)
 
 
+def differences(
+    rows: Mapping[int, Sequence[Mapping[int, float]]], base: Sequence[Mapping[int, float]], students: Sequence[str]
+) -> tuple[dict[tuple[int, int], Difference], dict[int, Difference]]:
+    """Rows of cells (seed -> value) minus the row `base`, paired by seed: (row, column) -> that of a cell, and row -> that of all columns.
+
+    Columns of one student share initial weights and data order seed by seed, so a seed of theirs is one cluster (see `pooled`).
+    """
+    cells: dict[tuple[int, int], Difference] = {}
+    over_all: dict[int, Difference] = {}
+    for i, row in rows.items():
+        by_column = {str(j): paired(values, plain) for j, (values, plain) in enumerate(zip(row, base, strict=True))}
+        cells |= {(i, int(j)): found for j, by_seed in by_column.items() if (found := difference(list(by_seed.values())))}
+        if found := pooled(by_column, {str(j): student for j, student in enumerate(students)}):
+            over_all[i] = found
+    return cells, over_all
+
+
 def _common(pairs: Sequence[Mapping[int, float]]) -> float | None:
     """Half-width of the t-interval over the seeds' means over pairs; None for one pair and where the pairs have not the same seeds."""
     if len(pairs) < 2 or any(by_seed.keys() != pairs[0].keys() for by_seed in pairs):

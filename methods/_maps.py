@@ -1,21 +1,12 @@
-"""What methods on maps and embeddings share: stages side by side, pooling to a size, rows of norm 1, a batch normalisation that takes one
+"""What methods on maps and embeddings share: pooling to a size, rows of norm 1, a batch normalisation that takes one
 value a channel."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Setting
 from models.native import normalised
 
 EPS = 1e-12  # least norm of a row
-
-
-def unlike_stages(name: str, setting: Setting, kind: str = "stage") -> str | None:
-    """Why method `name` cannot pair the stages of these networks one to one, or None."""
-    student, teacher = len(setting.student.maps[kind]), len(setting.teacher.maps[kind])
-    if student != teacher:
-        return f"{name} pairs stages one to one: {setting.teacher.name} and {setting.student.name} have {teacher - 1} and {student - 1}"
-    return None
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

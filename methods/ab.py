@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from methods._maps import unlike_stages
 from methods.base import NOTHING, Batch, Method, Needs, Prepared, Pretraining, Setting, ranged
 from methods.fitnet import Size, convolution, unreachable
 from methods.registry import register
@@ -50,8 +49,8 @@ class AB(Method):
     paper = "Heo et al., Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, AAAI 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("preact",))
-    student_outputs = Needs(logits=True, maps=("preact",))
     fp32 = True
+    pairs_stages = "preact"
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
@@ -60,8 +59,6 @@ class AB(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if reason := unlike_stages("ab", setting, "preact"):
-            return reason
         layers = range(1, len(setting.student.maps["preact"]))
         return next(filter(None, (unreachable("ab", setting, "preact", layer) for layer in layers)), None)
 

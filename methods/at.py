@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods._maps import same_size, unlike_stages
-from methods.base import Batch, Method, Needs, Setting, ranged
+from methods._maps import same_size
+from methods.base import Batch, Method, Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -54,12 +54,8 @@ class AT(Method):
     paper = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
-
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return unlike_stages("at", setting)
+    pairs_stages = "stage"
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         return {

@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -187,11 +188,13 @@ class Method(nn.Module):
     paper: ClassVar[str] = ""  # one line: authors, title, venue, year
     version: ClassVar[int] = 1  # raise it when the numbers of the method change
     Hyper: ClassVar[type] = NoHyper  # frozen dataclass; defaults are the paper's values
+    by_pair: ClassVar[Mapping[tuple[str | None, str], Mapping[str, Any]]] = MappingProxyType({})  # (teacher, student) -> fields that differ there
     teacher_outputs: ClassVar[Needs] = NOTHING  # read of the teacher in each step; NOTHING: no teacher is loaded for the step
-    student_outputs: ClassVar[Needs] = Needs(logits=True)
+    student_outputs: ClassVar[Needs] = NOTHING  # of the student; NOTHING: logits, and what is read of the teacher
     fp32: ClassVar[bool] = False  # True: `losses` runs with autocast off on float32 outputs
     own_backward: ClassVar[bool] = False  # True: the trainer calls `backward` instead of sum(losses).backward()
     capturable: ClassVar[bool] = True  # False: steps read the host or have shapes that depend on data; they are run eagerly
+    pairs_stages: ClassVar[str] = ""  # the kind of maps whose stages are compared one to one; networks of unlike counts are then refused
     uses_labels: ClassVar[bool] = True  # False: no "ce" among the losses
     unreleased: ClassVar[tuple[str, ...]] = ()  # first parts of state names that are not kept beside a finished student's weights (a memory bank)
 
@@ -210,12 +213,12 @@ class Method(nn.Module):
 
     @classmethod
     def student_needs(cls, hyper: Any) -> Needs:
-        return cls.student_outputs
+        return cls.student_outputs or Needs(logits=True) | cls.teacher_needs(hyper)
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Any:
         """The paper's hyper-parameters for a pair of architectures."""
-        return cls.Hyper()
+        return cls.Hyper(**cls.by_pair.get((teacher, student), {}))
 
     @classmethod
     def unsupported(cls, hyper: Any, setting: Setting) -> str | None:
@@ -224,9 +227,13 @@ class Method(nn.Module):
 
     @classmethod
     def reason_against(cls, hyper: Any, setting: Setting) -> str | None:
-        """Why the method cannot be used here, or None: no teacher where it reads one, else what `unsupported` says."""
+        """Why the method cannot be used here, or None: no teacher where it reads one, unlike stages where it pairs them; what `unsupported` says."""
         if setting.teacher is None and cls.teacher_needs(hyper):
             return f"{getattr(cls, 'name', cls.__name__)} needs a teacher: name one"
+        if kind := cls.pairs_stages:
+            wide, narrow = (len(shapes.maps[kind]) - 1 for shapes in (setting.teacher, setting.student))
+            if wide != narrow:
+                return f"{cls.name} pairs stages one to one: {setting.teacher.name} and {setting.student.name} have {wide} and {narrow}"
         return cls.unsupported(hyper, setting)
 
     @classmethod

@@ -34,18 +34,18 @@ class Hyper:
 
 
 HYPER = {
-    ("resnet56", "resnet20"): Hyper(0.7),
-    ("resnet110", "resnet20"): Hyper(1.8),
-    ("resnet110", "resnet32"): Hyper(1.8),
-    ("resnet32x4", "resnet8x4"): Hyper(15.0),
-    ("wrn_40_2", "wrn_16_2"): Hyper(12.0),
-    ("wrn_40_2", "wrn_40_1"): Hyper(1.5),
-    ("vgg13", "vgg8"): Hyper(4.5),
-    ("vgg13", "mobilenetv2"): Hyper(15.0, normalise=True),
-    ("resnet50", "mobilenetv2"): Hyper(40.0, normalise=True),
-    ("resnet32x4", "shufflev1"): Hyper(600.0, 4, True),
-    ("resnet32x4", "shufflev2"): Hyper(600.0, 4, True),
-    ("wrn_40_2", "shufflev1"): Hyper(80.0, 4, True),
+    ("resnet56", "resnet20"): {"weight": 0.7},
+    ("resnet110", "resnet20"): {"weight": 1.8},
+    ("resnet110", "resnet32"): {"weight": 1.8},
+    ("resnet32x4", "resnet8x4"): {"weight": 15.0},
+    ("wrn_40_2", "wrn_16_2"): {"weight": 12.0},
+    ("wrn_40_2", "wrn_40_1"): {"weight": 1.5},
+    ("vgg13", "vgg8"): {"weight": 4.5},
+    ("vgg13", "mobilenetv2"): {"weight": 15.0, "normalise": True},
+    ("resnet50", "mobilenetv2"): {"weight": 40.0, "normalise": True},
+    ("resnet32x4", "shufflev1"): {"weight": 600.0, "resolution": 4, "normalise": True},
+    ("resnet32x4", "shufflev2"): {"weight": 600.0, "resolution": 4, "normalise": True},
+    ("wrn_40_2", "shufflev1"): {"weight": 80.0, "resolution": 4, "normalise": True},
 }
 
 
@@ -54,13 +54,9 @@ class CATKD(Method):
     title = "CAT-KD"
     paper = "Guo et al., Class Attention Transfer Based Knowledge Distillation, CVPR 2023"
     Hyper = Hyper
+    by_pair = HYPER
     teacher_outputs = Needs(maps=("cam",))
-    student_outputs = Needs(logits=True, maps=("cam",))
     fp32 = True
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return HYPER.get((teacher, student), Hyper())
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h = self.hyper

@@ -37,7 +37,6 @@ class CC(Method):
     paper = "after Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, as in the CRD protocol's code"
     Hyper = Hyper
     teacher_outputs = Needs(embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:

@@ -59,7 +59,6 @@ class CCPaper(Method):
     paper = "Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019"
     Hyper = Hyper
     teacher_outputs = Needs(logits=True, embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

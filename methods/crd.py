@@ -96,7 +96,6 @@ class CRD(Method):
     paper = "Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020"
     Hyper = Hyper
     teacher_outputs = Needs(embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
     unreleased = ("student_bank", "teacher_bank")
 
@@ -114,17 +113,13 @@ class CRD(Method):
         self.others = Others(labels, self.hyper.negatives)
 
     def begin_step(self, index: Tensor, generator: torch.Generator) -> None:
-        name = self._places(len(index))
+        name = f"places_of_{len(index)}"
         if not hasattr(self, name):  # for each batch size its own: recorded steps go on reading the memory they were recorded with
             places = torch.empty(len(index), 1 + self.others.count, dtype=torch.int64, device=index.device)
             self.register_buffer(name, places, persistent=False)
         places = getattr(self, name)
         places[:, 0] = index
         places[:, 1:] = self.others.draw(index, generator)
-
-    @staticmethod
-    def _places(size: int) -> str:
-        return f"places_of_{size}"
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         s, t = unit(self.project_student(student.embedding)), unit(self.project_teacher(teacher.embedding))
@@ -136,7 +131,7 @@ class CRD(Method):
     def _side(self, embedding: Tensor, bank: Tensor, constant: Tensor) -> Tensor:
         """One side's loss against the other side's bank, as it stands before this step. Its gradient is made at once: the bank changes before the
         backward pass, and of (B, N) scores only one side's are held at a time."""
-        images, places = len(bank), getattr(self, self._places(len(embedding)))
+        images, places = len(bank), getattr(self, f"places_of_{len(embedding)}")
         with torch.enable_grad():
             own = embedding.detach().requires_grad_()
             found = scores(own, bank, places, self.hyper.temperature)

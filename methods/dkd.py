@@ -7,6 +7,7 @@ pairs it does not run, which get 8, its default. The warm-up counts epochs, so a
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,24 +84,25 @@ class Hyper:
     warmup: int = ranged(20, at_least=1)  # epochs
 
 
-@register("dkd")
-class DKD(Method):
-    title = "DKD"
-    paper = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022"
-    Hyper = Hyper
-    teacher_outputs = Needs(logits=True)
-    fp32 = True
+class Warming(Method):
+    """A method with losses that grow linearly to their weight in the first `warmup` epochs: they are multiplied by `warm`."""
 
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return Hyper(beta=BETA.get((teacher, student), Hyper.beta))
-
-    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
+    def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__(hyper, setting, prepared)
         self.register_buffer("warm", torch.tensor(1.0 / hyper.warmup))
 
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.warm.fill_(min(epoch / self.hyper.warmup, 1.0))
+
+
+@register("dkd")
+class DKD(Warming):
+    title = "DKD"
+    paper = "Zhao et al., Decoupled Knowledge Distillation, CVPR 2022"
+    Hyper = Hyper
+    by_pair = {pair: {"beta": beta} for pair, beta in BETA.items()}
+    teacher_outputs = Needs(logits=True)
+    fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         target, others = dkd_losses(student.logits, teacher.logits, batch.labels, self.hyper.temperature)

@@ -58,7 +58,6 @@ class FitNet(Method):
     paper = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
     @classmethod

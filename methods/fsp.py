@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
-from methods._maps import same_size, unlike_stages
+from methods._maps import same_size
 from methods.base import NOTHING, Batch, Method, Needs, Pretraining, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
@@ -45,8 +45,8 @@ class FSP(Method):
     paper = "Yim et al., A Gift from Knowledge Distillation, CVPR 2017"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
+    pairs_stages = "stage"
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
@@ -55,8 +55,6 @@ class FSP(Method):
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if reason := unlike_stages("fsp", setting):
-            return reason
         student, teacher = ([size[0] for size in shapes.maps["stage"]] for shapes in (setting.student, setting.teacher))
         if student != teacher:
             return f"fsp compares maps of equal width: {setting.teacher.name} has {teacher} channels, {setting.student.name} {student}"

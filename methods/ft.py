@@ -98,7 +98,6 @@ class FT(Method):
     paper = "Kim, Park, Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
     @classmethod

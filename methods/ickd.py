@@ -53,7 +53,6 @@ class ICKD(Method):
     paper = "Liu et al., Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation, ICCV 2021"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:

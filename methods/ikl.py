@@ -10,11 +10,11 @@ its CIFAR-100 configurations, and so it is here. The warm-up counts epochs, as i
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
+from methods.base import Batch, Needs, ranged
+from methods.dkd import Warming
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -60,24 +60,13 @@ class Hyper:
 
 
 @register("ikl")
-class IKL(Method):
+class IKL(Warming):
     title = "IKL-KD"
     paper = "Cui et al., Decoupled Kullback-Leibler Divergence Loss, NeurIPS 2024"
     Hyper = Hyper
+    by_pair = {pair: {"alpha": alpha, "beta": beta} for pair, (alpha, beta) in WEIGHTS.items()}
     teacher_outputs = Needs(logits=True)
     fp32 = True
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        alpha, beta = WEIGHTS.get((teacher, student), (Hyper.alpha, Hyper.beta))
-        return Hyper(alpha=alpha, beta=beta)
-
-    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
-        super().__init__(hyper, setting, prepared)
-        self.register_buffer("warm", torch.tensor(1.0 / hyper.warmup))
-
-    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        self.warm.fill_(min(epoch / self.hyper.warmup, 1.0))
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h = self.hyper

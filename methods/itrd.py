@@ -70,13 +70,9 @@ class ITRD(Method):
     title = "ITRD"
     paper = "Miles, Lopez-Rodriguez, Mikolajczyk, Information Theoretic Representation Distillation, BMVC 2022"
     Hyper = Hyper
+    by_pair = {("wrn_40_2", "wrn_16_2"): {"mutual_weight": 1.0, "alpha": 1.01}}
     teacher_outputs = Needs(embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return Hyper(mutual_weight=1.0, alpha=1.01) if (teacher, student) == ("wrn_40_2", "wrn_16_2") else Hyper()
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError without a teacher."""

@@ -69,7 +69,7 @@ def with_kd(method: type[Method]) -> type[Method]:
 
         @classmethod
         def student_needs(cls, hyper: object) -> Needs:
-            return super().student_needs(hyper) | KD.student_outputs
+            return super().student_needs(hyper) | Needs(logits=True)
 
         @classmethod
         def hyper_for(cls, teacher: str | None, student: str) -> object:

@@ -69,13 +69,9 @@ class KDLS(Method):
     title = "KD + LS"
     paper = "Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024"
     Hyper = Hyper
+    by_pair = {pair: {"temperature": temperature, "kd_weight": weight} for pair, (temperature, weight) in SETTINGS.items()}
     teacher_outputs = Needs(logits=True)
     fp32 = True
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        temperature, weight = SETTINGS.get((teacher, student), (Hyper.temperature, Hyper.kd_weight))
-        return Hyper(temperature=temperature, kd_weight=weight)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h = self.hyper

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from methods._maps import batch_normalised, pooled_to, unlike_stages
+from methods._maps import batch_normalised, pooled_to
 from methods._teacher import read
 from methods.base import Batch, Method, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register
@@ -78,13 +78,11 @@ class OFD(Method):
     paper = "Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("preact",))
-    student_outputs = Needs(logits=True, maps=("preact",))
     fp32 = True
+    pairs_stages = "preact"
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        if reason := unlike_stages("ofd", setting, "preact"):
-            return reason
         reason = _without_norms(setting.teacher.name)
         return None if reason is None else f"ofd takes its margins from the teacher's normalisations: {reason}"
 

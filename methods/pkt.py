@@ -46,7 +46,6 @@ class PKT(Method):
     paper = "Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018"
     Hyper = Hyper
     teacher_outputs = Needs(embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

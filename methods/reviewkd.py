@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import batch_normalised, pooled_to, unlike_stages
+from methods._maps import batch_normalised, pooled_to
 from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs, Shapes
@@ -127,17 +127,11 @@ class ReviewKD(Method):
     title = "ReviewKD"
     paper = "Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021"
     Hyper = Hyper
+    by_pair = {pair: {"weight": weight} for pair, weight in WEIGHTS.items()}
     teacher_outputs = Needs(embedding=True, maps=("preact",))
     student_outputs = Needs(logits=True, embedding=True, maps=("stage",))
     fp32 = True
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return Hyper(weight=WEIGHTS.get((teacher, student), Hyper.weight))
-
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return unlike_stages("reviewkd", setting)
+    pairs_stages = "stage"
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""

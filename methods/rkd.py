@@ -63,7 +63,6 @@ class RKD(Method):
     paper = "Park et al., Relational Knowledge Distillation, CVPR 2019"
     Hyper = Hyper
     teacher_outputs = Needs(embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

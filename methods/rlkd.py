@@ -9,12 +9,11 @@ is not known. The code takes the logarithm of a sum of probabilities, infinite w
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
-from methods.dkd import at_class, divergence, hidden_divergence, log_shares
+from methods.base import Batch, Needs, ranged
+from methods.dkd import Warming, at_class, divergence, hidden_divergence, log_shares
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -52,19 +51,12 @@ class Hyper:
 
 
 @register("rlkd")
-class RLKD(Method):
+class RLKD(Warming):
     title = "RLKD"
     paper = "Sun et al., Knowledge Distillation with Refined Logits, ICCV 2025"
     Hyper = Hyper
     teacher_outputs = Needs(logits=True)
     fp32 = True
-
-    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
-        super().__init__(hyper, setting, prepared)
-        self.register_buffer("warm", torch.tensor(1.0 / hyper.warmup))
-
-    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        self.warm.fill_(min(epoch / self.hyper.warmup, 1.0))
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h, pair = self.hyper, (student.logits, teacher.logits, batch.labels)

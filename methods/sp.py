@@ -42,7 +42,6 @@ class SP(Method):
     paper = "Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

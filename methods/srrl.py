@@ -44,7 +44,6 @@ class SRRL(Method):
     paper = "Yang et al., Knowledge Distillation via Softmax Regression Representation Learning, ICLR 2021"
     Hyper = Hyper
     teacher_outputs = Needs(logits=True, embedding=True)
-    student_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
     @classmethod

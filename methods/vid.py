@@ -5,14 +5,13 @@ protocol. The variances, one for each channel of the teacher, are trained with t
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import same_size, unlike_stages
+from methods._maps import same_size
 from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
@@ -47,12 +46,8 @@ class VID(Method):
     paper = "Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    student_outputs = Needs(logits=True, maps=("stage",))
     fp32 = True
-
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
-        return unlike_stages("vid", setting)
+    pairs_stages = "stage"
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
@@ -63,12 +58,9 @@ class VID(Method):
         self.scales = nn.ParameterList(torch.full((t,), start) for _, t in widths)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        terms = self._terms(student.maps["stage"][1:], teacher.maps["stage"][1:])
-        return {"ce": F.cross_entropy(student.logits, batch.labels), "vid": self.hyper.weight * sum(terms)}
-
-    def _terms(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[Tensor]:
+        maps = zip(student.maps["stage"][1:], teacher.maps["stage"][1:], strict=True)
         terms = []
-        for s, t, regressor, scale in zip(student_maps, teacher_maps, self.regressors, self.scales, strict=True):
+        for (s, t), regressor, scale in zip(maps, self.regressors, self.scales, strict=True):
             s, t = same_size(s, t)
             terms.append(vid_loss(regressor(s), t, scale))
-        return terms
+        return {"ce": F.cross_entropy(student.logits, batch.labels), "vid": self.hyper.weight * sum(terms)}

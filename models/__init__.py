@@ -4,12 +4,13 @@ from models.files import described, load
 from models.folding import folded
 from models.layers import NetworkError
 from models.network import classifier, preact_norms, trunk
-from models.registry import build, head, macs, names, options, shapes, small_rate
+from models.registry import build, counted, head, macs, names, options, shapes, small_rate
 
 __all__ = [
     "NetworkError",
     "build",
     "classifier",
+    "counted",
     "described",
     "folded",
     "head",

@@ -3,15 +3,13 @@
 The stem of Contrastive Representation Distillation's ResNet50 (Tian et al., ICLR 2020) is a 3x3 convolution without pooling.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import classified, conv3x3, first_maps, initialise_convolutions, through_stage
+from models.layers import conv3x3, initialise_convolutions
 from models.native import normalised
-from models.network import Network
-from models.outputs import Outputs
+from models.network import Staged
 
 WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4
@@ -46,13 +44,13 @@ class Block(nn.Module):
         return normalised(self.bn3, self.conv3(out), shortcut, relu)
 
 
-class BottleneckResNet(Network):
+class BottleneckResNet(Staged):
     """A stem of 64 channels and four stages of bottlenecks with strides 1, 2, 2, 2.
 
     `blocks`: bottlenecks in each stage. The classifier keeps torch's default initialisation.
     """
 
-    folds = (("conv1", "bn1"),)
+    last_norm = "bn3"
     head = "linear"
     body = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
@@ -67,17 +65,6 @@ class BottleneckResNet(Network):
             setattr(self, f"layer{index}", nn.Sequential(first, *(Block(inputs, width, 1) for _ in range(count - 1))))
         self.linear = nn.Linear(inputs, num_classes)
         initialise_convolutions(self)
-
-    def forward(self, x: Tensor, kinds: Sequence[str] = ()) -> Outputs:
-        """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, 2048), maps. Raises NetworkError for an unknown kind."""
-        x = normalised(self.bn1, self.conv1(x))
-        maps = first_maps(kinds, x)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = through_stage(stage, x, maps)
-        return classified(self.linear, x, maps)
-
-    def stage_norms(self) -> tuple[nn.Module, ...]:
-        return tuple(stage[-1].bn3 for stage in (self.layer1, self.layer2, self.layer3, self.layer4))
 
 
 NETWORKS = {

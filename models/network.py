@@ -1,10 +1,13 @@
 """What a network declares of itself besides its forward pass, and the accessors through which methods and the trainer read it."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from models.layers import NetworkError
+from models.layers import NetworkError, classified, first_maps, through_stage
+from models.native import normalised
+from models.outputs import Outputs
 
 
 class Network(nn.Module):
@@ -17,6 +20,24 @@ class Network(nn.Module):
     def stage_norms(self) -> tuple[nn.Module, ...]:
         """The normalisation behind each stage that `preact_norms` gives. Raises NetworkError where there is none."""
         raise NotImplementedError
+
+
+class Staged(Network):
+    """A network of a stem (`conv1`, `bn1`), stages of blocks that `through_stage` can run, and a classifier on the pooled map."""
+
+    folds = (("conv1", "bn1"),)
+    last_norm: ClassVar[str]  # name of the normalisation that a block ends with
+
+    def forward(self, x: Tensor, kinds: Sequence[str] = ()) -> Outputs:
+        """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, D), maps. Raises NetworkError for an unknown kind."""
+        x = normalised(self.bn1, self.conv1(x))
+        maps = first_maps(kinds, x)
+        for name in self.body[2:]:
+            x = through_stage(self.get_submodule(name), x, maps)
+        return classified(self.get_submodule(self.head), x, maps)
+
+    def stage_norms(self) -> tuple[nn.Module, ...]:
+        return tuple(self.get_submodule(name)[-1].get_submodule(self.last_norm) for name in self.body[2:])
 
 
 def classifier(network: Network) -> nn.Linear:

@@ -8,7 +8,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
@@ -83,12 +83,17 @@ def macs(name: str, num_classes: int = 100, image_size: int = 32) -> int:
 
     Raises NetworkError for an unknown name.
     """
+    # A value takes C_in / groups * k * k of them, or the features in.
+    return counted(name, lambda layer, output: output.numel() * math.prod(layer.weight.shape[1:]), num_classes, image_size)
+
+
+def counted(name: str, of: Callable[[nn.Module, torch.Tensor], int], num_classes: int = 100, image_size: int = 32) -> int:
+    """The sum of `of(layer, output)` over the convolutions and linear layers of one image's forward pass. Raises NetworkError for an unknown name."""
     total = 0
 
     def count(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
         nonlocal total
-        per_value = math.prod(layer.weight.shape[1:])  # C_in / groups * k * k, or the features in
-        total += output.numel() * per_value
+        total += of(layer, output)
 
     with torch.device("meta"), torch.no_grad():
         network = build(name, num_classes).eval()

@@ -4,15 +4,13 @@ Shortcuts where the shape changes are a 1x1 convolution with batch normalisation
 Contrastive Representation Distillation (Tian et al., ICLR 2020).
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
-from models.layers import classified, conv3x3, first_maps, initialise_convolutions, through_stage
+from models.layers import conv3x3, initialise_convolutions
 from models.native import normalised
-from models.network import Network
-from models.outputs import Outputs
+from models.network import Staged
 
 THIN = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)  # of the x4 networks, whose stem is twice as wide, not four times
@@ -43,13 +41,13 @@ class Block(nn.Module):
         return normalised(self.bn2, self.conv2(out), shortcut, relu)
 
 
-class ResNet(Network):
+class ResNet(Staged):
     """ResNet of depth 6n + 2: a stem and three stages of n basic blocks with strides 1, 2, 2.
 
     `widths`: channels of the stem and of the stages. The classifier keeps torch's default initialisation.
     """
 
-    folds = (("conv1", "bn1"),)
+    last_norm = "bn2"
     head = "fc"
     body = ("conv1", "bn1", "layer1", "layer2", "layer3")
 
@@ -63,17 +61,6 @@ class ResNet(Network):
         self.layer3 = _stage(blocks, widths[2], widths[3], stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
         initialise_convolutions(self)
-
-    def forward(self, x: Tensor, kinds: Sequence[str] = ()) -> Outputs:
-        """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, C), maps. Raises NetworkError for an unknown kind."""
-        x = normalised(self.bn1, self.conv1(x))
-        maps = first_maps(kinds, x)
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = through_stage(stage, x, maps)
-        return classified(self.fc, x, maps)
-
-    def stage_norms(self) -> tuple[nn.Module, ...]:
-        return tuple(stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3))
 
 
 def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -4,17 +4,15 @@ As in Contrastive Representation Distillation (Tian et al., ICLR 2020): 3 groups
 depthwise convolution.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import classified, first_maps, shuffled, through_stage
+from models.layers import shuffled
 from models.native import normalised
-from models.network import Network
-from models.outputs import Outputs
+from models.network import Staged
 
 STEM = 24
 STAGES = ((4, 240), (8, 480), (4, 960))  # units, channels
@@ -53,10 +51,10 @@ class Unit(nn.Module):
         return F.relu(out, inplace=True) if relu else out
 
 
-class ShuffleNetV1(Network):
+class ShuffleNetV1(Staged):
     """ShuffleNet of 3 groups: a stem and three stages that open with stride 2. Everything keeps torch's default initialisation."""
 
-    folds = (("conv1", "bn1"),)
+    last_norm = "bn3"
     small_rate = True
     head = "linear"
     body = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -71,17 +69,6 @@ class ShuffleNetV1(Network):
             setattr(self, f"layer{index}", nn.Sequential(first, *(Unit(width, width, 1) for _ in range(units - 1))))
             inputs = width
         self.linear = nn.Linear(inputs, num_classes)
-
-    def forward(self, x: Tensor, kinds: Sequence[str] = ()) -> Outputs:
-        """x (B, 3, H, W) normalised -> logits (B, classes), embedding (B, 960), maps. Raises NetworkError for an unknown kind."""
-        x = normalised(self.bn1, self.conv1(x))
-        maps = first_maps(kinds, x)
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = through_stage(stage, x, maps)
-        return classified(self.linear, x, maps)
-
-    def stage_norms(self) -> tuple[nn.Module, ...]:
-        return tuple(stage[-1].bn3 for stage in (self.layer1, self.layer2, self.layer3))
 
 
 NETWORKS = {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, compared, grouped, half_width, shown
+from bench.analysis.frame.by_method import BASELINE, compared, grouped, half_width, mean_and_sd, shown
 from bench.analysis.frame.registry import register
 from bench.statistics import CLAIM
 
@@ -27,11 +27,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.images < 0 or self.bins < 1 or self.cka_images < 4 or self.cka_batch < 4:
             raise ValueError("agreement: images is at least 0, bins at least 1, cka_images and cka_batch at least 4")
-
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(cka_images=100, cka_batch=50)
 
 
 @register("agreement")
@@ -85,7 +80,7 @@ class Agreement(Analysis):
         facts, cells = stored.facts, _cells(stored)
         rows = [("teacher", "", f"{facts['teacher']['top1']:.2f}", "", "", f"{facts['teacher']['ece']:.2f}")]
         for method, values in cells.items():
-            rows.append((method, str(len(values["top1"])), *(_mean(list(values[name].values()), 3 if name == "kl" else 2) for name in MEASURES)))
+            rows.append((method, str(len(values["top1"])), *(mean_and_sd([*values[name].values()], 3 if name == "kl" else 2) for name in MEASURES)))
         notes = [
             f"Mean ± standard deviation over seeds, {facts['images']} test images. Agreement: same most probable class as the teacher; KL(teacher || "
             f"student) at temperature 1; ECE: expected calibration error, {stored.options['bins']} bins."
@@ -97,7 +92,7 @@ class Agreement(Analysis):
         layers = facts["layers"]
         header = ("method", *(f"{a} / {b}" for a, b in zip(layers["teacher"], layers["student"], strict=False)), "over all pairs of stages")
         cka = {m: np.stack([stored.arrays[f"{label}.cka"] for label in values["label"].values()]) for m, values in cells.items()}
-        rows = [(m, *(_mean(c[:, i, i], 3) for i in range(len(header) - 2)), _mean(c.mean((1, 2)), 3)) for m, c in cka.items()]
+        rows = [(m, *(mean_and_sd(c[:, i, i], 3) for i in range(len(header) - 2)), mean_and_sd(c.mean((1, 2)), 3)) for m, c in cka.items()]
         note = f"Linear CKA of the whole maps, unbiased, {facts['cka_images']} test images in minibatches of {stored.options['cka_batch']}."
         out.append(Table("CKA of the teacher's stages (first) and the student's (second)", header, rows, (note,)))
         if gains := _gains(stored):
@@ -159,11 +154,6 @@ def _gains(stored: Stored) -> dict[str, tuple[np.ndarray, np.ndarray | None, int
     return found
 
 
-def _mean(values, digits: int) -> str:
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
 def _class(name: str, mean: float, half: np.ndarray | None, c: int) -> str:
     return f"{name} {mean:+.1f}" + ("" if half is None else f" ± {half[c]:.1f}")
 
@@ -179,7 +169,7 @@ def _answers(stored: Stored) -> Drawing:
             found = list(values[name].values())
             axes.plot(found, [i] * len(found), "o", color="0.5", markersize=3, fillstyle="none")
             axes.plot([np.mean(found)], [i], "|", color="black", markersize=10, markeredgewidth=1.6)
-            said.append(f"{method}, {MEASURES[name]}: {_mean(found, 3 if name == 'kl' else 2)}")
+            said.append(f"{method}, {MEASURES[name]}: {mean_and_sd(found, 3 if name == 'kl' else 2)}")
         if name in stored.facts["teacher"]:
             axes.axvline(stored.facts["teacher"][name], color="#0072b2", linestyle="--", linewidth=1)
             said.append(f"teacher, {MEASURES[name]}: {stored.facts['teacher'][name]:.2f}")

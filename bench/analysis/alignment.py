@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.dissect import probe_identity
-from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
+from bench.analysis.dissect import Probing
+from bench.analysis.frame.base import Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 
 
@@ -28,22 +28,14 @@ class Options:
         if min(self.epochs, self.batch, self.dimensions, self.images) < 1 or self.controls < 2:
             raise ValueError("alignment: epochs, batch, dimensions, images are at least 1, controls at least 2")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(epochs=3, controls=2, images=100, quantile=0.05)
-
 
 @register("alignment")
-class Alignment(Analysis):
+class Alignment(Probing):
     title = "Alignment with concepts"
     question = "Do semantic vectors learned without words come to relate the channels as human concepts do?"
     source = "Han et al., Static Knowledge Distillation, 2022, Fig. 4"
     needs = Needs(preparation="skd", concepts=True)
     Options = Options
-
-    def identity(self) -> dict[str, Any]:
-        return probe_identity(super().identity(), self.options.probe)
 
     def run(self, context) -> Result:
         import torch

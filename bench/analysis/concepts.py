@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.dissect import probe_identity
-from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
+from bench.analysis.dissect import Probing
+from bench.analysis.frame.base import Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
 
@@ -39,27 +39,19 @@ class Options:
         if min(self.epochs, self.batch, self.images, self.most_images, self.least_images) < 1:
             raise ValueError("concepts: counts are at least 1")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=60, epochs=1, least_images=3, most_concepts=3, layers=("stage2", "stage3"), quantile=0.05)
-
 
 @register("concepts")
-class Concepts(Analysis):
+class Concepts(Probing):
     title = "Concept vectors"
     question = "Is a concept in one channel or spread over many, and do the weights of concepts relate as the words do?"
     source = "Fong and Vedaldi, Net2Vec: Quantifying and Explaining how Concepts are Encoded by Filters, CVPR 2018"
     needs = Needs(concepts=True)
     Options = Options
 
-    def identity(self) -> dict[str, Any]:
-        return probe_identity(super().identity(), self.options.probe)
-
     def run(self, context) -> Result:
         from bench.analysis.maths.concept_fits import classified, gather, labelled, segmented
         from bench.analysis.maths.passes import thresholds
-        from bench.analysis.probes.choose import probe
+        from bench.analysis.probes.own import probe
 
         options, subject = self.options, context.teacher
         layers = context.layers(subject, options.layers)

@@ -32,37 +32,33 @@ class Options:
         if not 0 < self.quantile < 1 or self.images < 1:
             raise ValueError("dissect.quantile lies between 0 and 1, dissect.images is at least 1")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=100, quantile=0.05)
 
+class Probing(Analysis):
+    """An analysis with an option `probe`: a folder names the result by what it holds, not by where it lies."""
 
-def probe_identity(identity: dict[str, Any], chosen: str) -> dict[str, Any]:
-    """An identity whose option "probe" is what the folder holds in place of where it lies. Raises UsageError for a folder without its tables."""
-    if chosen != "data":
-        from bench.analysis.probes.broden import fingerprint
+    def identity(self) -> dict[str, Any]:
+        """Raises UsageError for a folder without its tables."""
+        found = super().identity()
+        if self.options.probe != "data":
+            from bench.analysis.probes.broden import fingerprint
 
-        identity["options"]["probe"] = f"broden {fingerprint(Path(chosen))}"
-    return identity
+            found["options"]["probe"] = f"broden {fingerprint(Path(self.options.probe))}"
+        return found
 
 
 @register("dissect")
-class Dissect(Analysis):
+class Dissect(Probing):
     title = "Network dissection"
     question = "Which channels of each layer are detectors of a concept that people have a word for?"
     source = "Bau et al., Network Dissection: Quantifying Interpretability of Deep Visual Representations, CVPR 2017"
     needs = Needs(concepts=True)
     Options = Options
 
-    def identity(self) -> dict[str, Any]:
-        return probe_identity(super().identity(), self.options.probe)
-
     def run(self, context) -> Result:
         from bench.analysis.maths.dissection import Counts, detectors
         from bench.analysis.maths.passes import counted, strongest_images, thresholds
         from bench.analysis.probes.base import categories
-        from bench.analysis.probes.choose import probe
+        from bench.analysis.probes.own import probe
 
         options, subject = self.options, context.teacher
         layers = context.layers(subject, options.layers)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, compared, grouped, shown
+from bench.analysis.frame.by_method import BASELINE, compared, grouped, mean_and_sd, shown
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
 
@@ -30,11 +30,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.batch < 2 or self.images < self.batch or not 1 <= self.classes <= self.batch:
             raise ValueError("knowledge: a batch has at least 2 images and as many as classes, and images is at least a batch")
-
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=32, batch=16, classes=4, phase_epochs=1, phase_steps=2, check_batches=1)
 
 
 @register("knowledge")
@@ -68,7 +63,8 @@ class KnowledgeAlteration(Analysis):
         labels = context.images.test_labels.cpu()
         batches = list(torch.randperm(len(labels), generator=generator(0, "knowledge/images"))[: options.images].split(options.batch))
         batches = [b for b in batches if len(b) == options.batch] or batches[:1]
-        drawn = _drawn(labels, options.classes, options.batch)
+        each = -(-options.batch // options.classes)  # images of each of the first classes, sorted by class: a batch of them where there are so many
+        drawn = torch.cat([(labels == c).nonzero()[:each, 0] for c in labels.unique()[: options.classes]])[: options.batch]
 
         def maps(subject, ids):
             return sensed(context.outputs(subject, context.images.test_batch(ids.to(context.device)), (KIND,)).maps[KIND])
@@ -117,9 +113,11 @@ class KnowledgeAlteration(Analysis):
         for name, title in titles.items():
             header = [f"stage {i}" for i in range(1, count + 1)] if name in OVER_POINTS else [f"stage {s}" for s in steps]
             rows = [("teacher, other images", "", *(f"{v:.{DIGITS[name]}f}" for v in facts["shuffled"][name]), "")]
+            mean = {m: {seed: float(np.mean(values)) for seed, values in by_seed.items()} for m, by_seed in cells[name].items()}
             for method, by_seed in cells[name].items():
-                said = [_mean(values, DIGITS[name]) for values in np.array(list(by_seed.values())).T]
-                rows.append((method, str(len(by_seed)), *said, _difference(cells[name], method, DIGITS[name])))
+                over = "" if method == BASELINE else shown(compared(mean[method], mean.get(BASELINE, {})), DIGITS[name])
+                said = [mean_and_sd(values, DIGITS[name]) for values in np.array(list(by_seed.values())).T]
+                rows.append((method, str(len(by_seed)), *said, over))
             notes = (
                 f"Mean ± standard deviation over seeds; {facts['images']} test images in batches of {stored.options['batch']}. Last column: "
                 "mean over stages, minus that of the plain student of the same seed, 95 % t-interval from three seeds on.",
@@ -140,14 +138,6 @@ def _points(context, subject) -> list[tuple[int, int, int]]:
     return list(sensed(context.shapes(subject).maps[KIND]))
 
 
-def _drawn(labels, classes: int, batch: int):
-    """Positions of the first images of the first classes, sorted by class, a batch of them (fewer where there are not so many)."""
-    import torch
-
-    each = -(-batch // classes)
-    return torch.cat([(labels == c).nonzero()[:each, 0] for c in labels.unique()[:classes]])[:batch]
-
-
 def _cells(stored: Stored) -> dict[str, dict[str, dict[int, list[float]]]]:
     """Measure -> method -> seed -> values."""
     cells: dict[str, dict[str, dict[int, list[float]]]] = {name: {} for name in DIGITS}
@@ -155,16 +145,6 @@ def _cells(stored: Stored) -> dict[str, dict[str, dict[int, list[float]]]]:
         for name in DIGITS:
             cells[name].setdefault(r["method"], {})[r["seed"]] = r[name]
     return cells
-
-
-def _mean(values: np.ndarray, digits: int) -> str:
-    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
-
-
-def _difference(cells: dict[str, dict[int, list[float]]], method: str, digits: int) -> str:
-    mean = {m: {seed: float(np.mean(values)) for seed, values in by_seed.items()} for m, by_seed in cells.items()}
-    return "" if method == BASELINE else shown(compared(mean[method], mean.get(BASELINE, {})), digits)
 
 
 def _affinities(stored: Stored) -> Drawing:

@@ -29,11 +29,6 @@ class Options:
         if min(self.neighbours, self.relations, self.matched, self.images) < 1 or not 0 < self.quantile < 1:
             raise ValueError("neurons: counts are at least 1, quantile lies between 0 and 1")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=40, relations=3, matched=5)
-
 
 @register("neurons")
 class Neurons(Analysis):
@@ -47,9 +42,8 @@ class Neurons(Analysis):
         import torch
 
         from bench.analysis.maths import passes
-        from bench.analysis.maths.compositions import best_pairs
-        from bench.analysis.probes.choose import probe
-        from methods.skd.analysis import neighbours
+        from bench.analysis.maths.compositions import best_pairs, neighbours
+        from bench.analysis.probes.own import probe
         from methods.skd.loss import relation
 
         options, subject = self.options, context.teacher
@@ -142,15 +136,12 @@ class Neurons(Analysis):
                 caption = f"Addition {rows[0]} + {rows[1]} ~ {rows[2]} of {layer}, {stored.subject}"
             figure = drawing.tiles(np.broadcast_to(images, (len(rows), *images.shape)), masks, labels, strong)
             shares = [f"{label}: {100 * m.mean():.0f} % of the pixels" for label, m in zip(labels, masks, strict=True)]
+            overlap = (masks[0] & masks[-1]).sum() / max(1, (masks[0] | masks[-1]).sum())
             text = f"The images on which channel {group['channel']} is strongest, bright where each channel is active. {'; '.join(shares)}; "
-            text += f"overlap of the last with the first, as IoU: {_overlap(masks[0], masks[-1]):.2f}. A grey edge: the channel is nowhere above its "
+            text += f"overlap of the last with the first, as IoU: {overlap:.2f}. A grey edge: the channel is nowhere above its "
             text += f"threshold there ({int((~strong).sum())} of {strong.size} pictures), shown is what lies above half of its maximum on that image."
             out.append(Drawing(f"{group['kind']}-{'-'.join(map(str, rows))}", caption, text, figure))
         return out
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def _triples(vectors, pairs, options: Options, layer: str):
@@ -175,8 +166,7 @@ def _on_maps(context, subject, layers: dict[str, int], triples, count: int) -> d
     """For each layer E[D^A] "cosines" (C, C), and "score" and "gain" of found and matched triples (n, 1 + matched), the found one first."""
     import torch
 
-    from bench.analysis.maths.activations import MeanCosines
-    from bench.analysis.maths.compositions import OnMaps
+    from bench.analysis.maths.compositions import MeanCosines, OnMaps
 
     cosines = {layer: MeanCosines() for layer in layers}
     every = {layer: torch.cat([found[:, None], matched], 1) for layer, (found, matched) in triples.items()}

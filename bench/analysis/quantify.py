@@ -53,11 +53,6 @@ class Options:
         if min(self.images, self.grid, self.steps, self.bootstrap, self.chunk) < 1 or self.draws < 2 or self.draws % 2:
             raise ValueError("quantify: images, grid, steps, bootstrap, chunk are at least 1, draws are even")
 
-    @classmethod
-    def quick(cls) -> "Options":
-        """For tests."""
-        return cls(images=4, grid=4, learning=False, steps=4, draws=4, bootstrap=20)
-
 
 @register("quantify")
 class Quantify(Analysis):

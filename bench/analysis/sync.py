@@ -59,7 +59,8 @@ class Sync(Analysis):
                 "random vectors": (1 - relation(random), None),
             }
             for space, (distances, stability) in spaces.items():
-                arrays[f"{layer}.{space}.curve"] = np.array([_pair(eps_graph.metrics(distances, e)) for e in GRID])
+                found = [eps_graph.metrics(distances, e) for e in GRID]
+                arrays[f"{layer}.{space}.curve"] = np.array([(m.with_neighbours, m.largest_cluster) for m in found], float)
                 for eps in options.eps:
                     facts.append(_row(layer, space, eps, len(s), eps_graph.metrics(distances, eps), stability))
             for eps in options.eps if options.steps else ():
@@ -112,7 +113,7 @@ class Sync(Analysis):
 
 def _halves(context, subject, layers: dict[str, int], count: int) -> dict[str, list[np.ndarray]]:
     """E[D^A] of each layer over the even and over the odd batches of the test images, (C, C) fp64."""
-    from bench.analysis.maths.activations import MeanCosines
+    from bench.analysis.maths.compositions import MeanCosines
 
     sums = {layer: (MeanCosines(), MeanCosines()) for layer in layers}
     for i, (images, _) in enumerate(context.batches(count, min(BATCH, max(1, count // 2)))):
@@ -120,10 +121,6 @@ def _halves(context, subject, layers: dict[str, int], count: int) -> dict[str, l
         for layer, at in layers.items():
             sums[layer][i % 2].add(maps[at])
     return {layer: [half.value().numpy() for half in both] for layer, both in sums.items()}
-
-
-def _pair(metrics) -> tuple[float, float]:
-    return float(metrics.with_neighbours), float(metrics.largest_cluster)
 
 
 def _row(layer: str, space: str, eps: float, channels: int, metrics, stability: float | None) -> dict[str, Any]:

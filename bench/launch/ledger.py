@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from bench.data import Dataset
 from bench.errors import StoreError, UsageError
-from bench.plan.expand import TEACHER_SEED, Cell, Plan, as_json, narrowed
+from bench.plan.expand import Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
 from bench.store import redo, teachers
 from bench.store.files import write_json
@@ -94,10 +94,6 @@ class Ledger:
             if members:
                 left.append(narrowed(group, members))
         return left
-
-    def teacher_groups(self, names: list[str]) -> list[Group]:
-        """Teachers' trainings as groups of one, for the estimate."""
-        return [Group(None, name, TEACHER_SEED, self.plan.teacher_protocol, self.plan.precision, ("student",)) for name in names]
 
     def counts(self) -> tuple[int, int]:
         """Runs done and planned; one run that serves several cells counts once."""

@@ -6,26 +6,15 @@ from typing import Annotated, Literal
 import tyro
 
 from bench.errors import UsageError, unknown
-from bench.options import (
-    Appended,
-    DataOption,
-    DeterministicOption,
-    DeviceOption,
-    DownloadOption,
-    EngineOption,
-    ResultsOption,
-    Texts,
-    ThreadsOption,
-    TimeBudgetOption,
-)
+from bench.options import Appended, Texts, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
-from bench.plan.selection import parse_seeds, parse_set, words
+from bench.plan.selection import parse_pair, parse_seeds, parse_set, words
 
 
 @dataclass(frozen=True)
-class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, DeviceOption, DownloadOption, DataOption, ResultsOption):
+class Run(TrainingOptions):
     """Train what is missing of a profile (teachers first), measure costs, write the report. Done runs are never run again."""
 
     profile: str | None = None
@@ -92,6 +81,7 @@ class Run(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, De
         parse_seeds(self.seeds)
         parse_seeds(self.keep_epochs, "--keep-epochs")
         names.check_methods([*words(self.methods), *(parse_set(text)[0] for text in self.overrides)])
-        names.check_pairs(words(self.pairs))
+        for text in words(self.pairs):
+            parse_pair(text, names.networks())
         for text in self.teacher:
             names.parse_teacher(text)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from bench import data
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, unknown
-from bench.launch import estimate, jobs, ledger
+from bench.launch import estimate, ledger
 from bench.launch.ledger import Ledger
 from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.progress import Progress
-from bench.launch.slurm import Slurm, on_slurm, submit_slurm
+from bench.launch.slurm import on_slurm, submit_slurm
 from bench.launch.tasks import Slot, Task, fresh_folder
 from bench.launch.threads import cores as usable_cores
 from bench.measure import probes
@@ -28,7 +28,7 @@ from bench.plan.selection import Selection, parse_seeds, parse_set, words
 from bench.store.records import Teacher
 from bench.store.runs import scan
 from bench.text import clean, count, duration, say, table
-from bench.train import engine, environment, teacher_networks
+from bench.train import engine, environment, group_job, teacher_networks, teacher_training
 from bench.train.execution import Execution
 
 DAY = 24 * 3600.0
@@ -172,7 +172,8 @@ def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     known = estimate.load_costs(book.results, device["name"]) if device else {}
     macs = registries.read(the_plan.protocol).macs
     cost = estimate.training([(g, the_plan.needs_teacher(g), the_plan.before(g)) for g in todo], known, macs, kind, threads)
-    own = estimate.training([(g, False, {}) for g in book.teacher_groups(missing)], known, macs, kind, threads)
+    trained = [Group(None, name, TEACHER_SEED, the_plan.teacher_protocol, the_plan.precision, ("student",)) for name in missing]
+    own = estimate.training([(g, False, {}) for g in trained], known, macs, kind, threads)
     at_once = len(slots) if kind == "cuda" else min(len(slots), max(1, usable_cores() // threads))
     elapsed = estimate.spread(own.by_group, at_once) + max(estimate.spread(cost.by_group, len(slots)), cost.seconds / at_once)
     return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source)
@@ -222,8 +223,10 @@ def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Ta
     execution = dataclasses.replace(execution, keep_epochs=())  # of students
     tasks = []
     for name in book.teachers_missing():
-        arguments = {"architecture": name, **common}
-        tasks.append(Task(f"teacher-{name}", jobs.run_teacher, arguments, execution, lambda name=name: book.teacher(name) is not None, whole=whole))
+        def there(name=name) -> bool:
+            return book.teacher(name) is not None
+
+        tasks.append(Task(f"teacher-{name}", teacher_training.train, {"architecture": name, **common}, execution, there, whole=whole))
     return tasks
 
 
@@ -233,7 +236,7 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     tasks = []
     for group in book.groups_left():
         after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
-        tasks.append(Task(task_name(group), jobs.run_group, {"group": group}, execution, lambda group=group: book.finished(group), after))
+        tasks.append(Task(task_name(group), group_job.run_group, {"group": group}, execution, lambda group=group: book.finished(group), after))
     return sorted(tasks, key=lambda t: bool(t.after))
 
 
@@ -339,19 +342,9 @@ def _submit(options: Run, the_plan: Plan, book: Ledger, execution: Execution, fo
         return write_report(execution)
     if not options.yes:
         _ask(f"Submit {len(last) + 1} jobs to Slurm?", "add --yes")
-    slurm = Slurm(
-        options.partition,
-        options.account,
-        options.qos,
-        options.constraint,
-        options.time,
-        options.setup,
-        gpus=0 if execution.device == "cpu" else 1,
-        cpus=options.threads or options.cpus,
-    )
     execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
     tasks = [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
-    for name, job in submit_slurm(tasks, slurm, folder).items():
+    for name, job in submit_slurm(tasks, options, 0 if execution.device == "cpu" else 1, folder).items():
         print(f"  {job}  {name}")
     print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
     return DONE

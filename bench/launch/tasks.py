@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import threading
 import time
@@ -149,15 +150,7 @@ def own_folder(folder: Path) -> Path:
 
 def fresh_folder(results: Path) -> Path:
     """A new folder for the files of one launch, see `own_folder`. Raises UsageError where nothing can be written."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for suffix in range(1000):
-        folder = results / "jobs" / f"{stamp}-{os.getpid()}{f'-{suffix}' if suffix else ''}"
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-            return own_folder(folder)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(f"cannot write below {results}: {error.strerror}; choose another --results folder") from None
-    raise UsageError(f"no free folder below {results / 'jobs'}; remove old ones")
+    try:
+        return own_folder(results / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
+    except OSError as error:
+        raise UsageError(f"cannot write below {results}: {error.strerror}; choose another --results folder") from None

@@ -1,8 +1,5 @@
 """What a device can do at most, measured, and what a training step asks of it, counted: the two sides of a roofline."""
 
-import functools
-import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
+from bench.measure import meters
 
 PASSES = {"student": 3.0, "teacher": 1.0}
 """Forward passes' worth of arithmetic: backward costs two."""
@@ -49,39 +47,12 @@ def measure(device: torch.device, precision: str, quick: bool = False) -> dict[s
 
 def _best(action, device: torch.device, tries: int) -> float:
     """The shortest of several times, in seconds, after one that does not count."""
-    action()
-    found = math.inf
-    for _ in range(tries):
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            action()
-            end.record()
-            torch.cuda.synchronize(device)
-            found = min(found, start.elapsed_time(end) / 1000)
-        else:
-            began = time.perf_counter()
-            action()
-            found = min(found, time.perf_counter() - began)
-    return found
+    return min(meters.timed(action, tries + 1, device)[1:]) / 1000
 
 
-@functools.cache
 def conv_outputs(name: str) -> int:
     """Values that a network's convolutions put out for one image of 32 x 32 pixels."""
-    total = 0
-
-    def count(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel()
-
-    with torch.device("meta"), torch.no_grad():
-        network = models.build(name).eval()
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(count)
-        network(torch.empty(1, 3, 32, 32))
-    return total
+    return models.counted(name, lambda layer, output: output.numel() * isinstance(layer, nn.Conv2d))
 
 
 def work(teacher: str | None, students: Sequence[str], batch: int, precision: str) -> dict[str, float]:

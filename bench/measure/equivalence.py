@@ -9,7 +9,7 @@ anything is trained. Differences count as independent; a precision's effect that
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS, canonical
 from bench.plan.profiles import Pair
 from bench.plan.selection import parse_pair, parse_seeds
+from bench.statistics import summarise
 from bench.store.files import write_json
 from bench.store.runs import RunView, scan
 from bench.text import duration, say
@@ -58,7 +59,30 @@ class Equivalence(TimeBudgetOption, ThreadsOption, EngineOption, DeviceOption, D
     """False: only read what is done."""
 
     def main(self) -> int:
-        return study(self)
+        """Print the power, train what is missing, judge, and write the outcome below `results`. Returns an exit code."""
+        protocol, pair, seeds = _checked(self)
+        planned = len(seeds) * len(self.methods)
+        print(power_text(planned, self), flush=True)
+        code = DONE
+        if self.train:
+            code = _train(self, protocol, pair, seeds)
+            if code in (STOPPED_IN_TIME, INTERRUPTED, USAGE):
+                return code
+        pairs, missing = differences(self.results, self, protocol, pair, seeds)
+        for text in missing:
+            say(f"left out: {text}")
+        verdict = judge([entry["difference"] for entry in pairs], self.margin)
+        print(verdict_text(verdict, self))
+        folder = self.results / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{pair.name}-{self.candidate}-{self.reference}{f'-{protocol.epochs}epochs' if protocol.trial else ''}.json"
+        settings = {"margin": self.margin, "alpha": ALPHA, "methods": list(self.methods), "seeds": list(seeds), "protocol": protocol.name}
+        names = {"candidate": self.candidate, "reference": self.reference, "teacher": pair.teacher, "student": pair.student}
+        outcome = {"planned": planned, "power": _power(planned, self), "missing": missing, "differences": pairs, **dataclasses.asdict(verdict)}
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, {"format": 1, "kind": "equivalence", **names, **settings, "trial": protocol.trial, **outcome, "finished": finished})
+        print(f"written to {path}")
+        return code
 
 
 @dataclass(frozen=True)
@@ -78,8 +102,8 @@ def judge(differences: Sequence[float], margin: float, alpha: float = ALPHA) -> 
     n = len(differences)
     if n < 2:
         return Verdict("cannot tell", n, differences[0] if n else None, None, None, None)
-    mean = math.fsum(differences) / n
-    sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
+    found = summarise(differences)
+    mean, sd = found.mean, found.sd
     if sd == 0.0:  # the same numbers, or shifted by a constant
         inside = abs(mean) < margin
         return Verdict("equivalent" if inside else "different", n, mean, 0.0, (mean, mean), 0.0 if inside else 1.0)
@@ -111,33 +135,6 @@ def power(n: int, margin: float, sd: float, true: float = 0.0, alpha: float = AL
         spread = critical * math.sqrt(float(chdtri(n - 1, (i + 0.5) / levels)) / (n - 1))
         total += max(0.0, float(ndtr((margin - true) * root / sd - spread) + ndtr((margin + true) * root / sd - spread)) - 1.0)
     return total / levels
-
-
-def study(options: Equivalence) -> int:
-    """Print the power, train what is missing, judge, and write the outcome below `results`. Returns an exit code."""
-    protocol, pair, seeds = _checked(options)
-    planned = len(seeds) * len(options.methods)
-    print(power_text(planned, options), flush=True)
-    code = DONE
-    if options.train:
-        code = _train(options, protocol, pair, seeds)
-        if code in (STOPPED_IN_TIME, INTERRUPTED, USAGE):
-            return code
-    pairs, missing = differences(options.results, options, protocol, pair, seeds)
-    for text in missing:
-        say(f"left out: {text}")
-    verdict = judge([entry["difference"] for entry in pairs], options.margin)
-    print(verdict_text(verdict, options))
-    folder = options.results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{pair.name}-{options.candidate}-{options.reference}{f'-{protocol.epochs}epochs' if protocol.trial else ''}.json"
-    settings = {"margin": options.margin, "alpha": ALPHA, "methods": list(options.methods), "seeds": list(seeds), "protocol": protocol.name}
-    names = {"candidate": options.candidate, "reference": options.reference, "teacher": pair.teacher, "student": pair.student}
-    outcome = {"planned": planned, "power": _power(planned, options), "missing": missing, "differences": pairs, **dataclasses.asdict(verdict)}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(path, {"format": 1, "kind": "equivalence", **names, **settings, "trial": protocol.trial, **outcome, "finished": finished})
-    print(f"written to {path}")
-    return code
 
 
 def _checked(options: Equivalence) -> tuple[protocols.Protocol, Pair, tuple[int, ...]]:
@@ -190,7 +187,7 @@ def differences(
         same = view.student == pair.student and view.protocol == protocol and view.teacher in (None, pair.teacher)
         asked = view.method in options.methods and view.seed in seeds and view.precision in (options.candidate, options.reference)
         if same and asked and view.record:
-            found.setdefault(_but_precision(view.identity), {})[view.precision] = view
+            found.setdefault(canonical(view.identity | {"precision": ""}), {})[view.precision] = view
     entries = []
     for both in found.values():
         if len(both) == 2:
@@ -204,10 +201,6 @@ def differences(
         raise UsageError(f"{twice[0][0]} with seed {twice[0][1]} was trained with two teachers, data sets or settings: use another results folder")
     missing = [f"{m} with seed {s}: not done in both precisions" for m in options.methods for s in seeds if (m, s) not in seen]
     return entries, missing + [f"{problem.where}: {problem.reason}" for problem in problems]
-
-
-def _but_precision(identity: Mapping[str, Any]) -> str:
-    return canonical({name: value for name, value in identity.items() if name != "precision"})
 
 
 def _power(n: int, options: Equivalence) -> float:

@@ -40,17 +40,12 @@ class Methods(ResultsOption):
             measured = [f"  {line}" for line in _costs(self.name, self.results)] or ["  nothing was measured here: python -m bench run measures it"]
             print("\n".join([*page(self.name), "", "costs", *measured]))
         else:
-            show()
+            found = [registry.get(name) for name in registry.names()]
+            for line in left([(m.name, f"v{m.version}", m.title, m.paper) for m in found]) or ["no method is registered"]:
+                print(line)
+            for name, error in registry.broken().items():
+                say(f"{name}: BROKEN, {error}")
         return 0
-
-
-def show() -> None:
-    """Print a line a method, and the broken files."""
-    found = [registry.get(name) for name in registry.names()]
-    for line in left([(m.name, f"v{m.version}", m.title, m.paper) for m in found]) or ["no method is registered"]:
-        print(line)
-    for name, error in registry.broken().items():
-        say(f"{name}: BROKEN, {error}")
 
 
 def page(name: str) -> list[str]:

@@ -13,7 +13,6 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,9 +23,9 @@ import torch
 
 import models
 from bench import data
-from bench.data import augment
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.measure import meters
+from bench.measure.meters import Steps
 from bench.plan import datasets, members
 from bench.plan.expand import images as planned_images
 from bench.plan.groups import Group
@@ -34,14 +33,13 @@ from bench.plan.members import Member
 from bench.plan.protocols import Protocol
 from bench.store import costs, teachers
 from bench.store.files import read_json, write_json
-from bench.train import engine, environment, preparations
+from bench.train import engine, environment
 from bench.train.context import Context
 from bench.train.execution import Execution
 from bench.train.learner import Learner
 from bench.train.stop import Stop, Stopped
 
 FORMAT = 1
-SEED = 1
 OURS, PLAIN = "ours", "student"
 STEPS = {"cpu": (60, 3), "cuda": (120, 20)}
 """Timed steps, of the method and of the plain student each, and warm-up steps, where none are asked for."""
@@ -49,21 +47,11 @@ SKETCH = 20
 """Timed steps on embedded data, whose costs are an example of the table's columns and no measurement of the protocol."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to probe; crosses a process boundary."""
-
-    group: Group  # of one method
-    execution: Execution
-    steps: int
-    warmup: int
-
-
 def of_one(group: Group) -> Group:
     """A group of one method as it is probed: under the probes' own seed. Raises UsageError for a group of several."""
     if len(group.methods) != 1:
         raise UsageError(f"a probe measures one method, not {', '.join(group.methods)}")
-    return dataclasses.replace(group, seed=SEED)
+    return dataclasses.replace(group, seed=meters.SEED)
 
 
 def probe(
@@ -82,9 +70,9 @@ def probe(
     steps, warmup = timed if steps is None else steps, warm if warmup is None else warmup
     if steps < 1 or warmup < 0:
         raise UsageError(f"a probe of {steps} steps after {warmup} warm-ups; at least 1 after 0")
-    request = Request(of_one(group), execution, steps, warmup)
+    request = of_one(group), execution, steps, warmup
     with exclusive(device, check):
-        return _in_fresh_process(request, check) if device.type == "cpu" else measure(request)
+        return _in_fresh_process(request, check) if device.type == "cpu" else measure(*request)
 
 
 def run_probe(group: Group, execution: Execution, *, steps: int | None = None, warmup: int | None = None) -> int:
@@ -162,7 +150,7 @@ def exclusive(device: torch.device, check: Callable[[], None] = lambda: None) ->
         lock.release()
 
 
-def _in_fresh_process(request: Request, check: Callable[[], None]) -> dict[str, Any]:
+def _in_fresh_process(request: tuple[Any, ...], check: Callable[[], None]) -> dict[str, Any]:
     """`measure` in a process of its own, which ends with ours or when `check` raises."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -187,10 +175,10 @@ def _in_fresh_process(request: Request, check: Callable[[], None]) -> dict[str, 
     return result
 
 
-def _child(request: Request, pipe) -> None:
+def _child(request: tuple[Any, ...], pipe) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     try:
-        pipe.send(measure(request))
+        pipe.send(measure(*request))
     except UsageError as error:
         pipe.send(error)
     except Exception:  # whatever a method raised, told to the parent as text: not every exception can be pickled
@@ -203,9 +191,8 @@ def _load(protocol: Protocol, data_root: str | None, download: bool):
     return data.load(protocol, Path(data_root) if data_root else None, download)
 
 
-def measure(request: Request) -> dict[str, Any]:
-    """The probe itself, in this process, on a device that is ours."""
-    group, execution = request.group, request.execution
+def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict[str, Any]:
+    """The probe itself, of a group of one method, in this process, on a device that is ours: so many `timed` steps after `warmup`."""
     dataset = _load(group.protocol, execution.data_root, execution.download)
     context = Context(group.protocol, group.precision, execution, group.teacher, untrained=True, dataset=dataset)
     device, images, chosen = context.device, context.images, context.engine
@@ -213,7 +200,7 @@ def measure(request: Request) -> dict[str, Any]:
     member = context.resolved(group)[0]
     _reject_unsupported(member)
     hyper, prepared, built = context.timed_preparation(member)
-    spent = _spent(built, device)
+    here = built is not None and built.device in (None, environment.device_facts(device)["name"])  # else its cost is none of this device
     context.release_teacher()  # it is part of what the step holds
 
     memory = meters.Memory(device, images)
@@ -221,7 +208,7 @@ def measure(request: Request) -> dict[str, Any]:
     teacher = context.teacher() if needs else None
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
     recorded = issubclass(chosen, engine.Static)  # its pools do not show a step's peak
-    eager = _Steps((engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision), count, group.protocol.batch)
+    eager = Steps((engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision), count, group.protocol.batch)
     learner.begin_epoch(1)
 
     for _ in range(2):  # the first steps make optimiser state and, on CUDA, try algorithms in scratch memory that training does not need
@@ -230,16 +217,16 @@ def measure(request: Request) -> dict[str, Any]:
     for _ in range(2):
         eager()
     peaks = memory.peaks()
-    step = _Steps(chosen(images, teacher, [learner], group.precision) if recorded else eager.runner, count, group.protocol.batch)
-    for _ in range(request.warmup):
+    step = Steps(chosen(images, teacher, [learner], group.precision) if recorded else eager.runner, count, group.protocol.batch)
+    for _ in range(warmup):
         step()
     peaks |= memory.end()  # the method's alone: the plain student comes after
     steps = {OURS: step}
     if group.methods != (PLAIN,):
-        steps[PLAIN] = _plain_steps(context, group, request.warmup)
-    figures = _timed(steps, request.steps, device)
+        steps[PLAIN] = _plain_steps(context, group, warmup)
+    figures = _timed(steps, timed, device)
     if figures["noisy"]:
-        figures = _timed(steps, request.steps, device) | {"repeated": True}
+        figures = _timed(steps, timed, device) | {"repeated": True}
     if not learner.finite() and (context.teacher_file or teacher is None):
         raise UsageError(f"{member.run.method} on {member.setting.pair} gives losses that are not finite; a probe of it says nothing")
 
@@ -253,11 +240,11 @@ def measure(request: Request) -> dict[str, Any]:
         "commit": environment.commit(),
         "images_per_second": 1000 * batch / figures["step_ms_median"],
         **figures,
-        "steps_timed": request.steps,
-        "warmup_steps": request.warmup,
+        "steps_timed": timed,
+        "warmup_steps": warmup,
         **peaks,
-        "preparation_seconds": spent[0],
-        "preparation_peak_bytes": spent[1],
+        "preparation_seconds": built.seconds if here else None,
+        "preparation_peak_bytes": built.peak_bytes if here else None,
         "student_macs": models.macs(group.student, classes, size),
         "teacher_macs": models.macs(group.teacher, classes, size) if needs else 0,
         "teacher_trained": bool(member.run.teacher and context.teacher_file),
@@ -266,18 +253,18 @@ def measure(request: Request) -> dict[str, Any]:
     }
 
 
-def _plain_steps(context: Context, group: Group, warmup: int) -> "_Steps":
+def _plain_steps(context: Context, group: Group, warmup: int) -> Steps:
     """The plain student's step on the same student network, engine and data, warmed up."""
     member = context.resolved(dataclasses.replace(group, methods=(PLAIN,), hyper=()))[0]
     learner = Learner(member.run, member.method, member.hyper, member.setting, None, context.device)
-    steps = _Steps(context.engine(context.images, None, [learner], group.precision), len(context.dataset.train_labels), group.protocol.batch)
+    steps = Steps(context.engine(context.images, None, [learner], group.precision), len(context.dataset.train_labels), group.protocol.batch)
     learner.begin_epoch(1)
     for _ in range(max(2, warmup)):
         steps()
     return steps
 
 
-def _timed(steps: dict[str, "_Steps"], count: int, device: torch.device) -> dict[str, Any]:
+def _timed(steps: dict[str, Steps], count: int, device: torch.device) -> dict[str, Any]:
     """The record's part about time. `relative`: the plain student's step time over this one's, as the table shows throughput."""
     turns = meters.in_turns(steps, count, device)
     first, median, third = meters.quartiles(turns.steps[OURS])
@@ -288,31 +275,3 @@ def _timed(steps: dict[str, "_Steps"], count: int, device: torch.device) -> dict
     first, median, third = meters.quartiles(ratios)
     found |= {"student_step_ms_median": meters.quartiles(turns.steps[PLAIN])[1], "relative": median, "relative_iqr": [first, third]}
     return found | {"noisy": turns.noisy(ratios, "ratios to the plain student")}
-
-
-class _Steps:
-    """Training steps of a runner over full batches of the epochs' orders, one after the other; the remainder of an epoch is left out, a step
-    being one batch."""
-
-    def __init__(self, runner: engine.Eager, count: int, batch: int) -> None:
-        if count < batch:
-            raise UsageError(f"a probe needs a full batch of {batch} images, the training set has {count}")
-        self.runner, self.count, self.batch = runner, count, batch
-        self.epoch, self.start = 0, count
-
-    def __call__(self) -> None:
-        if self.start + self.batch > self.count:
-            self.epoch, self.start = self.epoch + 1, 0
-            self.runner.begin_epoch(augment.draws(SEED, self.epoch, self.count))
-        start, self.start = self.start, self.start + self.batch
-        for _, error in self.runner.step(start, self.start):
-            raise error
-
-
-Spent = tuple[float | None, int | None]  # seconds and peak bytes of a preparation
-
-
-def _spent(built: preparations.Built | None, device: torch.device) -> Spent:
-    """What a stored preparation cost, if it was built on this device."""
-    here = built is not None and built.device in (None, environment.device_facts(device)["name"])
-    return (built.seconds, built.peak_bytes) if here else (None, None)

@@ -8,7 +8,6 @@ teacher.
 
 import dataclasses
 import gc
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,6 @@ import torch
 
 import models
 from bench import data
-from bench.data import augment
 from bench.errors import UsageError, unknown
 from bench.measure import ceilings, meters
 from bench.measure.probes import exclusive
@@ -33,7 +31,7 @@ from bench.store.files import write_json
 from bench.train import engine, environment
 from bench.train.context import Context
 from bench.train.execution import Execution
-from bench.train.learner import Learner, evaluate
+from bench.train.learner import evaluate
 
 FORMAT = 1
 TEST_IMAGES, TEST_BATCH, TRAIN_IMAGES = 10_000, 500, 50_000
@@ -59,47 +57,43 @@ class Speed(ThreadsOption, DeviceOption, ResultsOption):
     """One pair, three rows, two steps: under a minute on a CPU."""
 
     def main(self) -> int:
-        return speed(self)
-
-
-def speed(options: Speed) -> int:
-    """Measure, print a table and write costs/<device>/speed.json. Returns 0. Raises UsageError for bad input."""
-    device = environment.select(options.device)
-    options = filled(options, device)
-    pairs = [parse_pair(name, models.names()) for name in options.pairs]
-    engines = [engine.choose(name, device) for name in options.engines]
-    rows: list[dict[str, Any]] = []
-    with exclusive(device):
-        environment.configure(options.precisions[0], options.threads)
-        ceiling = {precision: ceilings.measure(device, precision, options.quick) for precision in options.precisions}
-        print(ceilings.describe(ceiling), flush=True)
-        for pair in pairs:
-            for precision in options.precisions:
-                environment.configure(precision, options.threads)
-                for row in _measure(pair, precision, engines, options, device):
-                    rows.append(row | {"roofline": ceilings.fraction(row, ceiling[precision])})
-                    print(line(rows[-1]), flush=True)
-    table = hours(rows, PROFILES["paper"].seeds, len(PAIRS))
-    for text in (sentence(entry) for entry in table):
-        print(text)
-    record = {
-        "format": FORMAT,
-        "kind": "speed",
-        "device": environment.device_facts(device),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-        "threads": torch.get_num_threads(),
-        "quick": options.quick,
-        "ceilings": ceiling,
-        "steps": rows,
-        "table_hours": table,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    path = options.results / "costs" / slug(environment.device_facts(device)["name"]) / "speed.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-    print(f"written to {path}")
-    return 0
+        """Measure, print a table and write costs/<device>/speed.json. Returns 0. Raises UsageError for bad input."""
+        device = environment.select(self.device)
+        options = filled(self, device)
+        pairs = [parse_pair(name, models.names()) for name in options.pairs]
+        engines = [engine.choose(name, device) for name in options.engines]
+        rows: list[dict[str, Any]] = []
+        with exclusive(device):
+            environment.configure(options.precisions[0], options.threads)
+            ceiling = {precision: ceilings.measure(device, precision, options.quick) for precision in options.precisions}
+            print(ceilings.describe(ceiling), flush=True)
+            for pair in pairs:
+                for precision in options.precisions:
+                    environment.configure(precision, options.threads)
+                    for row in _measure(pair, precision, engines, options, device):
+                        rows.append(row | {"roofline": ceilings.fraction(row, ceiling[precision])})
+                        print(line(rows[-1]), flush=True)
+        table = hours(rows, PROFILES["paper"].seeds, len(PAIRS))
+        for text in (sentence(entry) for entry in table):
+            print(text)
+        record = {
+            "format": FORMAT,
+            "kind": "speed",
+            "device": environment.device_facts(device),
+            "versions": environment.versions(),
+            "commit": environment.commit(),
+            "threads": torch.get_num_threads(),
+            "quick": options.quick,
+            "ceilings": ceiling,
+            "steps": rows,
+            "table_hours": table,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = options.results / "costs" / slug(environment.device_facts(device)["name"]) / "speed.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        print(f"written to {path}")
+        return 0
 
 
 def filled(options: Speed, device: torch.device) -> Speed:
@@ -148,8 +142,9 @@ def _measure(
             learners = [context.timed_learner(m) for m in chosen]
             runner = kind(images, teacher if any(one.teacher_needs for one in learners) else None, learners, precision)
             times = _times(runner, dataset, options.steps, crd.batch, device)
-            tested = _test_time(learners[0], images, device)
-            first, median, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+            test = lambda one=learners[0]: evaluate(one.student, images.test_batches(TEST_BATCH), precision)  # noqa: E731
+            tested = meters.timed(test, 2, device)[1]  # the first does not count
+            first, median, third = meters.quartiles(times)
             seen = pair.teacher if runner.teacher is not None else None
             rows.append(
                 {
@@ -172,32 +167,12 @@ def _measure(
 
 def _times(runner: engine.Eager, dataset: data.Dataset, steps: int, batch: int, device: torch.device) -> list[float]:
     """Milliseconds of each of so many full-batch steps, after warm-up (and capture)."""
-    runner.begin_epoch(augment.draws(1, 1, len(dataset.train_labels)))
     for one in runner.learners:
         one.begin_epoch(1)
-    starts = [i * batch for i in range(len(dataset.train_labels) // batch)]
-    turn = 0
-
-    def step() -> None:
-        nonlocal turn
-        start = starts[turn % len(starts)]
-        turn += 1
-        for _, error in runner.step(start, start + batch):
-            raise error
-
+    step = meters.Steps(runner, len(dataset.train_labels), batch)
     for _ in range(10 if device.type == "cuda" else 1):
         step()
     return meters.timed(step, steps, device)
-
-
-def _test_time(one: Learner, images: augment.Augmenter, device: torch.device) -> float:
-    """Milliseconds of one test batch, after one that does not count."""
-
-    def test() -> None:
-        evaluate(one.student, images.test_batches(TEST_BATCH), one.run.precision)
-
-    test()
-    return meters.timed(test, 1, device)[0]
 
 
 def hours(rows: Sequence[dict[str, Any]], seeds: Sequence[int], all_pairs: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ After a ring the level moves to what was reported, so that the same regression i
 running nearer to the old level than to the reported one, or a night with the baseline's own bits, close it.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,40 +59,18 @@ class Night:
     equal: Array
 
 
-@dataclass
 class State:
-    """What the nights so far left, per metric. `single`: the rule `now` applies. `noise`: see there."""
+    """What the nights so far left, per metric: arrays that are replaced, never changed in place."""
 
-    single: Array
-    noise: Noise
-    level: Array = field(init=False)
-    count: Array = field(init=False)
-    gap: Array = field(init=False)
-    mean: Array = field(init=False)
-    weight: Array = field(init=False)
-    squares: Array = field(init=False)
-    last: Array = field(init=False)
-    last_score: Array = field(init=False)
-    saved: Array = field(init=False)
-    open: Array = field(init=False)
-    kept_level: Array = field(init=False)
-    kept_count: Array = field(init=False)
-    nearer: Array = field(init=False)
-    better: Array = field(init=False)
-    score: Array = field(init=False)
-    size: Array = field(init=False)
-    error: Array = field(init=False)
-    freedom: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        zero = np.zeros(np.shape(self.single))
-        for item in fields(self):
-            if not item.init:
-                setattr(self, item.name, zero.copy())
-        self.count = zero + 1  # the baseline night itself
-        self.open, self.better = zero.astype(bool), zero.astype(bool)
-        self.kept_count = zero + 1
+    def __init__(self, single: Array, noise: Noise) -> None:
+        """`single`: the rule `now` applies. `noise`: see there."""
+        self.single, self.noise = single, noise
+        zero = np.zeros(np.shape(single))
+        self.level = self.gap = self.mean = self.weight = self.squares = self.nearer = zero
+        self.last = self.last_score = self.score = self.size = self.error = self.freedom = self.kept_level = zero
+        self.count = self.kept_count = zero + 1  # the baseline night itself
         self.saved = zero + 1  # bits are taken to repeat until it is seen that they do not
+        self.open = self.better = zero.astype(bool)
 
     @property
     def suspicious(self) -> Array:

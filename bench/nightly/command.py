@@ -39,42 +39,38 @@ class Nightly(DeviceOption, ResultsOption):
     """Keep tonight's runs below the history."""
 
     def main(self) -> int:
-        return nightly(self)
+        """Gives 0 for nothing new, 1 for a new regression or a plan that could not be run. Raises UsageError, StoreError."""
+        if self.every_hours <= 0:
+            raise UsageError(f"--every-hours {self.every_hours:g}: above 0")
+        if self.accept is not None:
+            return _accept(self)
+        benches = read_benchmarks(self.benchmarks) if self.benchmarks else {}
+        from bench.nightly import measure
 
-
-def nightly(options: Nightly) -> int:
-    """Run the command. Returns its exit code: 0 nothing new, 1 a new regression or a plan that could not be run. Raises UsageError, StoreError."""
-    if options.every_hours <= 0:
-        raise UsageError(f"--every-hours {options.every_hours:g}: above 0")
-    if options.accept is not None:
-        return _accept(options)
-    benches = read_benchmarks(options.benchmarks) if options.benchmarks else {}
-    from bench.nightly import measure
-
-    machine = options.machine or history.machine_class(measure.machine_facts(options.device), THREADS)
-    place = history.folder(options.results, _checked(machine))
-    with history.alone(place):
-        rows = history.read(place)  # a damaged history is told before the work, not after
-        baseline = history.read_baseline(place)
-        number = history.last_night(rows, baseline) + 1
-        if lost := history.behind(place, rows, baseline):
-            print(f"warning: {lost}; compared with that baseline, nights go on from {number}")
-        folder = place / f"night-{number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        plan = measure.Plan()
-        try:
-            parts = measure.run(plan, folder, options.device, options.workers or _workers(options.device))
-        except measure.NightStopped as stopped:
-            print("stopped; nothing was added to the history")
-            return stopped.code
-        except measure.NightFailed as failed:
-            print(f"regression: {failed}")
-            return 1
-        finally:
-            if not options.keep:
-                shutil.rmtree(folder, ignore_errors=True)
-        row = make_row(number, plan.hash(), parts, benches)
-        return record(place, machine, rows, row, options.every_hours)
+        machine = self.machine or _machine(self.device)
+        place = history.folder(self.results, _checked(machine))
+        with history.alone(place):
+            rows = history.read(place)  # a damaged history is told before the work, not after
+            baseline = history.read_baseline(place)
+            number = history.last_night(rows, baseline) + 1
+            if lost := history.behind(place, rows, baseline):
+                print(f"warning: {lost}; compared with that baseline, nights go on from {number}")
+            folder = place / f"night-{number}"
+            shutil.rmtree(folder, ignore_errors=True)
+            plan = measure.Plan()
+            try:
+                parts = measure.run(plan, folder, self.device, self.workers or _workers(self.device))
+            except measure.NightStopped as stopped:
+                print("stopped; nothing was added to the history")
+                return stopped.code
+            except measure.NightFailed as failed:
+                print(f"regression: {failed}")
+                return 1
+            finally:
+                if not self.keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+            row = make_row(number, plan.hash(), parts, benches)
+            return record(place, machine, rows, row, self.every_hours)
 
 
 def make_row(number: int, plan: str, parts: Any, benches: dict[str, dict[str, Any]]) -> Row:
@@ -121,9 +117,7 @@ def _accept(options: Nightly) -> int:
     known = history.machines(options.results)
     machine = options.machine or (known[0] if len(known) == 1 else None)
     if machine is None and known:
-        from bench.nightly import measure
-
-        machine = history.machine_class(measure.machine_facts(options.device), THREADS)
+        machine = _machine(options.device)
     if machine not in known:
         raise UsageError(f"no history to accept in {options.results / 'nightly'}" + (f"; choose --machine from {', '.join(known)}" if known else ""))
     place = history.folder(options.results, machine)
@@ -174,6 +168,13 @@ def _checked(machine: str) -> str:
     if not machine or machine != Path(machine).name or machine.startswith("."):
         raise UsageError(f"--machine {machine!r}: one folder name")
     return machine
+
+
+def _machine(device: str) -> str:
+    """The class of this machine. Raises UsageError where the device is not there."""
+    from bench.train import environment
+
+    return history.machine_class(environment.device_facts(environment.select(device)), THREADS)
 
 
 def _workers(device: str) -> int:

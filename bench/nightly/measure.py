@@ -23,9 +23,8 @@ import msgspec
 import torch
 from torch import nn
 
-from bench.data.augment import draws
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME
-from bench.launch.jobs import run_group, run_teacher
+from bench.measure.meters import Steps
 from bench.measure.probes import exclusive
 from bench.plan.expand import TEACHER_SEED
 from bench.plan.groups import Group
@@ -34,9 +33,10 @@ from bench.plan.profiles import Pair
 from bench.plan.protocols import Protocol
 from bench.store.runs import scan
 from bench.text import clean
-from bench.train import environment
+from bench.train import teacher_training
+from bench.train.context import quick
 from bench.train.execution import Execution
-from bench.train.group_job import GroupJob
+from bench.train.group_job import GroupJob, run_group
 from bench.train.stop import Stop
 from methods import registry
 
@@ -95,7 +95,7 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
     failures = {name: f"cannot be loaded: {error}" for name, error in registry.broken().items()}
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
-            code = pool.submit(run_teacher, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, execution).result()
+            code = pool.submit(teacher_training.train, plan.pair.teacher, plan.protocol, TEACHER_SEED, PRECISION, execution).result()
             _check(code)
             if code != DONE:
                 raise NightFailed(f"the teacher {plan.pair.teacher} could not be trained (exit code {code}); --keep leaves its log in {folder}/runs")
@@ -123,11 +123,9 @@ def end_with_parent(parent: int) -> None:
 
 def _quick(name: str, pair: Pair) -> dict[str, Any]:
     """Where a method's hyper-parameters declare `quick()`, the fields in which it differs from the paper's values: preparations of seconds."""
-    method = registry.get(name)
-    if not hasattr(method.Hyper, "quick"):
-        return {}
-    paper, quick = method.hyper_for(pair.teacher, pair.student), method.Hyper.quick()
-    return {f.name: value for f in fields(quick) if (value := getattr(quick, f.name)) != getattr(paper, f.name)}
+    paper = registry.get(name).hyper_for(pair.teacher, pair.student)
+    short = quick(paper)
+    return {f.name: value for f in fields(short) if (value := getattr(short, f.name)) != getattr(paper, f.name)}
 
 
 def _check(code: int) -> None:
@@ -197,8 +195,7 @@ def speed(group: Group, execution: Execution, rounds: int) -> dict[str, Any]:
             learner, _ = job.learner(member, lambda message: None)
             learner.begin_epoch(1)
             runner = job.engine(job.images, job.teacher() if learner.teacher_needs else None, [learner], group.precision)
-            runner.begin_epoch(draws(group.seed, 1, count))
-            turns[member.run.method] = _stepper(runner, count, batch)
+            turns[member.run.method] = Steps(runner, count, batch)
         except Exception as error:  # a method may raise anything; the others are measured all the same
             failures[member.run.method] = _said(error)
     times: dict[str, list[float]] = {name: [] for name in turns}
@@ -230,40 +227,19 @@ def speed(group: Group, execution: Execution, rounds: int) -> dict[str, Any]:
     return {"metrics": metrics, "failures": failures}
 
 
-def _stepper(runner, count: int, batch: int):
-    """One training step at a time over the full batches of an epoch's order, again and again."""
-    position = 0
-
-    def step() -> None:
-        nonlocal position
-        for _, error in runner.step(position, position + batch):
-            raise error
-        position = position + batch if position + 2 * batch <= count else 0
-
-    return step
-
-
 def _timed(step, steps: int, device: torch.device) -> float:
     """Seconds of so many steps."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-    began = time.process_time()
+    on_gpu = device.type == "cuda"
+    clock, wait = (time.perf_counter, torch.cuda.synchronize) if on_gpu else (time.process_time, lambda device: None)
+    wait(device)
+    began = clock()
     for _ in range(steps):
         step()
-    return time.process_time() - began
+    wait(device)
+    return clock() - began
 
 
 def _said(error: Exception) -> str:
     execution = traceback.extract_tb(error.__traceback__)[-1]
     text = clean(re.sub(r"\s+", " ", str(error)), 200)
     return f"{type(error).__name__}: {text} ({Path(execution.filename).name}:{execution.lineno})"
-
-
-def machine_facts(device: str) -> dict[str, Any]:
-    """What the device is. Raises UsageError where it is not there."""
-    return environment.device_facts(environment.select(device))

@@ -12,7 +12,6 @@ A far night, and nights of an open regression, are not learned while they last, 
 away unaccepted they were noise, and are learned then.
 """
 
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -55,34 +54,19 @@ def of_seeds(differences: Array, s: Array) -> Array:
     return np.clip(differences, middle - reach, middle + reach).mean(-1)
 
 
-@dataclass
 class Noise:
-    """`prior`: s squared to start from, worth `prior_freedom` degrees of freedom. `pooled`: costs, whose noise and correlation are shared.
+    """Arrays, one entry a metric, that are replaced and never changed in place.
 
     `squares` over `nights` is V, about `centre`, the mean of `about` nights and the baseline; `halves` over `steps` is D; `pairs` over
     `pair_freedom` the spread over seeds. `kept_...`: nights that are `away`, far or open, until it is known what they are."""
 
-    prior: Array
-    prior_freedom: Array
-    pooled: Array
-    pairs: Array = field(init=False)
-    pair_freedom: Array = field(init=False)
-    squares: Array = field(init=False)
-    nights: Array = field(init=False)
-    centre: Array = field(init=False)
-    about: Array = field(init=False)
-    halves: Array = field(init=False)
-    steps: Array = field(init=False)
-    away: Array = field(init=False)
-    kept_squares: Array = field(init=False)
-    kept_nights: Array = field(init=False)
-    kept_half: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            if not item.init:
-                setattr(self, item.name, np.zeros(np.shape(self.prior)))
-        self.away = np.zeros(np.shape(self.prior), bool)
+    def __init__(self, prior: Array, prior_freedom: Array, pooled: Array) -> None:
+        """`prior`: s squared to start from, worth `prior_freedom` degrees of freedom. `pooled`: costs, whose noise and correlation are shared."""
+        self.prior, self.prior_freedom, self.pooled = prior, prior_freedom, pooled
+        zero = np.zeros(np.shape(prior))
+        self.pairs = self.pair_freedom = self.squares = self.nights = self.centre = self.about = self.halves = self.steps = zero
+        self.kept_squares = self.kept_nights = self.kept_half = zero
+        self.away = zero.astype(bool)
 
     def inherit(self, other: "Noise", index: Array) -> None:
         """Start from what `other` learned; `index`: which of its metrics each metric is, -1 for none."""

@@ -130,7 +130,7 @@ class _Replay:
         if metric["scale"] == "log" or not spreads:
             return max(PRIOR_RATIO, 2 * metric.get("noise", 0.0)) ** 2, RATIO_FREEDOM
         # All seeds alike to the last digit is no noise to go by: a thousandth of the value then stands in.
-        return max(float(np.mean(spreads)), (1e-3 * _mean(metric)) ** 2, 1e-12), SEED_FREEDOM
+        return max(float(np.mean(spreads)), (1e-3 * float(np.mean(list(metric["values"].values())))) ** 2, 1e-12), SEED_FREEDOM
 
     def learn_from(self, nights: list[Row]) -> None:
         """Start from the noise of earlier nights."""
@@ -236,10 +236,6 @@ class _Replay:
         verdict.new.append(finding)
         verdict.all_findings.append(finding)
         self.findings[finding.key] = finding
-
-
-def _mean(metric: dict[str, Any]) -> float:
-    return float(np.mean(list(metric["values"].values())))
 
 
 def _worse(metric: dict[str, Any], other: dict[str, Any], replicate: str) -> float:

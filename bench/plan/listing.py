@@ -11,7 +11,10 @@ class Pairs:
     """The declared pairs, and the networks of which others can be made."""
 
     def main(self) -> int:
-        return show_pairs()
+        for pair in ALL_PAIRS:
+            print(pair.name)
+        print(f"\nany two of these networks make a pair, as teacher-student: {', '.join(names.networks())}")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -19,28 +22,15 @@ class Profiles:
     """The declared profiles and protocols."""
 
     def main(self) -> int:
-        return show_profiles()
-
-
-def show_pairs() -> int:
-    """Print the declared pairs and the networks."""
-    for pair in ALL_PAIRS:
-        print(pair.name)
-    print(f"\nany two of these networks make a pair, as teacher-student: {', '.join(names.networks())}")
-    return 0
-
-
-def show_profiles() -> int:
-    """Print the declared profiles and protocols."""
-    for p in PROFILES.values():
-        rows = ", ".join(p.methods) if p.methods else "every registered method"
-        print(f"{p.name}: {p.summary}\n  protocol {p.protocol}, seeds {', '.join(map(str, p.seeds))}, precision {p.precision}")
-        print(f"  pairs {', '.join(pair.name for pair in p.pairs)}\n  rows {rows}")
-        if p.variant:
-            print(f"  as a variant: {', '.join(f'{method}.{field}={value}' for method, field, value in p.variant)}")
-    print("\nprotocols")
-    for one in protocols.PROTOCOLS.values():
-        milestones = "/".join(map(str, one.milestones))
-        part = f", {one.sample_rate:.0%} of the training set" if one.sample_rate < 1 else ""
-        print(f"  {one.name}: {one.dataset}, {one.epochs} epochs, lr {one.lr} x{one.decay} after {milestones}, batch {one.batch}{part}")
-    return 0
+        for p in PROFILES.values():
+            rows = ", ".join(p.methods) if p.methods else "every registered method"
+            print(f"{p.name}: {p.summary}\n  protocol {p.protocol}, seeds {', '.join(map(str, p.seeds))}, precision {p.precision}")
+            print(f"  pairs {', '.join(pair.name for pair in p.pairs)}\n  rows {rows}")
+            if p.variant:
+                print(f"  as a variant: {', '.join(f'{method}.{field}={value}' for method, field, value in p.variant)}")
+        print("\nprotocols")
+        for one in protocols.PROTOCOLS.values():
+            milestones = "/".join(map(str, one.milestones))
+            part = f", {one.sample_rate:.0%} of the training set" if one.sample_rate < 1 else ""
+            print(f"  {one.name}: {one.dataset}, {one.epochs} epochs, lr {one.lr} x{one.decay} after {milestones}, batch {one.batch}{part}")
+        return 0

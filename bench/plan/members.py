@@ -1,8 +1,6 @@
 """From a group to its runs: hyper-parameters, settings, identities, and the reason where a method cannot do the pair."""
 
-import contextlib
 import dataclasses
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +9,7 @@ import models
 from bench.errors import UsageError, unknown
 from bench.plan.groups import Group
 from bench.plan.identity import Run
+from bench.plan.selection import typed
 from methods import registry
 from methods.base import Method, Pretraining, Setting, check_hyper, named_hyper
 
@@ -51,47 +50,6 @@ def hyper_of(method: type[Method], teacher: str | None, student: str, overrides:
     except ValueError as error:
         raise UsageError(f"--set {method.name}: {error}") from None
     return hyper
-
-
-_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-
-
-def typed(text: str, kind: Any) -> object:
-    """`text` as an annotation asks for it: bool, int, float, str, None, a Literal, a union or a tuple of these. Raises ValueError that says
-    what was expected."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        for part in sorted(parts, key=lambda part: part is str):  # last: every text is a str
-            with contextlib.suppress(ValueError):
-                return typed(text, part)
-    elif origin is typing.Literal:
-        for part in parts:
-            if text == str(part):
-                return part
-    elif origin is tuple:
-        items = [item.strip(" '\"") for item in text.strip("()[] ").split(",") if item.strip()]
-        each = parts[:1] * len(items) if parts[1:] == (...,) else parts
-        with contextlib.suppress(ValueError):
-            return tuple(typed(item, part) for item, part in zip(items, each, strict=True))
-    elif kind is types.NoneType and text.lower() == "none":
-        return None
-    elif kind is bool and text.lower() in _BOOLEANS:
-        return _BOOLEANS[text.lower()]
-    elif kind in (int, float, str):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    raise ValueError(f"expected {_called(kind)}")
-
-
-def _called(kind: Any) -> str:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if origin is tuple:
-        return f"{_called(parts[0])} or several with commas" if parts[1:] == (...,) else f"({', '.join(map(_called, parts))})"
-    if parts:
-        return " or ".join(map(_called, parts))
-    return {types.NoneType: "none", int: "an int"}.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
 def resolve(group: Group, data_hash: str, classes: int, image_size: int, images: int, teacher_hash: str | None) -> list[Member]:

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 from bench.errors import UsageError, unknown
-from bench.plan.selection import parse_pair
 
 ENTRY_POINTS = "kd_bench.methods"
 
@@ -68,12 +67,6 @@ def check_networks(names: Iterable[str]) -> None:
     for name in names:
         if name not in networks():
             raise unknown("network", name, list(networks()))
-
-
-def check_pairs(texts: Iterable[str]) -> None:
-    """Raises UsageError for a pair that cannot be read."""
-    for text in texts:
-        parse_pair(text, networks())
 
 
 def parse_teacher(text: str) -> tuple[str | None, Path]:

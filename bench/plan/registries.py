@@ -1,7 +1,6 @@
 """What the plan and the estimate must know of methods and networks, read from the registries."""
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 
 import models
 from bench.plan import datasets, members
@@ -9,11 +8,6 @@ from bench.plan.expand import MethodFacts, Registries, images
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from methods import registry
-
-
-@cache
-def _macs(name: str, classes: int, image_size: int) -> int:
-    return models.macs(name, classes, image_size)
 
 
 def of_group(group: Group) -> Mapping[str, MethodFacts]:
@@ -43,4 +37,4 @@ class _Titles(Mapping[str, str]):
 def read(protocol: Protocol) -> Registries:
     """The registries as seen under a protocol."""
     classes = datasets.get(protocol.dataset).classes
-    return Registries(_Titles(), tuple(models.names()), of_group, lambda name: _macs(name, classes, protocol.image_size))
+    return Registries(_Titles(), tuple(models.names()), of_group, lambda name: models.macs(name, classes, protocol.image_size))

@@ -1,7 +1,11 @@
 """What the command line changes of a profile, and how its words are read."""
 
+import contextlib
+import types
+import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bench.errors import UsageError, unknown
 from bench.plan.profiles import ALL_PAIRS, Pair
@@ -55,6 +59,47 @@ def parse_set(text: str) -> tuple[str, str, str]:
     if not (equals and dot and method and field):
         raise UsageError(f"--set {text}: expected method.field=value, as in kd.temperature=2")
     return method, field, value
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def typed(text: str, kind: Any) -> object:
+    """`text` as an annotation asks for it: bool, int, float, str, None, a Literal, a union or a tuple of these. Raises ValueError that says
+    what was expected."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for part in sorted(parts, key=lambda part: part is str):  # last: every text is a str
+            with contextlib.suppress(ValueError):
+                return typed(text, part)
+    elif origin is typing.Literal:
+        for part in parts:
+            if text == str(part):
+                return part
+    elif origin is tuple:
+        items = [item.strip(" '\"") for item in text.strip("()[] ").split(",") if item.strip()]
+        each = parts[:1] * len(items) if parts[1:] == (...,) else parts
+        with contextlib.suppress(ValueError):
+            return tuple(typed(item, part) for item, part in zip(items, each, strict=True))
+    elif kind is types.NoneType and text.lower() == "none":
+        return None
+    elif kind is bool and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    elif kind in (int, float, str):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    raise ValueError(f"expected {_called(kind)}")
+
+
+def _called(kind: Any) -> str:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"{_called(parts[0])} or several with commas" if parts[1:] == (...,) else f"({', '.join(map(_called, parts))})"
+    if parts:
+        return " or ".join(map(_called, parts))
+    return {types.NoneType: "none", int: "an int"}.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
 def words(texts: Iterable[str]) -> tuple[str, ...]:

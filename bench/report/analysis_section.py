@@ -1,7 +1,6 @@
 """The analyses in the report: for each that has results its tables and, where figures are drawn, its figures with their text. No torch here."""
 
 import base64
-import io
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ import jinja2
 from markupsafe import Markup
 
 from bench.report.table import OWN, ResultSet
-from bench.store.files import write_bytes
 from bench.text import clean, duration, table
 
 if TYPE_CHECKING:
@@ -31,6 +29,10 @@ class Figure:
     caption: str
     text: str
     png: bytes = field(repr=False)
+
+    @property
+    def source(self) -> Markup:
+        return Markup("data:image/png;base64," + base64.b64encode(self.png).decode())
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,16 @@ def found(sets: list[ResultSet]) -> tuple[list[Found], list[tuple[str, str]]]:
 
 def draw(sets: list[ResultSet], out: Path) -> dict[str, list[Figure]]:
     """Draw every result into `out`/figures as PNG (300 dpi) and PDF; the figures by "<set>/<key of the result>". Raises OSError."""
+    from bench.analysis.frame import drawing  # loads matplotlib
+
     drawn: dict[str, list[Figure]] = {}
     for one in found(sets)[0]:
         stored = one.stored
         for made in one.analysis.draw(stored):
             (out / FOLDER).mkdir(parents=True, exist_ok=True)
             name = f"{FOLDER}/{stored.key}-{made.name}"
-            content = {}
-            for ending, settings in (("png", {"dpi": 300}), ("pdf", {"metadata": {"CreationDate": None}})):
-                buffer = io.BytesIO()
-                made.figure.savefig(buffer, format=ending, **settings)
-                content[ending] = buffer.getvalue()
-                write_bytes(out / f"{name}.{ending}", content[ending])
-            drawn.setdefault(one.key, []).append(Figure(name, made.caption, made.text, content["png"]))
+            png = drawing.save(made.figure, out / name)
+            drawn.setdefault(one.key, []).append(Figure(name, made.caption, made.text, png))
     return drawn
 
 
@@ -100,16 +99,6 @@ def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
     stored = one.stored
     kept_in = "" if one.set.name == OWN else f", evidence set {one.set.name.removeprefix('evidence/')}"
     networks = [f"{n['label']} ({n['test_top1']:.2f} % top-1)" for n in stored.identity["networks"]]
-    pictures = [
-        {
-            "source": Markup("data:image/png;base64," + base64.b64encode(f.png).decode()),
-            "caption": f.caption,
-            "text": f.text,
-            "pdf": f"{f.path}.pdf",
-            "png": f"{f.path}.png",
-        }
-        for f in figures
-    ]
     return {
         "key": stored.key,
         "title": f"{stored.subject} on {stored.identity['data']['name']}{kept_in}",
@@ -117,7 +106,7 @@ def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
         "options": _options(stored),
         "cost": _cost(stored),
         "tables": one.analysis.tables(stored),
-        "figures": pictures,
+        "figures": figures,
     }
 
 

@@ -6,7 +6,7 @@ from bench import statistics
 from bench.plan.protocols import Protocol
 from bench.report import compare, published
 from bench.report.cost_sheets import Sheet
-from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, main_row, name
 from bench.statistics import ASSUMED, Difference, Summary
 from bench.store.records import AtUse
 from bench.text import count
@@ -118,10 +118,6 @@ def conditions(table: Table) -> str:
     return " ".join(filter(None, (banner(table), "; ".join(parts) + ".")))
 
 
-def _cell(cell: Cell) -> str:
-    return accuracy(cell.summary) if cell.summary else cell.note or NONE
-
-
 def _is_best(cell: Cell) -> bool:
     return cell.published is not None and cell.published.epoch == "best"
 
@@ -152,7 +148,7 @@ def added(at_use: AtUse) -> str:
 def table_block(table: Table, number: str) -> Block:
     """Methods x pairs, the difference to the baseline and the published number under each mean, costs relative to the plain student beside."""
     comparable = published.is_comparable(table.protocol)
-    base = next((r.title for r in table.rows if r.method == table.baseline), table.baseline)
+    base = table.base_title
     extra = [("Δ over", "all pairs"), ("speed", ""), ("mem.", ""), ("prep.", "s")]
     blank = [""] * len(extra)
     lines = []
@@ -171,7 +167,8 @@ def table_block(table: Table, number: str) -> Block:
         beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, speed, times(row.memory), prep]
         best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
         second = frozenset(j for j in range(len(table.pairs)) if place in seconds[j])
-        lines.append(Line(row_title(row), [_cell(c) for c in row.cells] + beside, "main", best, second))
+        means = [accuracy(c.summary) if c.summary else c.note or NONE for c in row.cells]
+        lines.append(Line(row_title(row), means + beside, "main", best, second))
         if any(c.difference for c in row.cells):
             clear = [bool(versus and (found := versus.cells.get((place, j))) and found.clear) for j in range(len(row.cells))]
             lines.append(Line(f"Δ {base}", [signed(c.difference, k) for c, k in zip(row.cells, clear, strict=True)] + blank, "sub"))
@@ -242,11 +239,11 @@ def published_block(table: Table, number: str) -> Block | None:
 
 
 def _condition(sheet: Sheet) -> str:
-    c = sheet.condition
+    c = sheet.like
     threads = f", {count(c.threads, 'thread')}" if c.threads else ""
     data = f", {c.dataset} at {c.image_size} px" if c.dataset and c.image_size else ""
     torch = " and ".join(sorted(sheet.versions))
-    return f"{c.device}, {c.precision}, engine {c.engine}, batch {c.batch}{data}{threads}, torch {torch}"
+    return f"{c.device.name}, {c.precision}, engine {c.engine}, batch {c.batch}{data}{threads}, torch {torch}"
 
 
 def _images(protocol: Protocol) -> float | None:
@@ -257,7 +254,7 @@ def _images(protocol: Protocol) -> float | None:
 
 def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
     """Students that one preparation serves: the runs of the method with this pair's teacher, all its pairs and seeds but the skipped ones."""
-    row = next((r for r in table.rows if r.method == method and not r.variant), None)
+    row = main_row(table.rows, method)
     cells = [c for p, c in zip(table.pairs, row.cells, strict=True) if p.teacher == pair[0]] if row else []
     return max(1, sum(cell.others.get(seed) != "skipped" for cell in cells for seed in table.seeds))
 
@@ -271,7 +268,8 @@ def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table
     return table.protocol.epochs * images / cost.speed + (cost.preparation or 0.0) / students
 
 
-def _hours(seconds: float | None) -> str:
+def hours(seconds: float | None) -> str:
+    """For people: "0.52 h", below a tenth of an hour "340 s"."""
     return NONE if seconds is None else f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
 
 
@@ -298,9 +296,9 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
             peaks = [f"{c.preparation_memory / MIB:,.0f}" if c and c.preparation_memory is not None else NONE for c in costs]
             lines.append(Line("prep. MiB", peaks, "sub"))
         if table:
-            lines.append(Line("total", [_hours(total_seconds(sheet, key, method, table)) for key in keys], "sub"))
+            lines.append(Line("total", [hours(total_seconds(sheet, key, method, table)) for key in keys], "sub"))
             if any(c and c.preparation is not None for c in costs):
-                lines.append(Line("alone", [_hours(total_seconds(sheet, key, method, table, alone=True)) for key in keys], "sub"))
+                lines.append(Line("alone", [hours(total_seconds(sheet, key, method, table, alone=True)) for key in keys], "sub"))
         claims = [sheet.without_teacher(*key, method) for key in keys]
         if any(claims):
             lines.append(Line("of KD's step", [f"{c[0]:.2f}× ({c[1]:.2f})" if c else NONE for c in claims], "sub"))
@@ -308,8 +306,8 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
     if not lines:
         return None
     notes = ["Images a second in training (× the plain student), peak memory of the step (×), preparation stage in seconds."]
-    if sheet.condition.memory_kind:
-        notes[0] += f" Memory: {sheet.condition.memory_kind}."
+    if sheet.like.memory_kind:
+        notes[0] += f" Memory: {sheet.like.memory_kind}."
     if table:
         notes.append(
             "total: training steps of one student under this protocol, plus its share of the preparation, which serves all of the table's "

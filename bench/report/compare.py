@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from bench import statistics
-from bench.report.table import ResultSet, Row, Table
+from bench.report.table import ResultSet, Table, differences, main_row
 from bench.statistics import ASSUMED, Difference, Verdict
 
 ALPHA = 0.05
@@ -80,32 +80,12 @@ def adjust(family: dict) -> dict:
     return {key: Compared(d, tested.get(key), held.get(key)) for key, d in family.items()}
 
 
-def main_row(table: Table, method: str) -> Row | None:
-    """The row of a method under its main settings."""
-    return next((row for row in table.rows if row.method == method and not row.variant), None)
-
-
 def against(table: Table, baseline: str) -> Comparison | None:
-    """Every other row against `baseline`, paired by seed, per cell and pooled. None where that row is not there or nothing can be paired.
-
-    Pairs with one student share initial weights and data order seed by seed, so a seed of theirs is one cluster (see statistics.pooled).
-    """
-    base = main_row(table, baseline)
+    """Every other row against `baseline`, paired by seed, per cell and pooled. None where that row is not there or nothing can be paired."""
+    base = main_row(table.rows, baseline)
     if base is None:
         return None
-    shared = {str(j): pair.student for j, pair in enumerate(table.pairs)}
-    cells: dict[tuple[int, int], Difference] = {}
-    pooled: dict[int, Difference] = {}
-    for i, row in enumerate(table.rows):
-        if row is base:
-            continue
-        by_pair = {}
-        for j, (cell, plain) in enumerate(zip(row.cells, base.cells, strict=True)):
-            by_pair[str(j)] = statistics.paired(cell.values, plain.values)
-            if found := statistics.difference(list(by_pair[str(j)].values())):
-                cells[i, j] = found
-        if found := statistics.pooled(by_pair, shared):
-            pooled[i] = found
+    cells, pooled = differences(table.rows, table.pairs, base)
     return Comparison(baseline, base.title, adjust(cells), adjust(pooled)) if cells else None
 
 
@@ -143,14 +123,6 @@ def assume_sd(sets: list[ResultSet], sd: float) -> None:
                 verdict = statistics.against_published(cell.beside, cell.published.top1, sd, cell.published.n)
                 why = f"{ASSUMED} {sd:g} (the source prints none)"
                 cell.verdict = Verdict(verdict.word, verdict.mean, verdict.half, f"{verdict.why}; {why}" if verdict.why else why)
-
-
-def tally(table: Table) -> dict[str, int]:
-    """How many cells agree, differ, cannot tell."""
-    counts = {"agrees": 0, "differs": 0, "cannot tell": 0}
-    for cell in (c for row in table.rows for c in row.cells if c.verdict):
-        counts[cell.verdict.word] += 1
-    return counts
 
 
 def by_chance(table: Table) -> tuple[float, float, float, float, float] | None:

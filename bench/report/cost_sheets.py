@@ -1,6 +1,5 @@
-"""What the exclusive probe measured, as sheets: one for each condition (see `Condition`). Ratios are made within a sheet only."""
+"""What the exclusive probe measured, as sheets: one for each condition (see `CONDITION`). Ratios are made within a sheet only."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,42 +15,27 @@ Key = tuple[str | None, str, str]  # teacher, student, method
 Settings = tuple[int, dict[str, Any]]  # a method's version and hyper-parameters
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What the costs of a sheet have in common. None: the records do not say, as old ones do not."""
+CONDITION = ("precision", "engine", "threads", "batch", "memory_kind", "dataset", "image_size", "train_images", "momentum", "nesterov", "dropout")
+"""What the costs of a sheet have in common, besides the device. None: the records do not say, as old ones do not."""
 
-    device: str
-    precision: str
-    engine: str
-    threads: int | None
-    batch: int
-    memory_kind: str
-    dataset: str | None = None
-    image_size: int | None = None
-    train_images: int | None = None
-    momentum: float | None = None
-    nesterov: bool | None = None
-    dropout: float | None = None
 
-    @classmethod
-    def of(cls, c: Cost) -> "Condition":
-        step = (c.momentum, c.nesterov, c.dropout)
-        return cls(c.device.name, c.precision, c.engine, c.threads, c.batch, c.memory_kind, c.dataset, c.image_size, c.train_images, *step)
-
-    @property
-    def said(self) -> int:
-        """How many of its fields are known."""
-        return sum(value is not None for value in dataclasses.astuple(self))
+def condition(cost: Cost) -> tuple[Any, ...]:
+    """The device's name and the values of CONDITION."""
+    return cost.device.name, *(getattr(cost, name) for name in CONDITION)
 
 
 @dataclass
 class Sheet:
     """Costs measured under one condition; of several of one (teacher, student, method) the newest, or with `of_rows` the rows' own."""
 
-    condition: Condition
+    like: Cost  # one that was measured so
     versions: set[str] = field(default_factory=set)
     costs: dict[Key, Cost] = field(default_factory=dict)
     all: list[Cost] = field(default_factory=list)
+
+    @property
+    def condition(self) -> tuple[Any, ...]:
+        return condition(self.like)
 
     def add(self, cost: Cost) -> None:
         self.all.append(cost)
@@ -63,7 +47,7 @@ class Sheet:
     def of_rows(self, settings: Mapping[Key, list[Settings]]) -> "Sheet":
         """The same sheet with only those costs that were measured with the rows' own settings. Where `settings` holds none, and where a
         record does not say its own, it is taken as it is."""
-        own = Sheet(self.condition)
+        own = Sheet(self.like)
         for cost in self.all:
             wanted = settings.get(key_of(cost))
             if not wanted or cost.hyper is None or cost.method_version is None or (cost.method_version, cost.hyper) in wanted:
@@ -112,12 +96,11 @@ def key_of(cost: Cost) -> Key:
 
 def load(results: Path) -> tuple[list[Sheet], list[Problem]]:
     """All cost files below `results`/costs, and those left out with the reason."""
-    sheets: dict[Condition, Sheet] = {}
+    sheets: dict[tuple[Any, ...], Sheet] = {}
     found, problems = costs.scan(results)
     for cost in found:
-        condition = Condition.of(cost)
-        sheets.setdefault(condition, Sheet(condition)).add(cost)
-    return [sheets[key] for key in sorted(sheets, key=lambda key: repr(dataclasses.astuple(key)))], problems
+        sheets.setdefault(condition(cost), Sheet(cost)).add(cost)
+    return [sheets[key] for key in sorted(sheets, key=repr)], problems
 
 
 def choose(
@@ -131,10 +114,10 @@ def choose(
 ) -> Sheet | None:
     """The sheet to stand beside a table, with the costs of its rows' own settings: measured at the table's precision and as its protocol
     has it, on the runs' own device before others, then the one that covers most cells, then the one that says most of how it was made."""
-    fitting = [s.of_rows(settings) for s in sheets if s.condition.precision == precision and costs.fits(s.condition, protocol)]
+    fitting = [s.of_rows(settings) for s in sheets if s.like.precision == precision and costs.fits(s.like, protocol)]
 
     def rank(s: Sheet) -> tuple[bool, int, int]:
         covered = sum(s.get(teacher, student, method) is not None for teacher, student in pairs for method in methods)
-        return s.condition.device in devices, covered, s.condition.said
+        return s.like.device.name in devices, covered, sum(value is not None for value in s.condition)
 
     return max(fitting, key=rank, default=None)

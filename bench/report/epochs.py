@@ -1,13 +1,11 @@
 """The epoch rows of done runs: learning curves for the page and figures, and all rows as one tidy CSV for people's own analysis."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from bench.errors import StoreError
 from bench.report.table import Cell, ResultSet
 from bench.store.rows import read_rows
-from bench.store.runs import RunView
 
 COLUMNS = ("set", "run", "protocol", "trial", "precision", "teacher", "student", "method", "method_version", "hyper", "seed")
 ROW_COLUMNS = ("epoch", "attempt", "lr", "loss", "train_top1", "test_top1", "test_top5", "test_loss", "seconds")
@@ -28,24 +26,18 @@ def thin(values: list[float], points: int) -> list[tuple[int, float]]:
     return [(i + 1, values[i]) for i in kept]
 
 
-def _runs(results: ResultSet) -> Iterator[RunView]:
-    seen = set()
-    for run in (cell.runs[seed] for t in results.tables for row in t.rows for cell in row.cells for seed in sorted(cell.runs)):
-        if run.id not in seen:  # the plain student stands in several columns
-            seen.add(run.id)
-            yield run
-
-
 def write_csv(sets: list[ResultSet], file: TextIO) -> int:
     """One line for each epoch of each run that a table shows, any status; returns how many. Runs with unreadable rows are named by the scan."""
     import pandas  # imported here: the report starts without it
 
     from bench.report.render import csv_field
 
-    pandas.DataFrame(columns=[*COLUMNS, *ROW_COLUMNS]).to_csv(file, index=False, lineterminator="\n")
+    columns = [*COLUMNS, *ROW_COLUMNS]
+    pandas.DataFrame(columns=columns).to_csv(file, index=False, lineterminator="\n")
     count = 0
     for results in sets:
-        for run in _runs(results):
+        shown = (cell.runs[seed] for t in results.tables for row in t.rows for cell in row.cells for seed in sorted(cell.runs))
+        for run in {run.id: run for run in shown}.values():  # the plain student stands in several columns
             try:
                 rows = read_rows(run.folder / "epochs.jsonl", run.id).rows
             except StoreError:
@@ -53,10 +45,9 @@ def write_csv(sets: list[ResultSet], file: TextIO) -> int:
             hyper = " ".join(f"{key}={value}" for key, value in sorted(run.known.hyper.items()))
             fixed: list[Any] = [results.name, run.id, run.protocol.name, run.protocol.trial, run.precision, run.teacher, run.student]
             fixed += [run.method, run.known.method_version, hyper, run.seed]
-            frame = pandas.DataFrame([[getattr(row, name) for name in ROW_COLUMNS] for row in rows], columns=list(ROW_COLUMNS))
-            for place, (column, value) in enumerate(zip(COLUMNS, fixed, strict=True)):
-                frame.insert(place, column, csv_field(value))
-            frame.to_csv(file, index=False, header=False, lineterminator="\n")
+            kept = [csv_field(value) for value in fixed]
+            lines = [[*kept, *(getattr(row, name) for name in ROW_COLUMNS)] for row in rows]
+            pandas.DataFrame(lines, columns=columns).to_csv(file, index=False, header=False, lineterminator="\n")
             count += len(rows)
     return count
 

@@ -53,26 +53,18 @@ def column_facts(table: Table) -> tuple[list[tuple[str, str]], list[str], list[t
     return [(clean(k), clean(v)) for k, v in shown], [names[key] for key in vary], lines
 
 
-class Strings:
-    """Strings said once: the runs of a page repeat their device and commit."""
-
-    def __init__(self) -> None:
-        self.all: list[str] = []
-        self._at: dict[str, int] = {}
-
-    def __call__(self, text: str) -> int:
-        """Where `text` stands in `all`."""
-        if text not in self._at:
-            self._at[text] = len(self.all)
-            self.all.append(text)
-        return self._at[text]
-
-
 def cell(
     results: ResultSet, table: Table, row: Row, pair: Pair, found: Cell, base: Cell | None, versus: list[tuple[Comparison, tuple[int, int]]],
-    strings: Strings,
+    strings: dict[str, int],
 ) -> dict[str, Any]:
-    """Everything behind one cell, ready for JSON. Runs: [seed, top-1 or what became of it, best and its epoch, difference, conditions, path]."""
+    """Everything behind one cell, ready for JSON. Runs: [seed, top-1 or what became of it, best and its epoch, difference, conditions, path].
+
+    `strings`: those said once for the whole page, since runs repeat their device and commit, and where each stands; new ones are added.
+    """
+
+    def once(text: str) -> int:
+        return strings.setdefault(text, len(strings))
+
     runs = []
     for seed in sorted(found.values.keys() | found.others.keys()):
         run = found.runs.get(seed)
@@ -85,13 +77,13 @@ def cell(
             best = f"{record.best_top1:.2f} ({record.best_epoch})"
             delta = f"{found.values[seed] - base.values[seed]:+.2f}" if base and base is not found and seed in base.values else ""
             said = ", ".join([made["device"], f"torch {made['torch']}", f"commit {made['commit']}"])
-            runs.append([seed, f"{found.values[seed]:.2f}", best, delta, strings(said), clean(f"{path}/record.json", 300)])
+            runs.append([seed, f"{found.values[seed]:.2f}", best, delta, once(said), clean(f"{path}/record.json", 300)])
         else:
             reason = found.others[seed] + (f": {found.reasons[seed]}" if found.reasons.get(seed) else "")
-            runs.append([seed, clean(reason, 200), "", "", strings(""), clean(path and f"{path}/status.json", 300)])
+            runs.append([seed, clean(reason, 200), "", "", once(""), clean(path and f"{path}/status.json", 300)])
     return {
         "t": clean(f"{row_title(row)} on {pair.title}", 200),
-        "c": strings(clean(conditions(table), 1000)),
+        "c": once(clean(conditions(table), 1000)),
         "r": runs,
         "s": [clean(step, 1000) for step in derivation.steps(table, found, base, versus)],
     }

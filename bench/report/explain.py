@@ -5,7 +5,7 @@ import re
 from bench.errors import UsageError, unknown
 from bench.report import compare, derivation
 from bench.report.blocks import conditions, row_title, set_title
-from bench.report.table import Cell, Pair, ResultSet, Row, Table
+from bench.report.table import Cell, Pair, ResultSet, Row, Table, main_row
 from bench.text import clean
 
 
@@ -30,7 +30,7 @@ def explain(sets: list[ResultSet], method: str, pair: str) -> str:
     for results, table in tables:
         for i, column in enumerate(table.pairs):
             if _plain(f"{column.teacher or ''}{column.student}") == _plain(pair):
-                base = next((r.cells[i] for r in table.rows if r.method == table.baseline and not r.variant), None)
+                base = (plain := main_row(table.rows, table.baseline)) and plain.cells[i]
                 versus = compare.against(table, table.baseline)
                 for k, row in enumerate(table.rows):
                     if (row.method, row.variant) in wanted:

@@ -3,45 +3,29 @@
 Markers and lines tell methods apart in grey.
 """
 
-import io
 import re
 import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from bench.analysis.frame import drawing
+from bench.analysis.frame.drawing import MARKERS
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.epochs import mean_curve
 from bench.report.table import Pair, ResultSet, Table
-from bench.store.files import write_bytes
-from bench.text import clean
 
-WIDTH = 3.3
-"""Inches: a column of the papers."""
 FONT, SMALL, NOTE = 7, 6, 5
 """Points."""
-MARKERS = "osD^vP<X>*hp"
-COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)), (0, (3, 1)), (0, (6, 2, 2, 2)))
-
-
-def _look(index: int) -> dict[str, Any]:
-    return {"marker": MARKERS[index % len(MARKERS)], "color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)]}
-
-
-def _plain(text: str, limit: int = 60) -> str:
-    return clean(text, limit).replace("$", r"\$")  # a dollar sign would start a formula
 
 
 def _figure(height: float, results: ResultSet, table: Table, title: str) -> Figure:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    said = textwrap.fill(_plain(conditions(table), 300), 80)
-    figure.suptitle(f"{title}: {_plain(set_title(results))}\n{said}", fontsize=NOTE)
+    figure = drawing.figure(height)
+    said = textwrap.fill(drawing.plain(conditions(table), 300), 80)
+    figure.suptitle(f"{title}: {drawing.plain(set_title(results))}\n{said}", fontsize=NOTE)
     return figure
 
 
@@ -101,12 +85,12 @@ def accuracy_against_cost(results: ResultSet, table: Table) -> Figure | None:
     points = []
     for i, row in rows:
         mean, half = (row.pooled.mean, row.pooled.half) if row.pooled else (0.0, None)
-        look = _look(i)
+        look = drawing.look(i)
         look["linestyle"] = ""
         axes.errorbar(row.speed, mean, yerr=half, capsize=2, elinewidth=0.7, markeredgecolor="black", markeredgewidth=0.5, markersize=4, **look)
-        points.append((row.speed, mean, _plain(row_title(row), 24)))
+        points.append((row.speed, mean, drawing.plain(row_title(row), 24)))
     axes.set_xlabel("training throughput, × the plain student", fontsize=FONT)
-    axes.set_ylabel(f"top-1 over {_plain(table.baseline)} (points)", fontsize=FONT)
+    axes.set_ylabel(f"top-1 over {drawing.plain(table.baseline)} (points)", fontsize=FONT)
     axes.margins(x=0.15, y=0.12)
     _dress(axes)
     _name(axes, points)
@@ -119,17 +103,17 @@ def paired_differences(results: ResultSet, table: Table) -> Figure | None:
     if not rows:
         return None
     height = 1.4 + 0.14 * -(-len(table.pairs) // 2) + 0.24 * len(rows)
-    figure = _figure(height, results, table, f"Difference to {_plain(table.baseline)}, paired by seed")
+    figure = _figure(height, results, table, f"Difference to {drawing.plain(table.baseline)}, paired by seed")
     axes = figure.subplots()
     axes.axvline(0, color="0.5", linewidth=0.8)
     for y, row in enumerate(reversed(rows)):
         for j, (pair, cell) in enumerate(zip(table.pairs, row.cells, strict=True)):
             if cell.difference:
-                label = _plain(pair.title) if y == len(rows) - 1 else None
+                label = drawing.plain(pair.title) if y == len(rows) - 1 else None
                 shift = 0.22 - 0.5 * (j + 1) / (len(table.pairs) + 1)
                 axes.plot(cell.difference.mean, y + shift, linestyle="", marker=MARKERS[j % len(MARKERS)], color="0.45", markersize=2.2, label=label)
         axes.errorbar(row.pooled.mean, y + 0.27, xerr=row.pooled.half, marker="s", color="black", capsize=2, elinewidth=0.8, markersize=3)
-    axes.set_yticks(range(len(rows)), [_plain(row_title(row), 24) for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [drawing.plain(row_title(row), 24) for row in reversed(rows)])
     axes.set_xlabel("top-1 difference (points); square: all pairs, 95 % interval", fontsize=FONT)
     figure.legend(fontsize=NOTE, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2)
     _dress(axes, "x")
@@ -148,12 +132,12 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
     for axes, (j, pair) in zip(panels, shown, strict=True):
         for i, row in enumerate(table.rows):
             if (i, j) in curves:
-                curve, look = curves[i, j], _look(i)
+                curve, look = curves[i, j], drawing.look(i)
                 every = max(1, len(curve) // 6)
                 marks = (i * every // len(table.rows), every)
                 (line,) = axes.plot(range(1, len(curve) + 1), curve, linewidth=0.7, markersize=2.2, markevery=marks, **look)
-                handles[_plain(row_title(row))] = line
-        axes.set_title(_plain(pair.title), fontsize=SMALL)
+                handles[drawing.plain(row_title(row))] = line
+        axes.set_title(drawing.plain(pair.title), fontsize=SMALL)
         axes.set_xlabel("epoch", fontsize=SMALL)
         _dress(axes)
     panels[0].set_ylabel("top-1 (%)", fontsize=SMALL)
@@ -177,8 +161,8 @@ def every_seed(results: ResultSet, table: Table) -> Figure | None:
                 axes.plot([cell.summary.mean] * 2, [y - 0.35, y + 0.35], "-", color="black", linewidth=0.9)
             if cell.published and cell.published.epoch != "best":  # the panel shows last epochs
                 axes.plot(cell.published.top1, y, "D", markerfacecolor="none", markeredgecolor="black", markeredgewidth=0.5, markersize=3)
-        axes.set_yticks(range(len(table.rows)), [_plain(row_title(row), 16) for row in reversed(table.rows)])
-        axes.set_title(_plain(pair.title), fontsize=SMALL)
+        axes.set_yticks(range(len(table.rows)), [drawing.plain(row_title(row), 16) for row in reversed(table.rows)])
+        axes.set_title(drawing.plain(pair.title), fontsize=SMALL)
         axes.set_xlabel("top-1 (%)", fontsize=SMALL)
         _dress(axes, "x")
         axes.tick_params(axis="y", labelsize=NOTE)
@@ -201,14 +185,8 @@ def draw(sets: list[ResultSet]) -> dict[str, Figure]:
     return figures
 
 
-def write(sets: list[ResultSet], folder: Path) -> list[Path]:
-    """Draw into `folder`, each file atomically, PNG (300 dpi) and PDF; returns the paths. Raises OSError."""
+def write(sets: list[ResultSet], folder: Path) -> None:
+    """Draw into `folder`. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
     for name, figure in draw(sets).items():
-        for ending, settings in (("png", {"dpi": 300}), ("pdf", {"metadata": {"CreationDate": None}})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=ending, **settings)
-            paths.append(folder / f"{name}.{ending}")
-            write_bytes(paths[-1], buffer.getvalue())
-    return paths
+        drawing.save(figure, folder / name)

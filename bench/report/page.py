@@ -10,25 +10,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench.report import analysis_section, compare, evidence, paste, sentences, svg, trend_section
-from bench.report.blocks import (
-    EMBEDDED,
-    MIB,
-    NOISY,
-    conditions,
-    cost_block,
-    is_few,
-    other_sources,
-    remarks,
-    row_title,
-    second_best,
-    set_title,
-    shared_test_set,
-    total_seconds,
-)
+from bench.report import analysis_section, blocks, compare, evidence, paste, sentences, svg, trend_section
 from bench.report.compare import Compared, Comparison
 from bench.report.render import TITLE
-from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, name
+from bench.report.sentences import signed
+from bench.report.table import OWN, Cell, ResultSet, Row, Table, main_row, name
 from bench.statistics import Difference
 from bench.text import clean
 
@@ -59,10 +45,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _signed(value: float, places: int = 2) -> str:
-    return f"{value:+.{places}f}".replace("-", "−")
-
-
 def _view(key: str, main: str, small: str = "", sort: float | None = None, kind: str = "", below: list[str] | None = None) -> dict[str, Any]:
     """One way to show a cell: `main` with `small` beside it and `below` under it; `sort`: its place in an ordering, None: last."""
     known = sort is not None and math.isfinite(sort)
@@ -76,7 +58,7 @@ def _compared(key: str, found: Compared | None, is_base: bool, below: list[str] 
     if found is None:
         return _view(key, DASH)
     d: Difference = found.difference
-    return _view(key, _signed(d.mean), "" if d.half is None else f"± {d.half:.2f}", d.mean, "clear" if found.clear else "unclear", below)
+    return _view(key, signed(d.mean), "" if d.half is None else f"± {d.half:.2f}", d.mean, "clear" if found.clear else "unclear", below)
 
 
 def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: Row, some_published: bool) -> list[dict[str, Any]]:
@@ -94,7 +76,7 @@ def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: 
     if some_published:
         if v:
             half, word = "" if v.half is None else f"± {v.half:.2f}", v.word + ", best epochs" * best
-            views.append(_view("published", _signed(v.mean), half, v.mean, v.word.replace(" ", "-"), [word]))
+            views.append(_view("published", signed(v.mean), half, v.mean, v.word.replace(" ", "-"), [word]))
         else:
             views.append(_view("published", "none published" if p is None else DASH, kind="none"))
     return views
@@ -112,7 +94,7 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
     some_published = any(c.published for r in table.rows for c in r.cells)
     views = [("mean", "Mean ± std")] + [(c.baseline, f"Difference to {c.title}") for c in versus]
     views += [("published", "Difference to published")] if some_published else []
-    seconds = [second_best(table, j) for j in range(len(table.pairs))]
+    seconds = [blocks.second_best(table, j) for j in range(len(table.pairs))]
     rows = []
     for i, row in enumerate(table.rows):
         cells = []
@@ -120,12 +102,12 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
             rank = "best" if cell.best else "second" if i in seconds[j] else ""
             cells.append({"id": f"{mark}-{i}-{j}", "rank": rank, "views": _cell_views(cell, (i, j), versus, row, some_published)})
         extra = [{"views": _pooled_views(i, table, versus, some_published)}]
-        for value, shown in ((row.speed, "{:.2f}×" + NOISY * row.noisy), (row.memory, "{:.2f}×"), (row.preparation, "{:,.0f} s")):
+        for value, shown in ((row.speed, "{:.2f}×" + blocks.NOISY * row.noisy), (row.memory, "{:.2f}×"), (row.preparation, "{:,.0f} s")):
             extra.append({"views": [_view("", DASH if value is None else shown.format(value), sort=value)]})
         use = None if row.parameters is None else row.parameters / 1e3
         extra.append({"views": [_view("", DASH if use is None else f"{use:+,.0f} k", sort=use)]})
         extra.append({"views": [_view("", DASH if row.pretraining is None else f"{row.pretraining:,.0f} s", sort=row.pretraining)]})
-        rows.append({"m": i, "title": row_title(row), "cells": cells, "extra": extra})
+        rows.append({"m": i, "title": blocks.row_title(row), "cells": cells, "extra": extra})
     teacher = [(f"{p.top1:.2f}" if p.top1 is not None else DASH, f"{p.published.top1:.2f} paper" if p.published else "") for p in table.pairs]
     base = versus[0].title if versus else table.baseline
     heads = [("over all pairs", f"Δ {base}"), ("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher")]
@@ -137,13 +119,9 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
     return {"views": views, "rows": rows, "teacher": teacher if any(t[0] != DASH for t in teacher) else [], "extra": heads}
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
-
-
 def _costs(table: Table) -> dict[str, Any] | None:
     sheet = table.sheet
-    block = sheet and cost_block(sheet, "Costs", table)
+    block = sheet and blocks.cost_block(sheet, "Costs", table)
     if not block:
         return None
     rows = []
@@ -151,21 +129,22 @@ def _costs(table: Table) -> dict[str, Any] | None:
         cells = []
         for pair in table.pairs:
             cost, ratio = (None, None) if row.variant else (sheet.get(*pair.key, row.method), sheet.relative(*pair.key, row.method))
-            total = None if row.variant else total_seconds(sheet, pair.key, row.method, table)
-            mark = NOISY if cost and sheet.noisy(*pair.key, row.method) else ""
+            total = None if row.variant else blocks.total_seconds(sheet, pair.key, row.method, table)
+            mark = blocks.NOISY if cost and sheet.noisy(*pair.key, row.method) else ""
             views = [_view("speed", f"{cost.speed:,.0f}{mark}" if cost else DASH, f"{ratio[0]:.2f}×" if ratio else "", cost and cost.speed)]
-            views.append(_view("memory", f"{cost.memory / MIB:,.0f}" if cost else DASH, f"{ratio[1]:.2f}×" if ratio else "", cost and cost.memory))
+            held = f"{cost.memory / blocks.MIB:,.0f}" if cost else DASH
+            views.append(_view("memory", held, f"{ratio[1]:.2f}×" if ratio else "", cost and cost.memory))
             prepared, peak = (cost.preparation, cost.preparation_memory) if cost else (None, None)
-            shown = f"{peak / MIB:,.0f} MiB" if peak is not None else ""
+            shown = f"{peak / blocks.MIB:,.0f} MiB" if peak is not None else ""
             views.append(_view("preparation", DASH if prepared is None else f"{prepared:,.0f} s", shown, prepared))
-            views.append(_view("total", DASH if total is None else _time(total), sort=total))
-            alone = total_seconds(sheet, pair.key, row.method, table, alone=True) if prepared is not None else total
-            views.append(_view("alone", DASH if alone is None else _time(alone), sort=alone))
+            views.append(_view("total", blocks.hours(total), sort=total))
+            alone = blocks.total_seconds(sheet, pair.key, row.method, table, alone=True) if prepared is not None else total
+            views.append(_view("alone", blocks.hours(alone), sort=alone))
             claim = None if row.variant else sheet.without_teacher(*pair.key, row.method)
             views.append(_view("freed", f"{claim[0]:.2f}×" if claim else DASH, f"ideally {claim[1]:.2f}×" if claim else "", claim and claim[0]))
             cells.append({"id": "", "rank": "", "views": views})
         if any(view["sort"] for cell in cells for view in cell["views"]):
-            rows.append({"m": i, "title": row_title(row), "cells": cells, "extra": []})
+            rows.append({"m": i, "title": blocks.row_title(row), "cells": cells, "extra": []})
     views = [("speed", "Images a second"), ("memory", "Peak memory, MiB"), ("preparation", "Preparation"), ("total", "Time for one student")]
     views += [("alone", "Time, preparation not shared"), ("freed", "Step, × KD's")]
     some = {view["key"] for row in rows for cell in row["cells"] for view in cell["views"] if view["sort"]}
@@ -185,24 +164,20 @@ def _figures(table: Table, versus: list[Comparison]) -> dict[str, Any]:
     return {**wide, **panels, "best": best, "base": first.title if first else ""}
 
 
-def _heads(pairs: list[Pair]) -> list[tuple[str, str]]:
-    return [(name(p.teacher) if p.teacher else "no teacher", f"→ {name(p.student)}") for p in pairs]
-
-
 def table_view(
-    results: ResultSet, table: Table, mark: str, number: int, data: dict[str, Any], taken: dict[str, Any], strings: evidence.Strings
+    results: ResultSet, table: Table, mark: str, number: int, data: dict[str, Any], taken: dict[str, Any], strings: dict[str, int]
 ) -> dict[str, Any]:
     """What the template needs of one table; the evidence of its cells goes into `data`, the files to take away into `taken`."""
     methods = [table.baseline] + [m for m in ("student", "kd") if m != table.baseline]
     versus = [c for m in methods if (c := compare.against(table, m))]
-    base = compare.main_row(table, table.baseline)
+    base = main_row(table.rows, table.baseline)
     for i, row in enumerate(table.rows):
         for j, (pair, found) in enumerate(zip(table.pairs, row.cells, strict=True)):
             plain = base.cells[j] if base else None
             data[f"{mark}-{i}-{j}"] = evidence.cell(results, table, row, pair, found, plain, [(c, (i, j)) for c in versus], strings)
     common, vary, columns = evidence.column_facts(table)
     found = compare.leaders(table)
-    few = is_few(table)
+    few = blocks.is_few(table)
     pooled = [] if few else [line for c in versus[:2] for line in sentences.pooled_lines(table, c)]
     findings = [sentences.standing_line(table), *pooled, *sentences.published_lines(table), *sentences.cost_lines(table)]
     short = sentences.in_short(table, versus[0] if versus else None)
@@ -214,14 +189,14 @@ def table_view(
         "mark": mark,
         "title": f"Table {number}",
         "trial": table.trial,
-        "caption": conditions(table),
-        "embedded": EMBEDDED if table.protocol.train_images else "",
+        "caption": blocks.conditions(table),
+        "embedded": blocks.EMBEDDED if table.protocol.train_images else "",
         "short": short,
         "leaders": [] if few else [sentences.leader_line(table, j, found).partition(": ") for j in range(len(table.pairs))],
         "findings": [line for line in findings if line not in short],
-        "noise": shared_test_set(table),
+        "noise": blocks.shared_test_set(table),
         "files": sorted(files),
-        "heads": _heads(table.pairs),
+        "heads": [(name(p.teacher) if p.teacher else "no teacher", f"→ {name(p.student)}") for p in table.pairs],
         "accuracy": _accuracy(table, mark, versus),
         "costs": _costs(table),
         "figures": _figures(table, versus),
@@ -229,15 +204,10 @@ def table_view(
         "vary": vary,
         "columns": columns,
         "sources": [f"{title}: {source}" + (f" ({note})" if note else "") for title, source, note in sources]
-        + other_sources(table),
+        + blocks.other_sources(table),
         "warnings": table.warnings,
         "excluded": [(p.where, p.reason) for p in table.excluded],
     }
-
-
-def _probe(sheet: Any) -> dict[str, Any] | None:
-    block = cost_block(sheet, "Costs")
-    return block and {"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes}
 
 
 def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] | None = None, base: str = "..") -> str:
@@ -248,7 +218,7 @@ def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] 
     own = next((s.folder for s in sets if s.name == OWN), None)
     trend = trend_section.section(own, _environment()) if own else None
     analyses = analysis_section.section(sets, _environment(), drawn or {})
-    strings = evidence.Strings()
+    strings: dict[str, int] = {}
     data: dict[str, Any] = {}
     taken: dict[str, Any] = {}
     views = []
@@ -258,25 +228,26 @@ def html(sets: list[ResultSet], drawn: dict[str, list[analysis_section.Figure]] 
             continue  # a fresh clone: the evidence comes first
         tables = [table_view(results, table, f"s{k}t{n}", n, data, taken, strings) for n, table in enumerate(results.tables, 1)]
         used = [table.sheet.condition for table in results.tables if table.sheet]
-        probes = [p for s in results.sheets if s.condition not in used and (p := _probe(s))]
+        probed = [block for s in results.sheets if s.condition not in used and (block := blocks.cost_block(s, "Costs"))]
+        probes = [{"caption": block.caption, "heads": block.header, "lines": block.lines, "notes": block.notes} for block in probed]
         said = {f"excluded: {p.where}: {p.reason}" for p in [*results.problems, *(p for t in results.tables for p in t.excluded)]}
         said |= {f"warning: {w}" for t in results.tables for w in t.warnings}
         views.append(
             {
                 "id": f"set{k}",
                 "own": results.name == OWN,
-                "title": set_title(results),
+                "title": blocks.set_title(results),
                 "tables": tables,
                 "probes": probes,
                 "problems": [(p.where, p.reason) for p in results.problems],
-                "others": [line for line in remarks(results) if line not in said],
+                "others": [line for line in blocks.remarks(results) if line not in said],
             }
         )
         for table in results.tables:
             for run in (run for row in table.rows for cell in row.cells for run in cell.runs.values() if run.record):
                 if run.record.finished > newest:
                     newest, newest_set = run.record.finished, f"set{k}"
-    island = json.dumps({"strings": strings.all, "cells": data, "files": taken, "base": base}, ensure_ascii=False, separators=(",", ":"))
+    island = json.dumps({"strings": list(strings), "cells": data, "files": taken, "base": base}, ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":  # nothing in it can end the script element
         island = island.replace(char, f"\\u{ord(char):04x}")
     return _environment().get_template("page.html.j2").render(

@@ -92,12 +92,8 @@ def load(folder: Path | None = None) -> Index:
             e = typed(f"{path}, entry {number}", data | entry, _Entry)
             for protocol in e.protocols:
                 found[protocol, e.dataset, e.sample_rate, e.teacher, e.student, _row(e.method, e.variant)].append(e)
-    return {key: _first(numbers) for key, numbers in found.items()}
-
-
-def _first(numbers: list[Published]) -> Published:
-    first, *others = sorted(numbers, key=lambda number: number.rank)  # stable: files keep their order among equals
-    return structs.replace(first, others=tuple(others))
+    ranked = {key: sorted(numbers, key=lambda number: number.rank) for key, numbers in found.items()}  # stable: files keep their order among equals
+    return {key: structs.replace(first, others=tuple(others)) for key, (first, *others) in ranked.items()}
 
 
 def is_comparable(protocol: Protocol) -> bool:

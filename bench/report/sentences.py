@@ -1,5 +1,7 @@
 """What a table says, in short plain sentences made from its numbers: who leads and how surely, what it costs, whether it agrees with the papers."""
 
+from collections import Counter
+
 from bench.report import compare
 from bench.report.blocks import is_few, row_title
 from bench.report.compare import Comparison, Leader
@@ -15,7 +17,8 @@ def _listed(words: list[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Two digits behind the point and a sign, a true minus."""
     return f"{value:+.2f}".replace("-", "−")
 
 
@@ -48,7 +51,7 @@ def leader_line(table: Table, column: int, found: dict[int, Leader]) -> str:
     text += f", {d.mean:.2f} ahead of {_title(table, leader.runner_up)}"
     if d.half is None:
         return f"{text}. With one seed there is no saying how sure that is."
-    text += f" (95 % interval {_signed(d.mean - d.half)} to {_signed(d.mean + d.half)})."
+    text += f" (95 % interval {signed(d.mean - d.half)} to {signed(d.mean + d.half)})."
     others = [_title(table, i) for i in leader.rivals]
     if leader.ahead.clear:
         return f"{text} The lead is clear." if not others else f"{text} That lead is clear; {_listed(others)} vary too much to be told from it."
@@ -68,7 +71,7 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     d = whole[best].difference
     base = clean(versus.title, 40)
     over = f"Over {count(len(table.pairs), 'pair')}" if len(table.pairs) > 1 else "On this pair"
-    gain = _signed(d.mean) + ("" if d.half is None else f" ± {d.half:.2f}")
+    gain = signed(d.mean) + ("" if d.half is None else f" ± {d.half:.2f}")
     word = f"{_title(table, best)} is furthest above {base}" if d.mean > 0 else f"no method is above {base} and {_title(table, best)} comes nearest"
     lines = [f"{over}, {word}: {gain} points ({count(d.n, 'paired run')})."]
     if d.half is not None and len(table.pairs) > 1:
@@ -103,7 +106,7 @@ def in_short(table: Table, versus: Comparison | None) -> list[str]:
 
 def published_lines(table: Table) -> list[str]:
     """How many cells agree with what was printed, and which do not."""
-    counts = compare.tally(table)
+    counts = Counter(c.verdict.word for row in table.rows for c in row.cells if c.verdict)
     if not sum(counts.values()):
         if any(c.published for r in table.rows for c in r.cells):
             return ["No cell with a published number has a finished run yet."]
@@ -125,7 +128,7 @@ def published_lines(table: Table) -> list[str]:
     if best:
         lines.append(f"Of these, {best} {'is' if best == 1 else 'are'} of a best epoch, held against our best epochs and never against our last.")
     differing = [
-        (cell.verdict, f"{_title(table, i)} on {clean(pair.title, 60)} ({_signed(cell.verdict.mean)} ± {cell.verdict.half:.2f})")
+        (cell.verdict, f"{_title(table, i)} on {clean(pair.title, 60)} ({signed(cell.verdict.mean)} ± {cell.verdict.half:.2f})")
         for i, row in enumerate(table.rows)
         for pair, cell in zip(table.pairs, row.cells, strict=True)
         if cell.verdict and cell.verdict.word == "differs"

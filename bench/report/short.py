@@ -6,7 +6,6 @@ from pathlib import Path
 from bench.report.blocks import NOISE, NOISY, NONE, conditions, is_few, remarks, row_title, set_title, signed, times
 from bench.report.sentences import FEW, standing_line
 from bench.report.table import Cell, ResultSet, Table, name
-from bench.statistics import Difference
 from bench.text import clean, count
 
 LINES = 30
@@ -61,11 +60,7 @@ def _legend(table: Table, gains: bool) -> str:
     text += "; * best."
     if seeds and is_few(table):
         return f"{text} {FEW}"
-    return f"{text} Δ {_base(table)}: difference paired by seed, ± its 95 % interval." if gains else text
-
-
-def _base(table: Table) -> str:
-    return next((row.title for row in table.rows if row.method == table.baseline), table.baseline)
+    return f"{text} Δ {table.base_title}: difference paired by seed, ± its 95 % interval." if gains else text
 
 
 def _rest(sets: list[ResultSet], shown: ResultSet, out: Path | None, analyses: bool) -> list[str]:
@@ -94,12 +89,6 @@ def _mean(cell: Cell, most: int) -> str:
     return shown + "*" * cell.best
 
 
-def _gain(found: Difference | None, few: bool) -> str:
-    if found is None:
-        return ""
-    return f"{found.mean:+.2f}" if few else signed(found).replace(" ±", " ± ")
-
-
 def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
     """The columns that fit into `width`, pairs first, and a line on those that do not."""
     most = max((len(c.values) for row in table.rows for c in row.cells), default=0)
@@ -110,8 +99,9 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
         size = max(map(len, cells))
         columns.append((head, [cell.ljust(size) for cell in cells]))
     few, many = is_few(table), len(table.pairs) > 1
-    gains = [_gain(row.pooled if many else row.cells[0].difference if row.cells else None, few) for row in table.rows]
-    extra = [((f"Δ {_base(table)}", "all pairs" if many else ""), gains)]
+    found = [row.pooled if many else row.cells[0].difference if row.cells else None for row in table.rows]
+    gains = ["" if d is None else f"{d.mean:+.2f}" if few else signed(d).replace(" ±", " ± ") for d in found]
+    extra = [((f"Δ {table.base_title}", "all pairs" if many else ""), gains)]
     extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy for row in table.rows]))
     extra.append((("memory", ""), [times(row.memory) for row in table.rows]))
     extra.append((("prep.", ""), [NONE if row.preparation is None else f"{row.preparation:.0f} s" for row in table.rows]))

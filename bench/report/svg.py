@@ -4,7 +4,7 @@ Every mark of a method carries `data-m`, its row, so that the page can let anoth
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import dropwhile
 
 from markupsafe import Markup, escape
@@ -44,6 +44,11 @@ def _tick_text(value: float, values: list[float]) -> str:
     return f"{value:.{places}f}".replace("-", "−")
 
 
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Values low..high -> places start..end."""
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
 def _svg(width: float, height: float, title: str, parts: Iterable[str]) -> Markup:
     label = escape(clean(title, 300))
     body = "".join(parts)
@@ -56,6 +61,15 @@ def _x_axis(values: list[float], at, top: float, bottom: float) -> list[str]:
         x = _n(at(v))
         out.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_n(top)}" y2="{_n(bottom)}"/>')
         out.append(f'<text class="tick" x="{x}" y="{_n(bottom + 14)}" text-anchor="middle">{_tick_text(v, values)}</text>')
+    return out
+
+
+def _y_axis(values: list[float], up, left: float, right: float, text: float) -> list[str]:
+    out = []
+    for v in values:
+        y = _n(up(v))
+        out.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        out.append(f'<text class="tick" x="{text}" y="{_n(up(v) + 4)}" text-anchor="end">{_tick_text(v, values)}</text>')
     return out
 
 
@@ -73,11 +87,7 @@ def differences(table: Table, versus: Comparison) -> Markup | None:
     pad = max(0.1, (high - low) * 0.06)
     low, high = low - pad, high + pad
     left, right, step, top = 104.0, 368.0, 30.0, 8.0
-    bottom = top + step * len(rows)
-
-    def at(v: float) -> float:
-        return left + (v - low) / (high - low) * (right - left)
-
+    bottom, at = top + step * len(rows), _scale(low, high, left, right)
     parts = _x_axis(ticks(low, high), at, top, bottom)
     parts.append(f'<line class="zero" x1="{_n(at(0))}" x2="{_n(at(0))}" y1="{top}" y2="{_n(bottom)}"/>')
     for k, i in enumerate(rows):
@@ -117,19 +127,8 @@ def cost(table: Table, versus: Comparison | None) -> Markup | None:
     y_pad = max(0.1, (max(ys) - min(ys)) * 0.1)
     y_low, y_high = min(ys) - y_pad, max(ys) + y_pad
     left, right, top, bottom = 44.0, 470.0, 10.0, 250.0
-
-    def at(v: float) -> float:
-        return left + (v - x_low) / (x_high - x_low) * (right - left)
-
-    def up(v: float) -> float:
-        return bottom - (v - y_low) / (y_high - y_low) * (bottom - top)
-
-    parts = _x_axis(ticks(x_low, x_high), at, top, bottom)
-    y_ticks = ticks(y_low, y_high)
-    for v in y_ticks:
-        y = _n(up(v))
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{left - 6}" y="{_n(up(v) + 4)}" text-anchor="end">{_tick_text(v, y_ticks)}</text>')
+    at, up = _scale(x_low, x_high, left, right), _scale(y_low, y_high, bottom, top)
+    parts = _x_axis(ticks(x_low, x_high), at, top, bottom) + _y_axis(ticks(y_low, y_high), up, left, right, left - 6)
     taken = [(at(x) - 6, up(y) - 6, at(x) + 6, up(y) + 6) for _, x, y, _ in points]
     for i, x, y, half in points:
         cx, cy = at(x), up(y)
@@ -166,11 +165,7 @@ def seeds(table: Table, column: int) -> Markup | None:
     pad = max(0.1, (max(values) - min(values)) * 0.06)
     low, high = min(values) - pad, max(values) + pad
     left, right, step, top = 84.0, 312.0, 20.0, 4.0
-    bottom = top + step * len(rows)
-
-    def at(v: float) -> float:
-        return left + (v - low) / (high - low) * (right - left)
-
+    bottom, at = top + step * len(rows), _scale(low, high, left, right)
     parts = _x_axis(ticks(low, high, 4), at, top, bottom)
     for k, i in enumerate(rows):
         y, cell = top + step * (k + 0.5), cells[i]
@@ -201,22 +196,12 @@ def curves(table: Table, column: int) -> Markup | None:
     low = min(min(c[-1] for c in found.values()) - 2, min(c[len(c) // 4] for c in found.values()))
     high = max(tops) + 1
     left, right, top, bottom = 30.0, 312.0, 6.0, 176.0
-
-    def at(e: float) -> float:
-        return left + (e - 1) / max(1, epochs - 1) * (right - left)
-
-    def up(v: float) -> float:
-        return bottom - (max(v, low) - low) / (high - low) * (bottom - top)
-
+    at, up = _scale(1, max(2, epochs), left, right), _scale(low, high, bottom, top)
     parts = _x_axis([e for e in ticks(1, epochs, 5) if e == int(e)] or [1, epochs], at, top, bottom)
-    y_ticks = ticks(low, high, 4)
-    for v in y_ticks:
-        y = _n(up(v))
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{left - 5}" y="{_n(up(v) + 4)}" text-anchor="end">{_tick_text(v, y_ticks)}</text>')
+    parts += _y_axis(ticks(low, high, 4), up, left, right, left - 5)
     for i, values in found.items():
         points = list(dropwhile(lambda point: point[1] < low, thin(values, POINTS)))  # the steep start would be a line along the bottom
-        line = " ".join(f"{_n(at(e))},{_n(up(v))}" for e, v in points)
+        line = " ".join(f"{_n(at(e))},{_n(up(max(v, low)))}" for e, v in points)
         dash = f' stroke-dasharray="{_DASHES[i % len(_DASHES)]}"' if i % len(_DASHES) else ""
         tip = escape(f"{clean(row_title(table.rows[i]), 40)}: {values[-1]:.2f} after epoch {len(values)}")
         parts.append(f'<g class="m" data-m="{i}"><polyline class="curve" points="{line}"{dash}><title>{tip}</title></polyline></g>')

@@ -131,6 +131,11 @@ class Table:
     def trial(self) -> str:
         return self.protocol.trial
 
+    @property
+    def base_title(self) -> str:
+        """What the table calls its baseline."""
+        return next((row.title for row in self.rows if row.method == self.baseline), self.baseline)
+
 
 @dataclass
 class ResultSet:
@@ -148,6 +153,11 @@ class ResultSet:
         return len(self.problems) + sum(len(t.excluded) + len(t.warnings) for t in self.tables)
 
 
+def main_row(rows: list[Row], method: str) -> Row | None:
+    """The row of a method under its main settings."""
+    return next((row for row in rows if row.method == method and not row.variant), None)
+
+
 def name(architecture: str) -> str:
     """The name papers print: wrn_40_2 is WRN-40-2; others as they are."""
     return architecture.upper().replace("_", "-") if architecture.startswith("wrn_") else architecture
@@ -156,11 +166,6 @@ def name(architecture: str) -> str:
 def _place(value: Any, order: Iterable[Any]) -> tuple[int, str]:
     known = list(order)
     return (known.index(value) if value in known else len(known), str(value))
-
-
-def _without(runs: list[RunView], reasons: dict[str, str], excluded: list[Problem]) -> list[RunView]:
-    excluded.extend(Problem(run.id, reasons[run.id]) for run in runs if run.id in reasons)
-    return [run for run in runs if run.id not in reasons]
 
 
 def _variants(runs: list[RunView], planned: set[str], own: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
@@ -234,10 +239,10 @@ def build_table(
 ) -> Table:
     """A table from runs of one protocol and precision. `plan` may be empty; `broken`: ids of runs whose files cannot be trusted."""
     protocol, precision = (runs[0].protocol, runs[0].precision) if runs else (plan.protocol, plan.precision)
-    excluded: list[Problem] = []
     trained = {r.id for r in runs if r.record and r.record.teacher and r.record.teacher.trained}
     untrained = {r.id: "its teacher is not trained" for r in runs if r.record and r.teacher and r.id not in trained}
-    usable = _without(runs, untrained, excluded)
+    excluded = [Problem(run, why) for run, why in untrained.items()]
+    usable = [run for run in runs if run.id not in untrained]
     taken = {r.student for r in runs if r.teacher} | {s for _, s in plan.pairs}
     keys = {(r.teacher, r.student) for r in runs if r.teacher or r.student not in taken}
     keys = [*plan.pairs, *sorted(keys - set(plan.pairs), key=lambda k: _place(k, PAIRS))]
@@ -314,19 +319,20 @@ def _cell(
     return cell
 
 
+def differences(rows: list[Row], pairs: list[Pair], base: Row) -> tuple[dict[tuple[int, int], Difference], dict[int, Difference]]:
+    """Every other row minus `base`, see statistics.differences."""
+    values = {i: [cell.values for cell in row.cells] for i, row in enumerate(rows) if row is not base}
+    return statistics.differences(values, [cell.values for cell in base.cells], [pair.student for pair in pairs])
+
+
 def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
     """Paired differences to the baseline row, pooled over pairs, and the best complete cell of each column."""
-    base = next((row for row in rows if row.method == baseline and not row.variant), None)
-    for row in rows:
-        if base is None or row is base:
-            continue
-        by_pair = {}
-        for pair, cell, plain in zip(pairs, row.cells, base.cells, strict=True):
-            by_pair[pair.title] = statistics.paired(cell.values, plain.values)
-            cell.difference = statistics.difference(list(by_pair[pair.title].values()))
-        shared = {pair.title: pair.student for pair in pairs}  # one student: the same initial weights and data order, seed by seed
-        row.pooled = statistics.pooled(by_pair, shared)
-        row.pooled_pairs = sum(bool(d) for d in by_pair.values())
+    base = main_row(rows, baseline)
+    cells, pooled = differences(rows, pairs, base) if base else ({}, {})
+    for (i, j), difference in cells.items():
+        rows[i].cells[j].difference = difference
+    for i, difference in pooled.items():
+        rows[i].pooled, rows[i].pooled_pairs = difference, sum(row == i for row, _ in cells)
     for column in range(len(pairs)):
         means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(rows) if row.cells[column].complete}
         for i in (i for i in means if len(means) > 1 and means[i] == max(means.values())):

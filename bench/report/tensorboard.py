@@ -24,44 +24,41 @@ class Tensorboard(ResultsOption):
     """Where the event files go, one folder a run; written anew each time."""
 
     def main(self) -> int:
-        return tensorboard(self.results, self.out)
+        """Write one event file a run below `out`; a run that cannot be trusted is named and left out. Returns 0.
 
+        Accuracies are in percent; the step is the epoch. Raises UsageError where the tensorboard package is missing, there are no runs, or
+        `out` is a folder that this command did not make.
+        """
+        if importlib.util.find_spec("tensorboard") is None:
+            raise UsageError("event files need the package tensorboard; pip install tensorboard")
+        out = self.out
+        runs, problems = scan(self.results)
+        if not runs:
+            raise UsageError(f"no runs below {self.results}/runs; choose another --results folder")
+        if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+            raise UsageError(f"{out} holds other files; choose another --out folder")
+        from torch.utils.tensorboard import SummaryWriter
 
-def tensorboard(results: Path, out: Path) -> int:
-    """Write one event file a run below `out`; a run that cannot be trusted is named and left out. Returns 0.
-
-    Accuracies are in percent; the step is the epoch. Raises UsageError where the tensorboard package is missing, there are no runs, or
-    `out` is a folder that this command did not make.
-    """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("event files need the package tensorboard; pip install tensorboard")
-    runs, problems = scan(results)
-    if not runs:
-        raise UsageError(f"no runs below {results}/runs; choose another --results folder")
-    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
-        raise UsageError(f"{out} holds other files; choose another --out folder")
-    from torch.utils.tensorboard import SummaryWriter
-
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / MARK).touch()
-    written = 0
-    for problem in problems:
-        say(f"left out: {problem.where}: {problem.reason}")
-    for run in runs:
-        try:
-            rows = read_rows(run.folder / "epochs.jsonl", run.id).rows
-        except StoreError as error:
-            say(f"left out: {error}")
-            continue
-        if not rows:
-            continue
-        with SummaryWriter(str(out / run.id)) as writer:
-            for row in rows:
-                for name in SCALARS:
-                    writer.add_scalar(name, getattr(row, name), row.epoch)
-                for name, value in row.losses.items():
-                    writer.add_scalar(f"losses/{name}", value, row.epoch)
-        written += 1
-    print(f"{written} runs in {out}; look at them with: tensorboard --logdir {out}")
-    return 0
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        (out / MARK).touch()
+        written = 0
+        for problem in problems:
+            say(f"left out: {problem.where}: {problem.reason}")
+        for run in runs:
+            try:
+                rows = read_rows(run.folder / "epochs.jsonl", run.id).rows
+            except StoreError as error:
+                say(f"left out: {error}")
+                continue
+            if not rows:
+                continue
+            with SummaryWriter(str(out / run.id)) as writer:
+                for row in rows:
+                    for name in SCALARS:
+                        writer.add_scalar(name, getattr(row, name), row.epoch)
+                    for name, value in row.losses.items():
+                        writer.add_scalar(f"losses/{name}", value, row.epoch)
+            written += 1
+        print(f"{written} runs in {out}; look at them with: tensorboard --logdir {out}")
+        return 0

@@ -23,21 +23,22 @@ def measured(run: Run, threads: int, engine: str) -> dict[str, Any]:
     The learning rate and the schedule are not in it: protocols that differ in no more share their costs. The number of training images is:
     memory holds the data, some methods keep something of every image, and preparations see them all.
     """
-    p = run.protocol
-    step = {"batch": p.batch, "momentum": p.momentum, "nesterov": p.nesterov, "dropout": p.dropout}
-    data = {"dataset": p.dataset, "image_size": p.image_size, "train_images": images(p)}
     method = {"method": run.method, "method_version": run.method_version, "hyper": run.hyper, "precision": run.precision}
-    return {"teacher": run.teacher, "student": run.student, **method, **data, **step, "threads": threads, "engine": engine}
+    step = _step(run.protocol, images(run.protocol))
+    return {"teacher": run.teacher, "student": run.student, **method, **step, "threads": threads, "engine": engine}
 
 
 def fits(cost: Any, protocol: Protocol) -> bool:
     """Whether a step under this protocol is what was measured. `cost`: anything with the protocol's part of `measured` as attributes, of
     which None (an older record does not say) fits any."""
-    p = protocol
-    seen = images(p) if p.train_images or p.dataset in DATASETS else None
-    wanted = {"batch": p.batch, "momentum": p.momentum, "nesterov": p.nesterov, "dropout": p.dropout}
-    wanted |= {"dataset": p.dataset, "image_size": p.image_size, "train_images": seen}
-    return all(getattr(cost, name) in (None, value) for name, value in wanted.items())
+    seen = images(protocol) if protocol.train_images or protocol.dataset in DATASETS else None
+    return all(getattr(cost, name) in (None, value) for name, value in _step(protocol, seen).items())
+
+
+def _step(p: Protocol, seen: int | None) -> dict[str, Any]:
+    """What a protocol says of a step; `seen`: training images."""
+    step = {"batch": p.batch, "momentum": p.momentum, "nesterov": p.nesterov, "dropout": p.dropout}
+    return {"dataset": p.dataset, "image_size": p.image_size, "train_images": seen, **step}
 
 
 def record_path(results: Path, device: str, what: dict[str, Any]) -> Path:

@@ -33,20 +33,13 @@ class LeaseLost(RuntimeError):
     """The lease is no longer ours: another writer took it; nothing more may be published."""
 
 
-def _boot_id() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return "unknown"
-
-
-def _namespace() -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return "unknown"
-
-
 def _view() -> dict[str, str]:
-    return {"host": socket.gethostname(), "boot": _boot_id(), "processes": _namespace()}
+    view = {"host": socket.gethostname(), "boot": "unknown", "processes": "unknown"}
+    with contextlib.suppress(OSError):
+        view["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        view["processes"] = os.readlink("/proc/self/ns/pid")
+    return view
 
 
 def _started(pid: int) -> str | None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from bench.errors import StoreError
-from bench.plan.identity import digest
 from bench.store.files import read_bytes, read_json, typed, write_bytes, write_json
 from bench.store.records import Manifest
 from models.files import LIMIT
@@ -48,15 +47,6 @@ class Restored:
     notes: tuple[str, ...] = ()  # what was damaged, for the log
 
 
-def runs_folder(results: Path) -> Path:
-    return results / "runs"
-
-
-def group_key(run_ids: list[str]) -> str:
-    """The name of the group that these runs start together."""
-    return digest(sorted(run_ids), 16)
-
-
 class GroupCheckpoint:
     """Writes the generations of one group below results/groups/<key>/ and the members' run folders."""
 
@@ -70,12 +60,12 @@ class GroupCheckpoint:
         Raises OSError; the older generations then stand.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        current, previous = self._read(CURRENT), self._read(PREVIOUS)
+        current, previous = (read_manifest(self.folder / which) for which in (CURRENT, PREVIOUS))
         serial = 1 + max((m["serial"] for m in (current, previous) if m), default=0)
         name = f"checkpoint-{serial}-{self.key}.pt"
 
         def write(run_id: str, content: bytes) -> dict[str, Any]:
-            write_bytes(runs_folder(self.results) / run_id / name, content)
+            write_bytes(self.results / "runs" / run_id / name, content)
             return {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
         try:
@@ -88,30 +78,24 @@ class GroupCheckpoint:
             members = {run_id: future.result() for run_id, future in written.items()}
         except OSError:  # a full disk: what is left of it is not for files that no manifest will name
             for run_id in states:
-                (runs_folder(self.results) / run_id / name).unlink(missing_ok=True)
+                (self.results / "runs" / run_id / name).unlink(missing_ok=True)
             raise
         if current:
             write_json(self.folder / PREVIOUS, current)
         manifest = {"format": FORMAT, "serial": serial, "epoch": position.epoch, "step": position.step, "members": members}
         write_json(self.folder / CURRENT, manifest)
         # Members that come from another group leave it now: until here its manifest is the one that names a sound state of theirs.
-        left = {_last_group(runs_folder(self.results) / run_id) for run_id in states} - {None, self.key}
+        left = {_last_group(self.results / "runs" / run_id) for run_id in states} - {None, self.key}
         for run_id in states:
-            write_json(runs_folder(self.results) / run_id / "group.json", {"format": FORMAT, "group": self.key})
+            write_json(self.results / "runs" / run_id / "group.json", {"format": FORMAT, "group": self.key})
         for key in left:
             _remove_if_left(self.results, key)
         kept = {name for m in (current, manifest) if m for name in (e["file"] for e in m["members"].values())}
-        self._prune(states, kept)
-        return sum(member["bytes"] for member in members.values())
-
-    def _prune(self, run_ids: Mapping[str, Any], kept: set[str]) -> None:
-        for run_id in run_ids:
-            for path in (runs_folder(self.results) / run_id).glob("checkpoint-*.pt"):
+        for run_id in states:
+            for path in (self.results / "runs" / run_id).glob("checkpoint-*.pt"):
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        return read_manifest(self.folder / name)
+        return sum(member["bytes"] for member in members.values())
 
 
 def serialise(state: Mapping[str, Any]) -> bytes:
@@ -158,7 +142,7 @@ def _remove_if_left(results: Path, key: str) -> None:
     """Remove the manifests of a group that no member was last saved in."""
     group = results / "groups" / key
     members = {r for name in (CURRENT, PREVIOUS) for r in ((read_manifest(group / name) or {}).get("members") or {})}
-    if any(_last_group(runs_folder(results) / r) == key for r in members):
+    if any(_last_group(results / "runs" / r) == key for r in members):
         return
     for name in (CURRENT, PREVIOUS):
         (group / name).unlink(missing_ok=True)
@@ -171,7 +155,7 @@ def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | 
 
     `rows`: how many epochs have their row; a checkpoint beyond them is left out, for those rows would be missing for ever.
     """
-    folder = runs_folder(results) / run_id
+    folder = results / "runs" / run_id
     try:
         key = _group_of(folder)
     except StoreError:
@@ -219,7 +203,7 @@ def _load(path: Path, sha256: str, run_id: str) -> tuple[dict[str, Any] | None, 
 
 def sweep(results: Path, run_id: str) -> int:
     """Remove what killed saves left of a run whose lease is ours: temporary files, and checkpoints that no manifest names. Returns the bytes."""
-    folder = runs_folder(results) / run_id
+    folder = results / "runs" / run_id
     key = _last_group(folder)
     group = results / "groups" / (key or "-")
     manifests = [manifest for name in (CURRENT, PREVIOUS) if (manifest := read_manifest(group / name))]
@@ -236,7 +220,7 @@ def sweep(results: Path, run_id: str) -> int:
 
 def discard(results: Path, run_id: str) -> None:
     """Remove a finished run's checkpoints; its group's manifests go with the last member."""
-    folder = runs_folder(results) / run_id
+    folder = results / "runs" / run_id
     key = _last_group(folder)
     for path in folder.glob("checkpoint-*.pt"):
         path.unlink(missing_ok=True)

@@ -13,15 +13,15 @@ import models
 from bench import data
 from bench.data import Dataset
 from bench.data.augment import Augmenter
+from bench.errors import UsageError
 from bench.plan.groups import Group
 from bench.plan.members import Member, resolve
 from bench.plan.protocols import Protocol
 from bench.store import teachers
-from bench.store.weights import read_state
 from bench.train import engine, environment, preparations, teacher_networks
 from bench.train.execution import Execution
 from bench.train.learner import Learner
-from methods.base import Prepared
+from methods.base import Method, Preparation, Prepared, Setting
 from models.randomness import keyed
 
 PLACEHOLDER_PER_CLASS = 3
@@ -87,20 +87,18 @@ class Context:
     def teacher(self) -> nn.Module:
         """The frozen network on the device, in eval mode; one from the results folder is verified first."""
         if self._teacher is None:
-            self._teacher = self._stand_in() if self.untrained else self._verified()
+            if self.untrained:
+                self._teacher = self._stand_in()
+            else:
+                self._teacher = teacher_networks.load(self.teacher_file, self.dataset, self.images, self.device, self.check)
         return self._teacher
-
-    def _verified(self) -> nn.Module:
-        return teacher_networks.load(self.teacher_file, self.dataset, self.images, self.device, self.check)
 
     def _stand_in(self) -> nn.Module:
         if file := self.teacher_file:
-            path = file.folder / "teacher.pt"
-            network = teacher_networks.network(self.architecture, read_state(path), len(self.dataset.classes), path)
-        else:
-            with keyed(UNTRAINED_SEED, f"init/{self.architecture}"):
-                network = models.build(self.architecture, len(self.dataset.classes))
-            _calibrate(network, next(iter(self.images.test_batches(CALIBRATING)))[0].cpu())
+            return teacher_networks.read(self.architecture, file.folder / "teacher.pt", file.hash, len(self.dataset.classes), self.device)
+        with keyed(UNTRAINED_SEED, f"init/{self.architecture}"):
+            network = models.build(self.architecture, len(self.dataset.classes))
+        _calibrate(network, next(iter(self.images.test_batches(CALIBRATING)))[0].cpu())
         return network.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def release_teacher(self) -> None:
@@ -115,9 +113,21 @@ class Context:
     @cached_property
     def origin(self) -> preparations.Origin:
         """What a preparation is built from here."""
+        return self.origin_of(self.teacher, self.teacher_hash)
+
+    def origin_of(self, network: Callable[[], nn.Module], weights_hash: str) -> preparations.Origin:
+        """The same with another network in the teacher's place."""
         arithmetic = environment.arithmetic(self.precision, self.device)
         seen = preparations.TrainingImages(self.dataset, self.images, self.check)
-        return preparations.Origin(self.teacher, self.teacher_hash, self.dataset.hash, arithmetic, seen)
+        return preparations.Origin(network, weights_hash, self.dataset.hash, arithmetic, seen)
+
+    def preparation_of(self, method: type[Method], hyper: Any, architecture: str) -> Preparation:
+        """What a method prepares from a network of this architecture, for whatever student. Raises UsageError where that is nothing."""
+        shapes = models.shapes(architecture, len(self.dataset.classes), self.dataset.image_size)
+        wanted = method.preparation(hyper, Setting(shapes, shapes, len(self.dataset.classes), len(self.dataset.train_labels)))
+        if wanted is None:
+            raise UsageError(f"{method.name} prepares nothing from a teacher: nothing to do")
+        return wanted
 
     def prepare(self, member: Member, log: Callable[[str], None]) -> preparations.Built | None:
         """The member's preparation, built or read; None where its method has none. Raises MethodError or UsageError."""

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import platform
+import resource
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -106,6 +108,29 @@ def versions() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
     }
+
+
+def reset_high_water() -> int:
+    """Set the process's high-water mark back to its present size where the kernel can, and return the baseline in bytes."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the mark so far is then the baseline
+    return high_water()
+
+
+def high_water() -> int:
+    """The process's largest resident size so far, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def clocks() -> tuple[float, float]:
+    """The seconds of the clock, and the CPU seconds of this process, all threads: differences tell what was spent."""
+    return time.monotonic(), time.process_time()
 
 
 def conditions(device: torch.device, code: str | None, engine: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
+from bench.plan.identity import digest
 from bench.plan.members import Member
 from bench.store import redo
 from bench.store.lease import acquire_all
@@ -93,13 +94,11 @@ def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:
                 if reason:
                     say(f"{reason}; this run is left alone, --redo starts it over")
                     elsewhere += 1
-    except OSError as error:
+    except BaseException as error:
         for folder in held:
             folder.lease.release()
-        raise UsageError(f"cannot write below {job.results}: {error.strerror}; free some space or choose another --results folder") from None
-    except BaseException:
-        for folder in held:
-            folder.lease.release()
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write below {job.results}: {error.strerror}; free some space or choose another --results folder") from None
         raise
     return held, elsewhere
 
@@ -178,7 +177,7 @@ def _train_part(job: GroupJob, position: Position, members: list[Standing]) -> t
     """Train members that stand together; gives the exit code and, from a stage before the main one, those that came through it."""
     if job.stop.code is not None:
         return _interrupted(job, members), []
-    saved = checkpoint.GroupCheckpoint(members[0][0].results, checkpoint.group_key([f.id for f, _ in members]))
+    saved = checkpoint.GroupCheckpoint(members[0][0].results, digest(sorted(f.id for f, _ in members), 16))
     training = Training(job, saved, position)
     for folder, restored in members:
         try:

@@ -19,8 +19,8 @@ from bench.data.augment import Augmenter, crops, plain
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import canonical, digest
 from bench.store.files import read_bytes, read_json, write_bytes, write_json
+from bench.store.weights import pickled
 from bench.train import environment
-from bench.train.memory import high_water, reset_high_water
 from methods.base import Preparation, Prepared
 from models.files import LIMIT
 from models.randomness import generator, keyed
@@ -81,9 +81,7 @@ class Unfinished:
         return {name: now[name] + self._before[name] for name in now}
 
     def write(self, state: Mapping[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save({"state": dict(state), "spent": self.spent()}, buffer)
-        content = buffer.getvalue()
+        content = pickled({"state": dict(state), "spent": self.spent()})
         write_bytes(self.path, hashlib.sha256(content).digest() + content)
 
     def read(self) -> Mapping[str, Any] | None:
@@ -181,9 +179,7 @@ def _build(folder: Path, wanted: dict[str, Any], preparation: Preparation, origi
     unfinished, memory = Unfinished(folder, log), _Memory()
     with keyed(SEED, f"preparation/{preparation.name}"):
         prepared = preparation.build(network, origin.images.named(preparation.name, log, unfinished))
-    buffer = io.BytesIO()
-    torch.save({name: t.detach().cpu() for name, t in prepared.tensors.items()}, buffer)
-    content = buffer.getvalue()
+    content = pickled({name: t.detach().cpu() for name, t in prepared.tensors.items()})
     write_bytes(folder / "prepared.pt", content)
     device = origin.images.device
     cost = {
@@ -226,7 +222,7 @@ class _Memory:
     def __init__(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        self._base = reset_high_water()
+        self._base = environment.reset_high_water()
 
     def peak(self, device: torch.device) -> int:
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, high_water() - self._base)
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, environment.high_water() - self._base)

@@ -1,7 +1,5 @@
 """`prepare`: build the preparation of a method from a teacher ahead of any run, and print what it found and what it cost."""
 
-import resource
-import time
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,22 +40,14 @@ class Prepare(ThreadsOption, DeviceOption, DataOption, ResultsOption):
         return 0
 
 
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def run(options: Prepare) -> dict[str, Any]:
     """The preparation's facts, with its key, its recorded seconds and this process's CPU seconds for it. Raises UsageError or NetworkError."""
-    import models
     from bench.plan.members import hyper_of
-    from bench.train import preparations
+    from bench.train import environment, preparations
     from bench.train.context import Context
     from methods import registry
-    from methods.base import Setting
 
     method = registry.get(options.method)
-    shapes = models.shapes(options.teacher)
     changes = [parse_set(text) for text in options.overrides]
     for name, field, _ in changes:
         if name != options.method:
@@ -67,13 +57,12 @@ def run(options: Prepare) -> dict[str, Any]:
     chosen = chosen.sampled(options.sample_rate) if options.sample_rate is not None else chosen
     execution = Execution(str(options.results), str(options.data_folder), options.device, options.threads)
     context = Context(chosen, options.precision, execution, options.teacher)
-    wanted = method.preparation(hyper, Setting(shapes, shapes, len(context.dataset.classes), len(context.dataset.train_labels)))
-    if wanted is None:
-        raise UsageError(f"{options.method} prepares nothing from a teacher: nothing to do")
+    wanted = context.preparation_of(method, hyper, options.teacher)
     context.teacher()
-    began = _cpu_seconds(), time.monotonic()
+    began = environment.clocks()
     built = preparations.obtain(context.results, wanted, context.origin, lambda message: print(message, flush=True))
-    spent = {"cpu_seconds": _cpu_seconds() - began[0], "wall_seconds": time.monotonic() - began[1]}
+    wall, cpu = (now - before for now, before in zip(environment.clocks(), began, strict=True))
+    spent = {"cpu_seconds": cpu, "wall_seconds": wall}
     return {**built.facts(), **spent, "images": len(context.dataset.train_labels)}
 
 

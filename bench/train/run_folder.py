@@ -98,9 +98,9 @@ class RunFolder:
         """The last acts of a run: the weights of the student and, beside them, of the method where it has any, then the final record, then
         the status; checkpoints go."""
         self.lease.check()
-        self._weights("student.pt", student)
-        if method:
-            self._weights("method.pt", method)
+        for name, state in (("student.pt", student), ("method.pt", method)):
+            if state:
+                write_bytes(self.path / name, pickled(plain(state)))
         write_record(self.path, {**facts, "method_source": self._source, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
         self.status("done")
         checkpoint.discard(self.results, self.id)
@@ -109,6 +109,3 @@ class RunFolder:
         """Keep the student's weights after an epoch. Raises LeaseLost and OSError."""
         self.lease.check()
         snapshots.write(self.path, epoch, pickled(plain(student)), state_hash(student))
-
-    def _weights(self, name: str, state: dict[str, Tensor]) -> None:
-        write_bytes(self.path / name, pickled(plain(state)))

@@ -7,16 +7,7 @@ from pathlib import Path
 import tyro
 
 from bench.errors import unknown
-from bench.options import (
-    DataOption,
-    DeterministicOption,
-    DeviceOption,
-    DownloadOption,
-    EngineOption,
-    ResultsOption,
-    ThreadsOption,
-    TimeBudgetOption,
-)
+from bench.options import DataOption, DeviceOption, DownloadOption, ResultsOption, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.expand import TEACHER_SEED
 from bench.text import say, table
@@ -28,7 +19,19 @@ class Teachers(ResultsOption):
 
 
     def main(self) -> int:
-        return show_teachers(self.results)
+        """Print the teachers of a results folder."""
+        from bench.store import teachers
+
+        found, problems = teachers.available(self.results)
+        records = [t.record for t in found]
+        rows = [(r.architecture, r.dataset, r.hash, f"{r.test_top1:.2f} %", r.source, r.trial or "-") for r in records]
+        for problem in problems:
+            say(f"not to be trusted: {problem.where}: {problem.reason}")
+        if not rows:
+            print(f"no teachers in {self.results / 'teachers'}; get one with: python -m bench teachers import FILE --architecture NAME")
+            return 0
+        print("\n".join(table(rows, ("teacher", "data", "hash", "top-1", "source", "trial"))))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,26 @@ class TeachersImport(DeviceOption, DownloadOption, DataOption, ResultsOption):
         protocols.get(self.protocol)
 
     def main(self) -> int:
-        return import_teacher(self)
+        """Measure and import a teacher file. Raises UsageError or NetworkError."""
+        import models
+        from bench.store.weights import read_state
+        from bench.train import teacher_networks
+        from bench.train.context import Context
+        from bench.train.execution import Execution
+
+        models.shapes(self.architecture)
+        read_state(self.file)  # a bad file says so before the data is asked for
+        execution = Execution(str(self.results), str(self.data_folder), self.device, download=self.download)
+        context = Context(protocols.get(self.protocol), "tf32", execution)
+        found = teacher_networks.import_file(
+            self.file, self.architecture, self.results, context.dataset, context.images, context.device, self.expected, self.replace
+        )
+        print(f"{found.folder}: hash {found.hash}, {found.record.test_top1:.2f} % top-1 on {context.dataset.name}")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachersTrain(TimeBudgetOption, DeterministicOption, EngineOption, ThreadsOption, DeviceOption, DownloadOption, DataOption, ResultsOption):
+class TeachersTrain(TrainingOptions):
     """Train one teacher in this process; `run` does so by itself for teachers that are missing."""
 
     architecture: tyro.conf.Positional[str]
@@ -76,64 +94,25 @@ class TeachersTrain(TimeBudgetOption, DeterministicOption, EngineOption, Threads
         protocols.get(self.protocol)
 
     def main(self) -> int:
-        return train_teacher(self)
+        """Train a teacher in this process. Returns an exit code. Raises UsageError or NetworkError."""
+        import models
+        from bench.plan.identity import PRECISIONS
+        from bench.train import environment, teacher_training
+        from bench.train.execution import Execution
 
-
-def show_teachers(results: Path) -> int:
-    """Print the teachers of a results folder."""
-    from bench.store import teachers
-
-    found, problems = teachers.available(results)
-    records = [t.record for t in found]
-    rows = [(r.architecture, r.dataset, r.hash, f"{r.test_top1:.2f} %", r.source, r.trial or "-") for r in records]
-    for problem in problems:
-        say(f"not to be trusted: {problem.where}: {problem.reason}")
-    if not rows:
-        print(f"no teachers in {results / 'teachers'}; get one with: python -m bench teachers import FILE --architecture NAME")
-        return 0
-    print("\n".join(table(rows, ("teacher", "data", "hash", "top-1", "source", "trial"))))
-    return 0
-
-
-def import_teacher(options: TeachersImport) -> int:
-    """Measure and import a teacher file. Raises UsageError or NetworkError."""
-    import models
-    from bench.store.weights import read_state
-    from bench.train import teacher_networks
-    from bench.train.context import Context
-    from bench.train.execution import Execution
-
-    models.shapes(options.architecture)
-    read_state(options.file)  # a bad file says so before the data is asked for
-    execution = Execution(str(options.results), str(options.data_folder), options.device, download=options.download)
-    context = Context(protocols.get(options.protocol), "tf32", execution)
-    found = teacher_networks.import_file(
-        options.file, options.architecture, options.results, context.dataset, context.images, context.device, options.expected, options.replace
-    )
-    print(f"{found.folder}: hash {found.hash}, {found.record.test_top1:.2f} % top-1 on {context.dataset.name}")
-    return 0
-
-
-def train_teacher(options: TeachersTrain) -> int:
-    """Train a teacher in this process. Returns an exit code. Raises UsageError or NetworkError."""
-    import models
-    from bench.plan.identity import PRECISIONS
-    from bench.train import environment, teacher_training
-    from bench.train.execution import Execution
-
-    models.shapes(options.architecture)
-    if options.precision not in PRECISIONS:
-        raise unknown("precision", options.precision, list(PRECISIONS))
-    environment.select(options.device)
-    chosen = protocols.get(options.protocol)
-    chosen = chosen.scaled(options.epochs) if options.epochs is not None else chosen
-    shared = {f.name for f in dataclasses.fields(Execution)} & {f.name for f in dataclasses.fields(TeachersTrain)}
-    execution = {name: getattr(options, name) for name in shared} | {"results": str(options.results), "data_root": str(options.data_folder)}
-    budget = options.time_budget
-    return teacher_training.train(
-        options.architecture,
-        chosen,
-        TEACHER_SEED,
-        options.precision,
-        Execution(**execution, stop_after_seconds=None if budget is None else 60 * budget),
-    )
+        models.shapes(self.architecture)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, list(PRECISIONS))
+        environment.select(self.device)
+        chosen = protocols.get(self.protocol)
+        chosen = chosen.scaled(self.epochs) if self.epochs is not None else chosen
+        shared = {f.name for f in dataclasses.fields(Execution)} & {f.name for f in dataclasses.fields(TeachersTrain)}
+        execution = {name: getattr(self, name) for name in shared} | {"results": str(self.results), "data_root": str(self.data_folder)}
+        budget = self.time_budget
+        return teacher_training.train(
+            self.architecture,
+            chosen,
+            TEACHER_SEED,
+            self.precision,
+            Execution(**execution, stop_after_seconds=None if budget is None else 60 * budget),
+        )

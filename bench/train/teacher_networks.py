@@ -16,7 +16,8 @@ from bench.data.augment import Augmenter
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import FORMAT
 from bench.plan.protocols import Protocol
-from bench.store.files import read, typed, write_bytes, write_json
+from bench.store import files
+from bench.store.files import typed, write_bytes, write_json
 from bench.store.records import Teacher, Verified
 from bench.store.teachers import TeacherFile, find, folder
 from bench.store.weights import pickled, plain, read_state, state_hash, told
@@ -37,32 +38,36 @@ def network(architecture: str, state: dict[str, Tensor], classes: int, source: P
     return teacher.eval().requires_grad_(False)
 
 
+def read(architecture: str, path: Path, expected: str, classes: int, device: torch.device) -> nn.Module:
+    """As `network`, on a device, from a file whose weights have the hash `expected`. Raises UsageError where they have another."""
+    state = read_state(path)
+    if (found := state_hash(state)) != expected:
+        raise UsageError(f"{path} has hash {found}, its record says {expected}; remove {path.parent} and import or train it again")
+    return network(architecture, state, classes, path).to(device, memory_format=torch.channels_last)
+
+
 def load(teacher: TeacherFile, dataset, data, device: torch.device, check: Callable[[], None] = lambda: None) -> nn.Module:
     """The verified network on a device: hash against the record, accuracy measured once per (hash, data). Raises UsageError.
 
     `data` gives `test_batches(batch)`.
     """
     path = teacher.folder / "teacher.pt"
-    state = read_state(path)
-    found = state_hash(state)
-    if found != teacher.hash:
-        raise UsageError(f"{path} has hash {found}, its record says {teacher.hash}; remove {teacher.folder} and import or train it again")
-    built = network(teacher.architecture, state, len(dataset.classes), path).to(device, memory_format=torch.channels_last)
+    built = read(teacher.architecture, path, teacher.hash, len(dataset.classes), device)
     verified = teacher.folder / "verified.json"
-    known = _verified(verified, found)
+    known = _verified(verified, teacher.hash)
     if dataset.hash not in known:
         top1 = _measure(built, data, check)["top1"]
         recorded = teacher.record.test_top1
         if abs(top1 - recorded) > TOLERANCE:
             raise UsageError(f"{path} tests at {top1:.2f} % top-1, its record says {recorded:.2f} %; is it for another data set or normalisation?")
-        write_json(verified, {"format": FORMAT, "hash": found, "data": {**known, dataset.hash: top1}})
+        write_json(verified, {"format": FORMAT, "hash": teacher.hash, "data": {**known, dataset.hash: top1}})
     return built
 
 
 def _verified(path: Path, teacher: str) -> dict[str, float]:
     """Top-1 by data hash, as far as it was measured of the weights with that hash."""
     with contextlib.suppress(StoreError):  # it only saves a measurement, which is then made again
-        found = read(path, Verified)
+        found = files.read(path, Verified)
         return found.data if found and found.hash == teacher else {}
     return {}
 

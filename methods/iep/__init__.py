@@ -64,7 +64,6 @@ class IEP(Method):
     paper = "Lee and Song, Interpretable Embedding Procedure Knowledge Transfer, AAAI 2021"
     Hyper = Hyper
     teacher_outputs = Needs(maps=(KIND,))
-    student_outputs = Needs(logits=True, maps=(KIND,))
     fp32 = True
     own_backward = True
 

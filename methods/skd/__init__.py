@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods._teacher import read
 from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, added, ranged
 from methods.registry import register
 from methods.skd.assign import assigned_distribution
@@ -62,34 +63,17 @@ def _layers(hyper: Hyper, setting: Setting) -> dict[str, int]:
     return layer_indices(setting.teacher.maps[hyper.kind], hyper.include_block0)
 
 
-def _embedding(hyper: Hyper, setting: Setting) -> Embedding:
-    return Embedding(
-        layers=_layers(hyper, setting),
-        kind=hyper.kind,
-        mode=hyper.mode,
-        dimensions=hyper.dimensions,
-        temperature=hyper.temperature,
-        diagonal=hyper.diagonal,
-        seed=hyper.seed,
-        steps=hyper.fit_steps,
-        epochs=hyper.paper_epochs,
-    )
-
-
 @register("skd")
 class SKD(Method):
     title = "SKD"
     paper = "Han et al., Static Knowledge Distillation, 2022"
     Hyper = Hyper
+    by_pair = {("vgg13", "vgg8"): {"beta": 0.05}}
     fp32 = True
 
     @classmethod
     def student_needs(cls, hyper: Hyper) -> Needs:
         return Needs(logits=True, maps=(hyper.kind,))
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        return Hyper(beta=0.05) if (teacher, student) == ("vgg13", "vgg8") else Hyper()
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
@@ -113,7 +97,7 @@ class SKD(Method):
     def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
         if setting.teacher is None:
             return None
-        embedding = _embedding(hyper, setting)
+        embedding = Embedding(_layers(hyper, setting), hyper)
         return Preparation("skd-embedding", 1, embedding.settings(), embedding.build)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
@@ -143,14 +127,10 @@ def check(hyper: Hyper, setting: Setting, prepared: Prepared | None) -> None:
     """Raises MethodError where `prepared` is not what this pair and these hyper-parameters need (the teacher's hash is checked by who stores it)."""
     if prepared is None:
         raise MethodError("skd needs its preparation skd-embedding: build it from the teacher first")
-    for name, wanted in _embedding(hyper, setting).settings().items():
+    for name, wanted in Embedding(_layers(hyper, setting), hyper).settings().items():
         found: Any = prepared.facts.get(name)
         if found != wanted:
             raise MethodError(f"skd: the stored vectors were made with {name}={found}, this run asks for {wanted}: prepare again")
     for layer, i in _layers(hyper, setting).items():
         channels = setting.teacher.maps[hyper.kind][i][0]
-        for name, shape in (("S", (channels, hyper.dimensions)), ("p", (channels, channels)), ("P", (channels, channels))):
-            found = prepared.tensors.get(f"{name}.{layer}")
-            if found is None or tuple(found.shape) != shape:
-                text = "missing" if found is None else f"of shape {tuple(found.shape)}"
-                raise MethodError(f"skd: the stored {name} of {layer} is {text}, {setting.teacher.name} needs {shape}: prepare again")
+        read(prepared, "skd", **{f"S.{layer}": (channels, hyper.dimensions), f"p.{layer}": (channels, channels), f"P.{layer}": (channels, channels)})

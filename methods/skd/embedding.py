@@ -23,39 +23,28 @@ CONVERGED = 0.01
 """A fit has converged where going on lowers its KL by less than this fraction of the signal (the KL of the uniform distribution)."""
 
 
+SETTINGS = ("kind", "mode", "dimensions", "temperature", "diagonal", "seed")
+"""Hyper-parameters that shape the result in both modes."""
+
+
 @dataclass(frozen=True)
 class Embedding:
     """What shapes the result, besides teacher and data."""
 
     layers: Mapping[str, int]  # name -> index in the tuple of stage maps
-    kind: str
-    mode: str
-    dimensions: int
-    temperature: float
-    diagonal: bool
-    seed: int
-    steps: int  # of the optimiser, at most (streaming)
-    epochs: int  # of SGD (paper)
+    hyper: Any  # methods.skd.Hyper
 
     def settings(self) -> dict[str, Any]:
         """JSON values: the key of the stored result; what the mode does not use is left out."""
-        shared = {
-            "layers": list(self.layers),
-            "kind": self.kind,
-            "mode": self.mode,
-            "dimensions": self.dimensions,
-            "temperature": self.temperature,
-            "diagonal": self.diagonal,
-            "seed": self.seed,
-        }
-        return shared | ({"steps": self.steps} if self.mode == "streaming" else {"epochs": self.epochs})
+        shared = {"layers": list(self.layers)} | {name: getattr(self.hyper, name) for name in SETTINGS}
+        return shared | ({"steps": self.hyper.fit_steps} if self.hyper.mode == "streaming" else {"epochs": self.hyper.paper_epochs})
 
     def build(self, teacher: nn.Module, data: PreparationData) -> Prepared:
         """Tensors, a layer each: `S.<layer>` (C, K) vectors, `p.<layer>` (C, C) their distribution, `P.<layer>` (C, C) the images' own,
         p and S fp32, P fp64. Facts: the settings, and per layer the channels, the KLs in nats and whether the fit converged.
         """
         started = time.perf_counter()
-        fit = self._streaming if self.mode == "streaming" else self._paper
+        fit = self._streaming if self.hyper.mode == "streaming" else self._paper
         vectors, means, steps, pass_seconds = fit(teacher, data)
         tensors, facts = {}, []
         for layer, s in vectors.items():
@@ -86,22 +75,22 @@ class Embedding:
         return {layer: (total / data.count).cpu().clone() for layer, total in sums.items()}
 
     def _batch(self, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        maps = teacher(images, kinds=(self.kind,)).maps[self.kind]
+        maps = teacher(images, kinds=(self.hyper.kind,)).maps[self.hyper.kind]
         with torch.autocast(images.device.type, enabled=False):
-            return {layer: mean_distribution(maps[i], self.temperature, self.diagonal) for layer, i in self.layers.items()}
+            return {layer: mean_distribution(maps[i], self.hyper.temperature, self.hyper.diagonal) for layer, i in self.layers.items()}
 
     def _fit(self, start: Tensor, target: Tensor) -> tuple[Tensor, int]:
         """L-BFGS on Eq. 1 at the mean distribution, fp64; returns the vectors (C, K) and the steps it took."""
         vectors = start.double().clone().requires_grad_()
         # The factor C takes the mean over rows back: it would make the tolerances depend on the layer's width.
         optimiser = torch.optim.LBFGS(
-            [vectors], max_iter=self.steps, max_eval=4 * self.steps, tolerance_grad=1e-7, tolerance_change=1e-11, history_size=20,
+            [vectors], max_iter=self.hyper.fit_steps, max_eval=4 * self.hyper.fit_steps, tolerance_grad=1e-7, tolerance_change=1e-11, history_size=20,
             line_search_fn="strong_wolfe",
         )  # fmt: skip
 
         def closure() -> Tensor:
             optimiser.zero_grad()
-            loss = len(target) * embedding_loss(vectors, target, self.temperature, self.diagonal)
+            loss = len(target) * embedding_loss(vectors, target, self.hyper.temperature, self.hyper.diagonal)
             loss.backward()
             return loss
 
@@ -117,7 +106,7 @@ class Embedding:
             vectors = {layer: v.to(data.device).requires_grad_() for layer, v in state["vectors"].items()}
             optimiser = _sgd(vectors)
             optimiser.load_state_dict(state["optimizer"])
-        for epoch in range(done + 1, self.epochs + 1):
+        for epoch in range(done + 1, self.hyper.paper_epochs + 1):
             sums: dict[str, Tensor] = {}
             for images, _ in data.batches(BATCH, epoch=epoch, augment=True, shuffle=True):
                 with torch.no_grad():
@@ -125,16 +114,16 @@ class Embedding:
                 if optimiser is None:
                     vectors = {k: self._initial(k, len(p), data).to(p.device).requires_grad_() for k, p in targets.items()}
                     optimiser = _sgd(vectors)
-                optimiser.param_groups[0]["lr"] = paper_rate(epoch, self.epochs)
+                optimiser.param_groups[0]["lr"] = paper_rate(epoch, self.hyper.paper_epochs)
                 optimiser.zero_grad()
                 # Linear in p: the batch's mean distribution gives the gradient of the batch's mean loss.
-                losses = [embedding_loss(vectors[k], p.float(), self.temperature, self.diagonal) for k, p in targets.items()]
+                losses = [embedding_loss(vectors[k], p.float(), self.hyper.temperature, self.hyper.diagonal) for k, p in targets.items()]
                 torch.stack(losses).mean().backward()
                 optimiser.step()
                 steps += 1
                 for layer, p in targets.items():
                     sums[layer] = sums.get(layer, 0) + p * len(images)
-            data.log(f"skd embedding: epoch {epoch} of {self.epochs}")
+            data.log(f"skd embedding: epoch {epoch} of {self.hyper.paper_epochs}")
             state = {"epoch": epoch, "steps": steps, "seconds": before + time.perf_counter() - started, "sums": sums}
             data.save({**state, "vectors": {k: v.detach() for k, v in vectors.items()}, "optimizer": optimiser.state_dict()})
         means = {layer: (total / data.count).cpu() for layer, total in sums.items()}
@@ -143,14 +132,14 @@ class Embedding:
 
     def _initial(self, layer: str, channels: int, data: PreparationData) -> Tensor:
         """N(0, 1), keyed by layer and seed: (C, K) fp32."""
-        return torch.randn(channels, self.dimensions, generator=data.generator(f"skd-embedding/{layer}/{self.seed}"))
+        return torch.randn(channels, self.hyper.dimensions, generator=data.generator(f"skd-embedding/{layer}/{self.hyper.seed}"))
 
     def _distribution(self, vectors: Tensor) -> Tensor:
-        return distribution(relation(vectors.double()), self.temperature, self.diagonal)
+        return distribution(relation(vectors.double()), self.hyper.temperature, self.hyper.diagonal)
 
     def _report(self, target: Tensor, vectors: Tensor, p: Tensor, start: Tensor) -> dict[str, Any]:
         left = kl_left(target, p).item()
-        signal = math.log(len(target) - (not self.diagonal)) - entropy(target).item()
+        signal = math.log(len(target) - (not self.hyper.diagonal)) - entropy(target).item()
         further = kl_left(target, self._distribution(self._fit(vectors, target)[0])).item()
         return {
             "channels": len(target),

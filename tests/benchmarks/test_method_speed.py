@@ -13,6 +13,7 @@ import torch
 
 from bench.train.learner import evaluate
 from methods.iep.spca import first_component
+from methods.skd import Hyper
 from methods.skd.embedding import BATCH, Embedding
 from methods.skd.loss import skd_loss
 from models import shapes
@@ -60,7 +61,7 @@ def test_streaming_embedding_against_an_evaluation_pass(benchmark, capsys, conte
     """One pass of stage A over some images against the trainer's own evaluation of the teacher on them."""
     seen, teacher = few(context, 4), context.teacher()
     layers = {f"stage{i}": i for i in range(1, len(shapes(TEACHER).maps["stage"]))}
-    embedding = Embedding(layers, "stage", "streaming", dimensions=16, temperature=1.0, diagonal=True, seed=0, steps=1, epochs=1)
+    embedding = Embedding(layers, Hyper())
     measured = against(
         benchmark, lambda: embedding.stream(teacher, seen), lambda: evaluate(teacher, seen.batches(BATCH), "tf32"), 2 * ROUNDS
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.errors import DONE
-from bench.launch import jobs
+from bench.train import teacher_training
 from tests.faults import lives
 
 
@@ -32,7 +32,7 @@ def tmp_path(memory):
 def trained(memory) -> Path:
     """A results folder with a teacher and the run that made it."""
     torch.set_num_threads(1)
-    assert lives.live(lambda: jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.execution(memory / "trained"))) == DONE
+    assert lives.live(lambda: teacher_training.train("resnet8", lives.TINY, 0, "tf32", lives.execution(memory / "trained"))) == DONE
     return memory / "trained"
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from bench.launch import jobs
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store.rows import read_rows
 from bench.store.runs import scan
-from bench.train import engine
+from bench.train import engine, group_job
 from bench.train.execution import Execution
 
 torch.use_deterministic_algorithms(False)  # imports torch._inductor: a second of work for each life otherwise
@@ -45,7 +44,7 @@ def live(work: Callable[[], int]) -> int | None:
 
 def train(folder: Path, one: Group | None = None, **changes) -> int | None:
     """A group trained in a child, to its exit code."""
-    return live(lambda: jobs.run_group(one or group(), execution(folder, **changes)))
+    return live(lambda: group_job.run_group(one or group(), execution(folder, **changes)))
 
 
 def outcome(folder: Path) -> dict[str, tuple]:
@@ -85,4 +84,4 @@ def dies_after(folder: Path, steps: int) -> int:
         return size
 
     engine.Eager.step, GroupCheckpoint.save = counted, dying
-    return jobs.run_group(group(), execution(folder))
+    return group_job.run_group(group(), execution(folder))

@@ -7,10 +7,10 @@ from msgspec.structs import asdict
 
 from bench.__main__ import main
 from bench.errors import TROUBLE, UsageError
-from bench.launch import jobs
 from bench.report import published, table
 from bench.store.files import read_json, write_json
 from bench.store.rows import append_row, read_rows
+from bench.train import group_job
 from tests.bench import synthetic
 from tests.faults import lives
 
@@ -24,7 +24,7 @@ def test_a_folder_whose_configuration_was_edited_is_refused(halfway, tmp_path):
     write_json(path, config)
     before = sorted((p, p.read_bytes()) for p in path.parent.iterdir() if "lease" not in p.name)
     with pytest.raises(UsageError, match=r"protocol.lr is 0.5 there and 0.05 here\); move that folder away"):
-        jobs.run_group(lives.group(), lives.execution(folder))
+        group_job.run_group(lives.group(), lives.execution(folder))
     assert sorted((p, p.read_bytes()) for p in path.parent.iterdir() if "lease" not in p.name) == before
 
 

@@ -12,13 +12,12 @@ import torch
 from bench import data
 from bench.data.augment import Augmenter
 from bench.errors import DONE, TROUBLE, USAGE, StoreError, UsageError
-from bench.launch import jobs
 from bench.report import cost_sheets, table
 from bench.store import teachers
 from bench.store.lease import Lease, LeaseLost
 from bench.store.rows import read_rows
 from bench.store.runs import read_record, scan
-from bench.train import checkpoint, preparations
+from bench.train import checkpoint, group_job, preparations, teacher_training
 from methods.base import Preparation, Prepared
 from tests.bench import synthetic
 from tests.faults import lives
@@ -159,7 +158,7 @@ def test_teacher_is_refused_before_a_run_folder_is_touched(results, unbroken, na
 
     def train() -> int:
         try:
-            return jobs.run_group(lives.group(), lives.execution(results))
+            return group_job.run_group(lives.group(), lives.execution(results))
         except UsageError as error:
             print(f"error: {error}", flush=True)
             return USAGE
@@ -186,7 +185,7 @@ def test_trained_teacher_is_published_from_whole_weights_only(trained, tmp_path,
 
     def again() -> int:
         try:
-            return jobs.run_teacher("resnet8", lives.TINY, 0, "tf32", lives.execution(results))
+            return teacher_training.train("resnet8", lives.TINY, 0, "tf32", lives.execution(results))
         except UsageError as error:
             assert "student.pt" in str(error)
             return USAGE

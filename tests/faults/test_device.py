@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 import models
 from bench.errors import DONE, TROUBLE
-from bench.launch import jobs
-from bench.train import learner
+from bench.train import group_job, learner
 from bench.train.learner import evaluate
 from methods import registry
 from methods.base import Method
@@ -68,7 +67,7 @@ def test_a_method_that_breaks_fails_alone(results, unbroken, cls):
         registry.names()
         registry.source_hash = lambda name: "0" * 16
         registry.register("breaks")(cls)
-        return jobs.run_group(lives.group("student", "breaks"), lives.execution(results))
+        return group_job.run_group(lives.group("student", "breaks"), lives.execution(results))
 
     assert lives.live(train) == TROUBLE
     (run,) = lives.outcome(results)
@@ -99,7 +98,7 @@ def test_a_lost_device_is_nobodys_fault(results, unbroken):
         registry.names()
         registry.source_hash = lambda name: "0" * 16
         registry.register("loses")(LosesTheDevice)
-        return jobs.run_group(lives.group("student", "loses"), lives.execution(results))
+        return group_job.run_group(lives.group("student", "loses"), lives.execution(results))
 
     assert lives.live(train) == TROUBLE
     found = lives.statuses(results)
@@ -123,7 +122,7 @@ def test_no_memory_in_an_evaluation_fails_that_run_and_is_tried_again(results, u
             return evaluate(*arguments, **named)
 
         loop.evaluate = short
-        return jobs.run_group(lives.group(), lives.execution(results))
+        return group_job.run_group(lives.group(), lives.execution(results))
 
     assert lives.live(train) == TROUBLE
     assert sorted(lives.statuses(results).values()) == [("done", ""), ("failed", "out of memory")]
@@ -131,8 +130,8 @@ def test_no_memory_in_an_evaluation_fails_that_run_and_is_tried_again(results, u
 
 
 def test_a_hidden_gpu_is_no_cpu_run(tmp_path):
-    code = "from bench.launch import jobs; from tests.faults import lives; from pathlib import Path; import sys;"
-    code += "sys.exit(jobs.run_group(lives.group('student', teacher=None), lives.execution(Path(sys.argv[1]), device='cuda')))"
+    code = "from bench.train import group_job; from tests.faults import lives; from pathlib import Path; import sys;"
+    code += "sys.exit(group_job.run_group(lives.group('student', teacher=None), lives.execution(Path(sys.argv[1]), device='cuda')))"
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     got = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert got.returncode and "UsageError: device 'cuda' was asked for, but 0 CUDA devices are visible (CUDA_VISIBLE_DEVICES='')" in got.stderr

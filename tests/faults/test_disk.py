@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DONE, TROUBLE, UsageError
-from bench.launch import jobs
 from bench.store.rows import read_rows
 from bench.store.runs import scan
-from bench.train import checkpoint, engine
+from bench.train import checkpoint, engine, group_job
 from tests.faults import lives
 
 
@@ -59,7 +58,7 @@ def fills_after(folder: Path, steps: int, leave: int) -> int:
         return step(runner, start, stop)
 
     engine.Eager.step = counted
-    return jobs.run_group(lives.group(), lives.execution(folder))
+    return group_job.run_group(lives.group(), lives.execution(folder))
 
 
 @pytest.mark.parametrize("leave", [0, 200_000], ids=["to the last byte", "no room for a checkpoint"])
@@ -87,7 +86,7 @@ def test_a_full_disk_fails_the_run_and_spoils_nothing(small, tmp_path, unbroken,
 def test_a_disk_full_from_the_start_is_one_line(small):
     fill(small)
     with pytest.raises(UsageError, match=r"cannot write below .*: No space left on device; free some space"):
-        jobs.run_group(lives.group(), lives.execution(small))
+        group_job.run_group(lives.group(), lives.execution(small))
     assert not list(small.glob("runs/*/config.json"))
 
 
@@ -96,7 +95,7 @@ def test_a_read_only_folder_is_one_line(small):
     before = sorted(p for p in small.rglob("*"))
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     with pytest.raises(UsageError, match=r"cannot write below .*: Read-only file system"):
-        jobs.run_group(lives.group("kd"), lives.execution(small))
+        group_job.run_group(lives.group("kd"), lives.execution(small))
     assert lives.train(small, lives.group("student")) == DONE  # what is done needs no writing
     assert sorted(p for p in small.rglob("*")) == before
 

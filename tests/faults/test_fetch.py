@@ -16,9 +16,9 @@ from bench import data
 from bench.__main__ import main
 from bench.data import cifar100
 from bench.errors import UsageError
-from bench.launch import jobs
 from bench.plan.protocols import get
 from bench.store.weights import read_state
+from bench.train import group_job
 from tests.faults import lives
 
 PAGE = b"<!DOCTYPE html><html><head><title>503 Service Unavailable</title></head><body>come back later</body></html>\n" * 40
@@ -161,7 +161,7 @@ def spoil_architecture(results: Path) -> None:
 def test_the_wrong_teacher_is_named_before_a_run_begins(results, spoil, teacher, said):
     spoil(results)
     with pytest.raises(UsageError, match=said):
-        jobs.run_group(lives.group(teacher=teacher), lives.execution(results))
+        group_job.run_group(lives.group(teacher=teacher), lives.execution(results))
     assert not (results / "runs").exists()
 
 
@@ -173,4 +173,4 @@ def test_a_teacher_of_another_accuracy_is_refused(results):
     write_json(place(results) / "teacher.json", {**record, "test_top1": 90.0})
     (place(results) / "verified.json").unlink()
     with pytest.raises(UsageError, match=r"tests at .* % top-1, its record says 90.00 %"):
-        jobs.run_group(lives.group(), lives.execution(results))
+        group_job.run_group(lives.group(), lives.execution(results))

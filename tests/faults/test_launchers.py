@@ -4,9 +4,9 @@ import os
 import random
 
 from bench.errors import DONE, TROUBLE
-from bench.launch import jobs
 from bench.store.rows import read_rows
 from bench.store.runs import scan
+from bench.train import group_job
 from tests.faults import lives
 
 
@@ -15,7 +15,7 @@ def test_four_launchers_over_twenty_runs_execute_each_once(results):
 
     def launch(number: int) -> None:
         order = random.Random(number).sample(groups, len(groups))
-        codes = [jobs.run_group(group, lives.execution(results, checkpoint_seconds=60.0)) for group in order]
+        codes = [group_job.run_group(group, lives.execution(results, checkpoint_seconds=60.0)) for group in order]
         os._exit(0 if set(codes) <= {DONE, TROUBLE} else 1)  # trouble: another launcher had it
 
     children = [lives.FORK.Process(target=launch, args=(number,)) for number in range(4)]

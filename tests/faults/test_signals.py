@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME
-from bench.launch import jobs
 from bench.launch.tasks import Job
 from bench.store.rows import read_rows
 from bench.store.runs import scan
-from bench.train import checkpoint, engine, run_folder
+from bench.train import checkpoint, engine, group_job, run_folder
 from tests.faults import lives
 
 
@@ -52,7 +51,7 @@ def lands_in(place: str, number: int, folder: Path) -> int:
         run_folder.append_row = after(1, run_folder.append_row, late=True)
     else:
         group_job.GroupJob.learner = after(2, group_job.GroupJob.learner)
-    return jobs.run_group(lives.group(), lives.execution(folder))
+    return group_job.run_group(lives.group(), lives.execution(folder))
 
 
 @pytest.mark.parametrize("place", ["step", "eval", "save", "row", "preparing"])
@@ -78,7 +77,7 @@ def slow_group(group, execution) -> int:
         return step(runner, start, stop)
 
     engine.Eager.step = slowly
-    return jobs.run_group(group, execution)
+    return group_job.run_group(group, execution)
 
 
 def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroken):
@@ -112,7 +111,7 @@ def jumping(folder: Path) -> int:
     """A life whose wall clock jumps, by up to a year to and fro, at every look at it."""
     source, real = random.Random(3), time.time
     time.time = lambda: real() + source.uniform(-3e7, 3e7)
-    return jobs.run_group(lives.group(), lives.execution(folder, checkpoint_seconds=1e-3))
+    return group_job.run_group(lives.group(), lives.execution(folder, checkpoint_seconds=1e-3))
 
 
 def test_a_wall_clock_that_jumps_changes_nothing(results, unbroken):

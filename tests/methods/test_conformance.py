@@ -339,7 +339,7 @@ def test_the_guard_sees_host_reads(step, monkeypatch):
 @pytest.mark.parametrize("pair", [("wrn_40_2", "wrn_40_1"), ("vgg13", "resnet8x4"), ("resnet32x4", "vgg8"), ("wrn_16_1", "wrn_16_2")], ids="-".join)
 def test_other_pairs_work_or_say_why_not(name, pair):
     method = registry.get(name)
-    reason = method.unsupported(hyper_of(method, *pair), setting(*pair))
+    reason = method.reason_against(hyper_of(method, *pair), setting(*pair))
     if reason is not None:
         assert isinstance(reason, str) and reason.strip() and "\n" not in reason
         if method.__init__ is not Method.__init__:

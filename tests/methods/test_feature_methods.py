@@ -67,7 +67,7 @@ def test_a_step_on_every_pair(pair):
     for name in NAMES:
         method, used = registry.get(name), of_pair(*pair)
         hyper = method.hyper_for(*pair)
-        assert method.unsupported(hyper, used) is None
+        assert method.reason_against(hyper, used) is None
         preparation = method.preparation(hyper, used)
         with keyed(0, "method"):
             built = method(hyper, used, preparation.build(teacher, Images()) if preparation else None).train()
@@ -172,11 +172,11 @@ def test_refuses_without_a_teacher(name):
 def test_refuses_networks_with_other_numbers_of_stages(name):
     method, teacher = registry.get(name), setting().teacher
     longer = Shapes("toy", 10, 64, {kind: (*maps, maps[-1]) for kind, maps in teacher.maps.items()})
-    assert "resnet14 and toy have 3 and 4" in method.unsupported(method.Hyper(), Setting(longer, teacher, 10))
+    assert "resnet14 and toy have 3 and 4" in method.reason_against(method.Hyper(), Setting(longer, teacher, 10))
 
 
 def test_ofd_refuses_a_teacher_without_normalisations_behind_its_stages():
-    reason = ofd.OFD.unsupported(ofd.Hyper(), of_pair("shufflev2", "shufflev1"))
+    reason = ofd.OFD.reason_against(ofd.Hyper(), of_pair("shufflev2", "shufflev1"))
     assert "margins" in reason and "shufflev2" in reason and "\n" not in reason
 
 
@@ -186,5 +186,5 @@ def test_ofd_refuses_a_teacher_without_normalisations_behind_its_stages():
 )
 def test_refuses_values_that_mean_nothing(hyper, values):
     (name,) = values
-    with pytest.raises(MethodError, match=name):
-        check_hyper("method", hyper(**values))
+    with pytest.raises(MethodError, match=rf"any\.{name} is {values[name]}; it must be"):
+        check_hyper("any", hyper(**values))

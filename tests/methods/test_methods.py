@@ -36,7 +36,7 @@ def of_pair(teacher: str, student: str) -> Setting:
 @pytest.mark.parametrize(("place", "pair"), list(enumerate(PAIRS)), ids=["-".join(p) for p in PAIRS])
 def test_trainable_parameters(name, place, pair):
     method = registry.get(name)
-    assert method.unsupported(method.Hyper(), of_pair(*pair)) is None
+    assert method.reason_against(method.Hyper(), of_pair(*pair)) is None
     built = method(method.hyper_for(*pair), of_pair(*pair))
     assert sum(p.numel() for p in built.parameters() if p.requires_grad) == COUNTS[name][place]
 
@@ -112,7 +112,7 @@ STAGES = ((4, 16, 16), (4, 16, 16), (8, 8, 8))
 def test_refuses_with_a_reason(name, student, teacher, words):
     method = registry.get(name)
     used = Setting(toy(*student), toy(*teacher), 10)
-    assert re.search(words, method.unsupported(method.Hyper(), used))
+    assert re.search(words, method.reason_against(method.Hyper(), used))
 
 
 @pytest.mark.parametrize("name", ["fitnet", "at"])

@@ -44,7 +44,7 @@ def built(name: str, used: Setting, hyper=None):
 @pytest.mark.parametrize(("place", "pair"), list(enumerate(PAIRS)), ids=["-".join(p) for p in PAIRS])
 def test_trainable_parameters(name, place, pair):
     used = dataclasses.replace(of_pair(*pair), images=10)
-    assert registry.get(name).unsupported(registry.get(name).Hyper(), used) is None
+    assert registry.get(name).reason_against(registry.get(name).Hyper(), used) is None
     method = built(name, used)
     assert sum(p.numel() for p in method.parameters() if p.requires_grad) == COUNTS[name][place]
     if name == "ft":
@@ -237,7 +237,7 @@ STAGES = ((4, 16, 16), (4, 16, 16), (8, 8, 8))
 )
 def test_refuses_with_a_reason(name, student, teacher, words):
     method, used = registry.get(name), Setting(toy("small", *student), toy("big", *teacher), 10, 10)
-    assert re.search(words, method.unsupported(method.Hyper(), used))
+    assert re.search(words, method.reason_against(method.Hyper(), used))
     if name != "at":
         with pytest.raises(MethodError, match=words):
             method(method.Hyper(), used)
@@ -252,8 +252,8 @@ def test_refuses_without_a_teacher(name):
 def test_wrn_40_1_has_no_flow_like_wrn_40_2s():
     """The one cell of CRD's table that is n/a."""
     used = of_pair("wrn_40_2", "wrn_40_1")
-    assert "equal width" in FSP.unsupported(FSP.Hyper(), used)
-    assert all(registry.get(name).unsupported(registry.get(name).Hyper(), used) is None for name in NAMES if name != "fsp")
+    assert "equal width" in FSP.reason_against(FSP.Hyper(), used)
+    assert all(registry.get(name).reason_against(registry.get(name).Hyper(), used) is None for name in NAMES if name != "fsp")
 
 
 CROSS = [
@@ -271,7 +271,7 @@ CROSS = [
 def test_maps_of_unlike_sizes(name, pair):
     """On the unlike pairs every method but FSP has finite losses and gradients."""
     used = dataclasses.replace(of_pair(*pair), images=10)
-    reason = registry.get(name).unsupported(registry.get(name).Hyper(), used)
+    reason = registry.get(name).reason_against(registry.get(name).Hyper(), used)
     if name == "fsp":
         assert "equal width" in reason
         return

@@ -12,8 +12,7 @@ STEPS = 4 * TINY.epochs
 
 def slow_group(group: Group, seconds: float, execution: Execution) -> int:
     """run_group with a pause before every step, in all `seconds` for an undisturbed run."""
-    from bench.launch import jobs
-    from bench.train import engine
+    from bench.train import engine, group_job
 
     step = engine.Eager.step
 
@@ -22,4 +21,4 @@ def slow_group(group: Group, seconds: float, execution: Execution) -> int:
         return step(runner, start, stop)
 
     engine.Eager.step = slowly
-    return jobs.run_group(group, execution)
+    return group_job.run_group(group, execution)

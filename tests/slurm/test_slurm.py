@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DONE
-from bench.launch import jobs
-from bench.launch.slurm import Slurm, submit_slurm
+from bench.launch.options import Run
+from bench.launch.slurm import submit_slurm
 from bench.launch.tasks import Task, fresh_folder
 from bench.plan.groups import Group
 from bench.store.runs import scan
+from bench.train import group_job
 from bench.train.execution import Execution
 from tests.bench import fakes
 from tests.slurm.conftest import wait_for
@@ -32,8 +33,8 @@ def task(name: str, function, arguments: dict, folder: Path, **changes) -> Task:
     return Task(name, function, arguments, execution(folder), lambda: False, **changes)
 
 
-def submit(folder: Path, *tasks: Task, **options) -> dict[str, str]:
-    return submit_slurm(tasks, Slurm(**{"gpus": 0, "cpus": 1, "minutes": 30, **options}), fresh_folder(folder))
+def submit(folder: Path, *tasks: Task, gpus: int = 0, minutes: int = 30, **options) -> dict[str, str]:
+    return submit_slurm(tasks, Run(**{"cpus": 1, "time": minutes, **options}), gpus, fresh_folder(folder))
 
 
 def done(folder: Path) -> list[Path]:
@@ -56,7 +57,7 @@ def undisturbed(tmp_path_factory):
     """The numbers of the same run in a process of its own."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code = "import sys; from tests.slurm import test_slurm as t, jobs; from pathlib import Path;"
-    code += " sys.exit(t.jobs.run_group(t.group(), t.execution(Path(sys.argv[1]))))"
+    code += " sys.exit(t.group_job.run_group(t.group(), t.execution(Path(sys.argv[1]))))"
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     assert subprocess.run([os.sys.executable, "-c", code, str(folder)], cwd=root, env=environment).returncode == DONE
@@ -66,7 +67,7 @@ def undisturbed(tmp_path_factory):
 def test_an_array_of_groups_completes_and_the_last_job_waits_for_it(slurm, tmp_path):
     folder = tmp_path / "results with spaces é"
     folder.mkdir()
-    groups = [task(f"s{seed}", jobs.run_group, {"group": group(seed)}, folder) for seed in (1, 2, 3)]
+    groups = [task(f"s{seed}", group_job.run_group, {"group": group(seed)}, folder) for seed in (1, 2, 3)]
     last = task("report", fakes.work, {"name": "report", "seconds": 0.0}, folder, after=("s1", "s2", "s3"))
     ids = submit(folder, *groups, last)
     assert len({job.split("_")[0] for job in list(ids.values())[:3]}) == 1  # one array

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bench.errors import UsageError, unknown
+from bench.plan.selection import typed
 
 SCOPES = ("network", "group")
 """`network`: run once for each named network, one result each. `group`: run once for a teacher and its students together."""
@@ -105,7 +106,7 @@ class Analysis:
         """What names a result besides networks and data. Options that are `field(metadata={"speed": True})` change no number and are left out."""
         kept = [f.name for f in dataclasses.fields(self.options) if not f.metadata.get("speed")]
         values = dataclasses.asdict(self.options)
-        return {"name": self.name, "version": self.version, "options": {n: _plain(values[n]) for n in kept}}
+        return {"name": self.name, "version": self.version, "options": {n: list(v) if isinstance(v := values[n], tuple) else v for n in kept}}
 
     def made_of(self, context: Any) -> dict[str, Any]:
         """What else names a result and is known with the networks and the data only: hashes of further files. JSON values; may raise UsageError."""
@@ -126,10 +127,6 @@ class Analysis:
         return []
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def options_of(analysis: type[Analysis], changes: Sequence[str]) -> Any:
     """The analysis' options with "field=value" texts applied. Raises UsageError for an unknown field or a value it cannot take."""
     hints = typing.get_type_hints(analysis.Options)
@@ -141,22 +138,14 @@ def options_of(analysis: type[Analysis], changes: Sequence[str]) -> Any:
             raise UsageError(f"--set {text}: expected field=value; {analysis.name} has {', '.join(known) or 'no options'}")
         if name not in hints:
             raise unknown(f"option of {analysis.name}", name, known) if known else UsageError(f"--set {text}: {analysis.name} has no options")
-        chosen[name] = _convert(text, value, hints[name])
+        try:
+            chosen[name] = typed(value, hints[name])
+            numbers = [v for v in (chosen[name] if isinstance(chosen[name], tuple) else [chosen[name]]) if isinstance(v, float)]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError("expected finite numbers")
+        except ValueError as error:
+            raise UsageError(f"--set {text}: {error}") from None
     try:
         return analysis.Options(**chosen)
     except ValueError as error:
         raise UsageError(f"--set: {error}") from None
-
-
-def _convert(text: str, value: str, kind: Any) -> Any:
-    try:
-        if typing.get_origin(kind) is tuple:
-            return tuple(_convert(text, part.strip(), typing.get_args(kind)[0]) for part in value.strip("()[] ").split(",") if part.strip())
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
-        made = kind(value)
-        if kind is not float or math.isfinite(made):
-            return made
-    except (KeyError, ValueError):
-        pass
-    raise UsageError(f"--set {text}: expected {getattr(kind, '__name__', kind)}")

@@ -51,6 +51,12 @@ def half_width(differences: np.ndarray) -> np.ndarray:
     return t_quantile(n - 1) * differences.std(0, ddof=1) / np.sqrt(n)
 
 
+def mean_and_sd(values: Sequence[float], digits: int) -> str:
+    """"0.61 ± 0.32" over seeds (ddof 1); the value alone of one."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
 def shown(found: Difference | None, digits: int = 2) -> str:
     """"+0.61 ± 0.32"; below three seeds "+0.61 (2 seeds)"; empty where there is none."""
     if found is None:

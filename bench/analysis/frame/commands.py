@@ -75,7 +75,7 @@ def run(options: Analyse) -> list[Stored]:
     dataset = machine.dataset
     check(analysis, dataset)
     groups = subjects.choose(words, options.results, dataset.name, dataset.hash, analysis.scope, analysis.needs.students)
-    return [obtain(chosen, Context(options.results, dataset, machine.images, group, lambda text: print(text, flush=True))) for group in groups]
+    return [obtain(chosen, Context(machine, group, lambda text: print(text, flush=True))) for group in groups]
 
 
 def check(analysis: type[Analysis], dataset) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,15 +16,12 @@ import models
 from bench.analysis.frame import registry, results
 from bench.analysis.frame.base import Analysis, Stored
 from bench.analysis.frame.subjects import Subject
-from bench.data import Dataset
-from bench.data.augment import Augmenter
 from bench.errors import UsageError
 from bench.store.files import write_bytes
-from bench.store.weights import read_state, state_hash
 from bench.text import duration
-from bench.train import environment, preparations, teacher_networks
+from bench.train import context, environment, preparations, teacher_networks
 from methods import registry as method_registry
-from methods.base import Prepared, Setting
+from methods.base import Prepared
 from models.outputs import Outputs, Shapes
 
 BATCH = 100
@@ -35,11 +31,11 @@ PRECISION = "tf32"
 
 
 class Context:
-    """One result being made. Networks are frozen, in eval mode, on the device; nothing here trains them."""
+    """One result being made, on a machine set up as for training. Networks are frozen, in eval mode, on the device; nothing here trains them."""
 
-    def __init__(self, root: Path, dataset: Dataset, images: Augmenter, subjects: Sequence[Subject], log: Callable[[str], None]) -> None:
-        self.root, self.dataset, self.images, self.subjects, self.log = root, dataset, images, tuple(subjects), log
-        self.device = images.device
+    def __init__(self, machine: context.Context, subjects: Sequence[Subject], log: Callable[[str], None]) -> None:
+        self.machine, self.subjects, self.log = machine, tuple(subjects), log
+        self.root, self.dataset, self.images, self.device = machine.results, machine.dataset, machine.images, machine.device
         self.folder: Path | None = None  # of the result, set by `obtain`
         self.apart = (0.0, 0.0)  # seconds and CPU seconds spent on what has a cost of its own
         self._networks: dict[str, nn.Module] = {}
@@ -57,11 +53,8 @@ class Context:
     def network(self, subject: Subject) -> nn.Module:
         """The network of a subject. Raises UsageError where its file is damaged or another one's."""
         if subject.hash not in self._networks:
-            state = read_state(subject.file)
-            if (found := state_hash(state)) != subject.hash:
-                raise UsageError(f"{subject.file} has hash {found}, its record says {subject.hash}: train or import it again")
-            made = teacher_networks.network(subject.architecture, state, len(self.dataset.classes), subject.file)
-            self._networks[subject.hash] = made.to(self.device, memory_format=torch.channels_last)
+            made = teacher_networks.read(subject.architecture, subject.file, subject.hash, len(self.dataset.classes), self.device)
+            self._networks[subject.hash] = made
         return self._networks[subject.hash]
 
     def shapes(self, subject: Subject) -> Shapes:
@@ -99,21 +92,16 @@ class Context:
     def prepared(self, subject: Subject, method: str, changes: Mapping[str, Any] | None = None) -> Prepared:
         """The preparation of `method` for this network (built and stored if it is not there yet), with hyper-parameters changed."""
         found = method_registry.get(method)
-        shapes = self.shapes(subject)
         hyper = dataclasses.replace(found.hyper_for(subject.architecture, subject.architecture), **(changes or {}))
-        wanted = found.preparation(hyper, Setting(shapes, shapes, len(self.dataset.classes), len(self.dataset.train_labels)))
-        if wanted is None:
-            raise UsageError(f"{method} prepares nothing from a network")
-        seen = preparations.TrainingImages(self.dataset, self.images)
-        arithmetic = environment.arithmetic(PRECISION, self.device)
-        origin = preparations.Origin(lambda: self.network(subject), subject.hash, self.dataset.hash, arithmetic, seen)
+        wanted = self.machine.preparation_of(found, hyper, subject.architecture)
+        origin = self.machine.origin_of(lambda: self.network(subject), subject.hash)
         with self._apart():
             return preparations.obtain(self.root, wanted, origin, self.log).prepared
 
-    def result(self, name: str, changes: Mapping[str, Any] | None = None, subjects: Sequence[Subject] | None = None) -> Stored:
-        """The stored result of another analysis on the same data, made now if it is not there. `subjects`: all of this one's unless given."""
+    def result(self, name: str, changes: Mapping[str, Any] | None = None) -> Stored:
+        """The stored result of another analysis on the same networks and data, made now if it is not there."""
         analysis = registry.get(name)
-        inner = Context(self.root, self.dataset, self.images, subjects or self.subjects, self.log)
+        inner = Context(self.machine, self.subjects, self.log)
         inner._networks = self._networks
         with self._apart():
             return obtain(analysis(dataclasses.replace(analysis.Options(), **(changes or {}))), inner)
@@ -121,11 +109,11 @@ class Context:
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
         """What is spent here is not this result's: it has a cost of its own."""
-        began = _now()
+        began = environment.clocks()
         try:
             yield
         finally:
-            self.apart = tuple(a + now - before for a, now, before in zip(self.apart, _now(), began, strict=True))
+            self.apart = tuple(a + now - before for a, now, before in zip(self.apart, environment.clocks(), began, strict=True))
 
     def progress(self, items: Iterable, total: int, what: str) -> Iterator:
         """The same items; says at most every ten seconds how far they are."""
@@ -156,12 +144,6 @@ def identity(analysis: Analysis, context: Context) -> dict[str, Any]:
     return found if arithmetic == "fp32" else {**found, "arithmetic": arithmetic}
 
 
-def _now() -> tuple[float, float]:
-    """The clock, and the CPU seconds of this process, all threads."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return time.monotonic(), used.ru_utime + used.ru_stime
-
-
 def obtain(analysis: Analysis, context: Context) -> Stored:
     """The stored result, or a new one: run, written, read back. Raises UsageError and StoreError."""
     wanted = identity(analysis, context)
@@ -171,9 +153,9 @@ def obtain(analysis: Analysis, context: Context) -> Stored:
         return found
     folder = context.folder = results.place(context.root, wanted)
     context.log(f"{folder.name}: running")
-    began = _now()
+    began = environment.clocks()
     result = analysis.run(context)
-    seconds, cpu = (now - before - apart for now, before, apart in zip(_now(), began, context.apart, strict=True))
+    seconds, cpu = (now - before - apart for now, before, apart in zip(environment.clocks(), began, context.apart, strict=True))
     cost = {
         "seconds": max(0.0, seconds),
         "cpu_seconds": max(0.0, cpu),

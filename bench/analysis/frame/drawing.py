@@ -1,20 +1,25 @@
-"""How the analyses' figures look: a paper's column wide, legible in print, told apart without colour. Loads matplotlib: import it to draw."""
+"""How figures look: a paper's column wide, legible in print, told apart without colour. Loads matplotlib: import it to draw."""
 
+import io
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench.store.files import write_bytes
+from bench.text import clean
+
 COLUMN = 3.3
 """Inches: a column of a two-column paper."""
 SMALL, NORMAL = 6.5, 7.5
 """Points: ticks and legends; labels and titles."""
-MARKERS = "osD^vP<X"
+MARKERS = "osD^vP<X>*hp"
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)), (0, (3, 1)))
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)), (0, (3, 1)), (0, (6, 2, 2, 2)))
 GREYS = ("0.15", "0.75", "0.45", "0.9", "0.3", "0.6")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")
 
@@ -38,8 +43,16 @@ def fill(index: int) -> dict[str, Any]:
 
 def plain(text: object, limit: int = 60) -> str:
     """Text that starts no formula."""
-    shown = str(text).replace("$", r"\$")
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    return clean(text, limit).replace("$", r"\$")
+
+
+def save(made: Figure, path: Path) -> bytes:
+    """Write a figure to `path`.png (300 dpi) and `path`.pdf, each atomically; the bytes of the PNG. Raises OSError."""
+    for ending, settings in (("pdf", {"metadata": {"CreationDate": None}}), ("png", {"dpi": 300})):
+        buffer = io.BytesIO()
+        made.savefig(buffer, format=ending, **settings)
+        write_bytes(path.parent / f"{path.name}.{ending}", buffer.getvalue())
+    return buffer.getvalue()
 
 
 def label(axes, x: str = "", y: str = "", title: str = "") -> None:

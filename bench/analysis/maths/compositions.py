@@ -1,15 +1,54 @@
-"""Which two channels add up to a third (Han et al. 2022, Fig. 3): found in the semantic vectors, tried on the activation maps."""
+"""How channels relate on activation maps, and which two add up to a third (Han et al. 2022, Fig. 3): found in the semantic vectors, tried on maps."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from methods.skd.analysis import composition_scores
 from methods.skd.loss import relation, rows
 
 CHUNK = 2**22
 """Scores made at a time: 16 MB in fp32."""
+
+
+class MeanCosines:
+    """E over images of the cosines between channels. A channel that is 0 on an image has cosine 0 there, with itself too."""
+
+    def __init__(self) -> None:
+        self.total, self.count = None, 0
+
+    def add(self, maps: Tensor) -> None:
+        """maps (B, C, H, W)."""
+        summed = relation(rows(maps)).sum(0, dtype=torch.float64).cpu()
+        self.total, self.count = summed if self.total is None else self.total + summed, self.count + len(maps)
+
+    def value(self) -> Tensor:
+        """(C, C) fp64, on the CPU."""
+        return self.total / self.count
+
+
+def neighbours(vectors: Tensor, count: int = 3) -> Tensor:
+    """The `count` channels most similar to each, itself left out: vectors (C, K) -> int64 (C, count), nearest first."""
+    cosines = relation(vectors)
+    return cosines.fill_diagonal_(-2).topk(count, dim=1).indices
+
+
+def composition_scores(vectors: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """How near two channels together come to a third: score = cos(u_a + u_b, u_c) of unit vectors u, and its gain over one alone.
+
+    vectors (C, K), pairs int64 (n, 2) of channels a, b -> score and gain (n, C). In the relation G the score is
+    (G_ac + G_bc) / sqrt(2 + 2 G_ab); gain = score - max(G_ac, G_bc), without which near-duplicates of c win. c = a or b gives -inf;
+    the score of opposite vectors is 0.
+    """
+    cosines = relation(vectors)
+    a, b = pairs.unbind(1)
+    length = (2 + 2 * cosines[a, b]).clamp_min(1e-12).sqrt()
+    score = (cosines[a] + cosines[b]) / length.unsqueeze(1)
+    gain = score - torch.maximum(cosines[a], cosines[b])
+    for channel in (a, b):
+        for values in (score, gain):
+            values.scatter_(1, channel.unsqueeze(1), -torch.inf)
+    return score, gain
 
 
 def best_pairs(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -96,10 +96,9 @@ def labelled(probe: Probe, options) -> Labels:
 
 def segmented(context, layer: str, seen: Mapping[str, np.ndarray], labels: Labels, options) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Facts of each concept, and its vector: (K, C). A concept's fit is a part of its own."""
-    how = cv.Segmentation(options.rate, options.epochs, options.batch)
     found = []
     for concept in context.progress(labels.segmented, len(labels.segmented), f"{layer}, concepts segmented"):
-        found.append(context.part(f"{layer}-{concept}", lambda concept=concept: _segment(layer, seen, labels, concept, how, options)))
+        found.append(context.part(f"{layer}-{concept}", lambda concept=concept: _segment(layer, seen, labels, concept, options)))
     channels = int(seen[f"{layer}.shape"][1])
     vectors = np.stack([f["weights"] for f in found]) if found else np.zeros((0, channels), np.float32)
     near = _nearest(vectors, labels.segmented, labels.names)
@@ -110,17 +109,17 @@ def segmented(context, layer: str, seen: Mapping[str, np.ndarray], labels: Label
     return rows, vectors
 
 
-def _segment(layer: str, seen, labels: Labels, concept: int, how: cv.Segmentation, options) -> dict[str, np.ndarray]:
+def _segment(layer: str, seen, labels: Labels, concept: int, options) -> dict[str, np.ndarray]:
     train, test = labels.halves(concept)
     on, label = unpacked(seen, layer, train), labels.masks(concept, train)
     on_test, label_test = unpacked(seen, layer, test), labels.masks(concept, test)
     draw = generator(options.seed, f"concepts/{layer}/{concept}")
-    weights = cv.fit(on, label, torch.ones(on.shape[1], dtype=torch.bool), how, draw)
+    weights = cv.fit(on, label, torch.ones(on.shape[1], dtype=torch.bool), options, draw)
     channel = int(cv.single(on, label).argmax())
     every = cv.iou(on_test, label_test, weights)
     needed, count = len(weights), 1
     while count < len(weights):
-        few = cv.fit(on, label, cv.strongest(weights, count), how, draw)
+        few = cv.fit(on, label, cv.strongest(weights, count), options, draw)
         if cv.iou(on_test, label_test, few) >= options.share * every:
             needed = count
             break

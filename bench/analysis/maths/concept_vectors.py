@@ -4,25 +4,17 @@ Segmentation: M = sigmoid(up(sum_k w_k [A_k > T_k])), no bias; a pixel belongs t
 channel does not. The loss is linear in M. Learning rate and sums of pixels are those at 112 x 112; for other sizes the rate is scaled by the area.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
 SIZE = 112
 """Pixels a side at which the rate holds."""
+MOMENTUM = 0.9
 RIDGE = 1e-3
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """How weights are fitted."""
-
-    rate: float = 1e-4
-    epochs: int = 30
-    batch: int = 16
-    momentum: float = 0.9
 
 
 def field(on: Tensor, weights: Tensor, size: int) -> Tensor:
@@ -37,10 +29,11 @@ def loss(z: Tensor, label: Tensor, alpha: float) -> Tensor:
     return -(alpha * mask * label + (1 - alpha) * (1 - mask) * (1 - label)).sum() / len(z)
 
 
-def fit(on: Tensor, label: Tensor, kept: Tensor, how: Segmentation, generator: torch.Generator) -> Tensor:
+def fit(on: Tensor, label: Tensor, kept: Tensor, how: Any, generator: torch.Generator) -> Tensor:
     """Weights (C,), 0 where `kept` (C,) is False: on bool (N, C, H, W) and label bool (N, S, S) of images that contain the concept.
 
-    Start: uniform within 1/sqrt(K) for K kept channels. alpha = 1 - the mean part of the pixels that belong to the concept.
+    Start: uniform within 1/sqrt(K) for K kept channels. alpha = 1 - the mean part of the pixels that belong to the concept. `how`: the analysis'
+    options, of which rate, epochs and batch are read.
     """
     count, size = len(on), label.shape[-1]
     keep = kept.float()
@@ -48,7 +41,7 @@ def fit(on: Tensor, label: Tensor, kept: Tensor, how: Segmentation, generator: t
     start = (2 * torch.rand(len(keep), generator=generator) - 1) * bound * keep
     weights = start.requires_grad_()
     alpha = 1 - label.float().mean().item()
-    optimiser = torch.optim.SGD([weights], how.rate * (SIZE / size) ** 2, momentum=how.momentum)
+    optimiser = torch.optim.SGD([weights], how.rate * (SIZE / size) ** 2, momentum=MOMENTUM)
     for _ in range(how.epochs):
         for index in torch.randperm(count, generator=generator).split(how.batch):
             optimiser.zero_grad()
@@ -107,19 +100,12 @@ def classify(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def auc(scores: Tensor, y: Tensor) -> Tensor:
     """The chance that a positive scores above a negative, ties half: scores (N, J), y bool (N, K) -> (K, J); 0.5 where a class is empty."""
-    order = scores.double()
-    ranks = torch.stack([_ranks(column) for column in order.T], 1)
+    ranks = torch.from_numpy(rankdata(scores.double().numpy(), axis=0))  # from 1, ties at their mean
     positive = y.double()
     many, few = (1 - positive).sum(0), positive.sum(0)
     wins = positive.T @ ranks - (few * (few + 1) / 2)[:, None]
     pairs = (few * many)[:, None]
     return torch.where(pairs > 0, wins / pairs.clamp_min(1), torch.full_like(wins, 0.5))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, ties at their mean."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2.0).double()[inverse]
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -13,11 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ORDERS = ("threshold", "upsample")
-"""`threshold`: threshold the map, upsample the 0/1 map, active where above 0.5 (Net2Vec). `upsample`: upsample, then threshold (NetDissect)."""
-OVER = ("category", "concept")
-"""Over which images a channel's activations enter the union: those annotated in the concept's category (NetDissect), or that contain the concept."""
-
 
 class TopQuantile:
     """The value that a fraction q of a channel's values exceeds, exact, for values that come in batches.
@@ -50,7 +45,8 @@ class TopQuantile:
 
 def active(maps: Tensor, thresholds: Tensor, size: int, order: str = "threshold") -> Tensor:
     """Where channels are active: maps (B, C, H, W), T (C,) -> bool (B, C, size, size). Strictly above T: a channel that is 0 nearly everywhere
-    has T = 0 and is active where it is not 0. Bilinear upsampling, corners not aligned."""
+    has T = 0 and is active where it is not 0. Bilinear upsampling, corners not aligned. `order`: "threshold", then upsample the 0/1 map and take
+    what is above 0.5 (Net2Vec); "upsample", then threshold (NetDissect)."""
     limit = thresholds[:, None, None]
     if maps.shape[-1] == size:
         return maps > limit
@@ -116,7 +112,8 @@ class Counts:
         t["with_concept"][:, which] += (area.T @ has).double().cpu()
 
     def iou_set(self, over: str = "category") -> Tensor:
-        """(C, K), 0 where nothing is active or labelled."""
+        """(C, K), 0 where nothing is active or labelled. `over`: a channel's activations enter the union on images annotated in the concept's
+        "category" (NetDissect), or on those that contain the "concept"."""
         t = self.tensors
         on = t["with_concept"] if over == "concept" else t["with_category"][:, list(self.categories)]
         return t["both"] / (on + t["label"] - t["both"]).clamp_min(1)

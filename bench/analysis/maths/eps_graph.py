@@ -5,7 +5,9 @@ A point is a channel: its semantic vector, or its activations. Distance is 1 - c
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 
@@ -17,18 +19,8 @@ def neighbours(distances: Tensor, eps: float) -> Tensor:
 
 def components(near: Tensor) -> list[int]:
     """Sizes of the connected components of a symmetric graph bool (C, C), largest first; a channel alone is a component of 1."""
-    links = near.cpu().numpy()
-    left, sizes = set(range(len(links))), []
-    while left:
-        front, size = [left.pop()], 0
-        while front:
-            i = front.pop()
-            size += 1
-            found = [j for j in links[i].nonzero()[0].tolist() if j in left]
-            left.difference_update(found)
-            front += found
-        sizes.append(size)
-    return sorted(sizes, reverse=True)
+    _, owners = connected_components(near.cpu().numpy(), directed=False)
+    return sorted(np.bincount(owners).tolist(), reverse=True)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The suite's own data sets as probes: embedded images with exact concepts of every pixel; CIFAR-100 with colours of pixels and classes of images."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from bench.analysis.probes.base import Annotated, Concept
+from bench.analysis.probes.base import Annotated, Concept, Probe
+from bench.analysis.probes.broden import Broden
 from bench.analysis.probes.colours import PROTOTYPES, name_pixels
 from bench.data.augment import Augmenter
 
@@ -54,3 +56,11 @@ class ColoursAndClasses:
             shown, labels = self._dataset.test_images[part], self._dataset.test_labels[part]
             whole = torch.stack([first + labels, second + self._coarse[labels]], 1).to(device)
             yield Annotated(self._images.test_batch(part), ((name_pixels(shown.to(device)) + 1)[:, None],), whole, shown)
+
+
+def probe(chosen: str, context, count: int) -> Probe:
+    """`chosen`: "data" for the data set's own (its first `count` test images), else a Broden folder. Raises UsageError."""
+    if chosen != "data":
+        return Broden(Path(chosen), context.dataset, context.images, count)
+    kind = ExactPixels if context.dataset.test_concepts is not None else ColoursAndClasses
+    return kind(context.dataset, context.images, count)

@@ -8,19 +8,30 @@ import torch
 
 import models
 from bench import data
-from bench.analysis.frame.context import Context
+from bench.analysis.frame.context import PRECISION, Context
 from bench.analysis.frame.subjects import Subject
-from bench.data.augment import Augmenter
 from bench.plan.identity import Run
 from bench.plan.protocols import Protocol
 from bench.store.files import write_bytes, write_json
 from bench.store.weights import state_hash
+from bench.train import context as machine
 from bench.train import teacher_networks
+from bench.train.execution import Execution
 from models.randomness import keyed
 from tests.bench.synthetic import add_run
 
 PROTOCOL = Protocol("smoke", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16)
 TEACHER, STUDENT = "resnet8", "resnet8"
+QUICK = {
+    "agreement": {"cka_images": 100, "cka_batch": 50},
+    "alignment": {"epochs": 3, "controls": 2, "images": 100, "quantile": 0.05},
+    "concepts": {"images": 60, "epochs": 1, "least_images": 3, "most_concepts": 3, "layers": ("stage2", "stage3"), "quantile": 0.05},
+    "dissect": {"images": 100, "quantile": 0.05},
+    "knowledge": {"images": 32, "batch": 16, "classes": 4, "phase_epochs": 1, "phase_steps": 2, "check_batches": 1},
+    "neurons": {"images": 40, "relations": 3, "matched": 5},
+    "quantify": {"images": 4, "grid": 4, "learning": False, "steps": 4, "draws": 4, "bootstrap": 20},
+}
+"""Options with which an analysis takes seconds; one that is not here is run with its own."""
 
 
 def network(name: str, purpose: str, classes: int = 100):
@@ -55,7 +66,7 @@ def dataset(protocol: Protocol = PROTOCOL):
 
 
 def context(results: Path, images, subjects: list[Subject], log=lambda text: None) -> Context:
-    return Context(results, images, Augmenter(images, "cpu", channels_last=True), subjects, log)
+    return Context(machine.Context(PROTOCOL, PRECISION, Execution(str(results), device="cpu", engine="eager"), dataset=images), subjects, log)
 
 
 def subjects_of(results: Path, images, students: int = 2) -> list[Subject]:
@@ -75,9 +86,8 @@ def damaged_json(path: Path) -> None:
 
 
 def quick(analysis) -> object:
-    """Options small enough for tests: the analysis' `quick()` where it has one."""
-    make = getattr(analysis.Options, "quick", None)
-    return make() if make else analysis.Options()
+    """Options small enough for tests."""
+    return analysis.Options(**QUICK.get(analysis.name, {}))
 
 
 def cifar_like(images):

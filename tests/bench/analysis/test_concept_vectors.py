@@ -28,17 +28,17 @@ EVERY = torch.ones(CHANNELS, dtype=torch.bool)
 def test_a_planted_channel_is_found_by_one_and_by_all():
     on, label = planted(union=False)
     assert cv.single(on, label).argmax() == 2
-    weights = cv.fit(on, label, EVERY, cv.Segmentation(), generator(1))
+    weights = cv.fit(on, label, EVERY, concepts.Options(), generator(1))
     assert torch.nn.functional.cosine_similarity(weights, torch.eye(CHANNELS)[2], dim=0) > 0.9
     assert cv.strongest(weights, 1).nonzero().item() == 2
 
 
 def test_a_union_of_two_is_better_by_all_than_by_the_best_one():
     on, label = planted(union=True)
-    weights = cv.fit(on, label, EVERY, cv.Segmentation(), generator(1))
+    weights = cv.fit(on, label, EVERY, concepts.Options(), generator(1))
     assert cv.iou(on, label, weights) > cv.single(on, label).max() + 0.1
     assert set(cv.strongest(weights, 2).nonzero().flatten().tolist()) == {2, 3}
-    pair = cv.fit(on, label, cv.strongest(weights, 2), cv.Segmentation(), generator(1))
+    pair = cv.fit(on, label, cv.strongest(weights, 2), concepts.Options(), generator(1))
     assert (pair != 0).nonzero().flatten().tolist() == [2, 3]
 
 

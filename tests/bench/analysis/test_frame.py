@@ -42,8 +42,8 @@ def test_bad_input_is_one_line_and_exit_2(place, images, capsys):
         (("sync", "resnet20"), "no resnet20 teacher for shapes100"),
         (("sync", "resnet8", "--set", "layers=stage9"), "resnet8 has no layer 'stage9'; it has stem, stage1"),
         (("sync", "resnet8", "--set", "epz=1"), "unknown option of sync 'epz'; did you mean eps"),
-        (("sync", "resnet8", "--set", "eps=wide"), "--set eps=wide: expected float"),
-        (("sync", "resnet8", "--set", "eps=nan"), "--set eps=nan: expected float"),
+        (("sync", "resnet8", "--set", "eps=wide"), "--set eps=wide: expected a float or several with commas"),
+        (("sync", "resnet8", "--set", "eps=nan"), "--set eps=nan: expected finite numbers"),
         (("sync", "resnet8", "--set", "images=1"), "at least 2"),
         (("sync", "resnet8-resnet8-kd-s1-0123456789"), "no runs in"),
     ):
@@ -120,7 +120,7 @@ class Grouped(Analysis):
 
 
 def test_a_group_is_one_result_and_costs_of_others_are_left_out(place, images, monkeypatch):
-    monkeypatch.setattr("bench.analysis.frame.context._now", lambda: (Grouped.clock, 2 * Grouped.clock))
+    monkeypatch.setattr("bench.train.environment.clocks", lambda: (Grouped.clock, 2 * Grouped.clock))
     subjects_found = small.subjects_of(place, images)
     stored = obtain(Grouped(Grouped.Options()), small.context(place, images, subjects_found))
     assert len(stored.facts["labels"]) == 3 and stored.subject == "resnet8 and 2 more"

@@ -93,4 +93,4 @@ def test_a_student_of_other_shapes_is_refused(tmp_path):
     wide = Subject(**{**student.facts(), "file": student.file, "architecture": "resnet8x4"})
     analysis = registry.get("knowledge")
     with pytest.raises(UsageError, match="stages of its shapes"):
-        obtain(analysis(analysis.Options.quick()), small.context(tmp_path, images, [teacher, wide]))
+        obtain(analysis(small.quick(analysis)), small.context(tmp_path, images, [teacher, wide]))

@@ -17,7 +17,7 @@ from bench.store.weights import read_state, state_hash
 from tests.bench.analysis import small
 
 analysis = registry.get("quantify")
-QUICK = analysis.Options.quick()
+QUICK = small.quick(analysis)
 
 
 @pytest.fixture(scope="module")

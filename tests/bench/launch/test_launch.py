@@ -13,7 +13,8 @@ import pytest
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME, UsageError
 from bench.launch import local
 from bench.launch.local import Pool
-from bench.launch.slurm import Slurm
+from bench.launch.options import Run
+from bench.launch.slurm import parameters
 from bench.launch.tasks import Job, Slot, Task, fresh_folder
 from bench.train.execution import Execution
 from tests.bench import fakes
@@ -220,7 +221,8 @@ def test_fresh_folder_is_new_each_time_and_says_where_nothing_can_be_written(tmp
 
 
 def test_slurm_parameters_name_what_was_asked_for():
-    got = Slurm(partition="p", account="a", qos="q", constraint="c", minutes=5, setup=("module load x",), gpus=1).parameters("n", ["7_0", "7_1"])
+    asked = Run(partition="p", account="a", qos="q", constraint="c", time=5, setup=("module load x",))
+    got = parameters(asked, 1, "n", ["7_0", "7_1"])
     wanted = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "time": 5, "setup": ["module load x"], "gpus_per_node": 1}
     assert wanted.items() <= got.items() and got["dependency"] == "afterany:7_0:7_1"
-    assert "gpus_per_node" not in Slurm(gpus=0).parameters("n", []) and "dependency" not in Slurm().parameters("n", [])
+    assert "gpus_per_node" not in parameters(Run(), 0, "n", []) and "dependency" not in parameters(Run(), 1, "n", [])

@@ -11,7 +11,6 @@ import torch
 import models
 from bench import data
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
-from bench.launch import jobs
 from bench.launch import run as launch
 from bench.launch.ledger import Ledger
 from bench.launch.options import Run
@@ -23,7 +22,7 @@ from bench.plan.selection import Selection
 from bench.store import redo
 from bench.store.lease import Lease
 from bench.store.runs import scan
-from bench.train import loop, teacher_networks
+from bench.train import group_job, loop, teacher_networks
 from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
@@ -46,7 +45,7 @@ def plan():
 def done(plan, tmp_path_factory) -> Path:
     """A results folder in which every run of the plan is done."""
     results = tmp_path_factory.mktemp("done")
-    assert all(jobs.run_group(group, execution(results)) == DONE for group in plan.groups)
+    assert all(group_job.run_group(group, execution(results)) == DONE for group in plan.groups)
     return results
 
 
@@ -69,7 +68,7 @@ def content(results: Path) -> dict[str, bytes]:
 
 
 def train(results: Path, book: Ledger, **changes) -> list[int]:
-    return [jobs.run_group(group, execution(results, **changes)) for group in book.groups_left()]
+    return [group_job.run_group(group, execution(results, **changes)) for group in book.groups_left()]
 
 
 def test_all_is_planned_as_if_forgotten_and_nothing_is_touched(results, plan):
@@ -106,8 +105,8 @@ def test_a_stopped_one_goes_on_and_the_old_results_stand_meanwhile(results, plan
     before, book = content(results), ledger(results, plan)
     book.begin_redo()
     groups = book.groups_left()
-    assert jobs.run_group(groups[0], execution(results)) == DONE
-    assert jobs.run_group(groups[1], execution(results, stop_after_seconds=0.001)) == STOPPED_IN_TIME
+    assert group_job.run_group(groups[0], execution(results)) == DONE
+    assert group_job.run_group(groups[1], execution(results, stop_after_seconds=0.001)) == STOPPED_IN_TIME
     unchanged = {name: text for name, text in content(results).items() if f"-s{groups[1].seed}-" in name}
     assert unchanged == {name: text for name, text in before.items() if name in unchanged} and unchanged
     later = ledger(results, plan)

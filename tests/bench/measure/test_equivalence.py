@@ -10,7 +10,7 @@ from scipy import stats
 
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
 from bench.measure import equivalence
-from bench.measure.equivalence import Equivalence, judge, power, study
+from bench.measure.equivalence import Equivalence, judge, power
 from bench.train import group_job
 from tests.bench.synthetic import SHORT, add_run, run_of
 
@@ -77,7 +77,7 @@ def test_study_of_made_up_runs(tmp_path, capsys, shift, sigma, word):
     fill(tmp_path, shift, sigma)
     fill(tmp_path, 5.0, 0.1, precisions=("tf32",))  # not asked for
     fill(tmp_path, 5.0, 0.1, protocol=dataclasses.replace(SHORT, lr=0.1))  # another protocol
-    assert study(options(tmp_path)) == DONE
+    assert options(tmp_path).main() == DONE
     said = capsys.readouterr().out
     assert said.index("paired runs, margin 0.3") < said.index(f"bf16 against fp32: {word}")
     found = outcome(tmp_path)
@@ -92,7 +92,7 @@ def test_what_is_missing_is_named_and_not_paired(tmp_path, capsys):
     add_run(tmp_path, run_of("kd", *PAIR, 6, precision="bf16"), 70.0)
     add_run(tmp_path, run_of("kd", *PAIR, 6, precision="fp32", teacher_hash="another"), 60.0)  # not the same teacher
     add_run(tmp_path, run_of("student", *PAIR, 6, precision="bf16"), 70.0, status="diverged")
-    assert study(options(tmp_path, seeds=("1-6",))) == DONE
+    assert options(tmp_path, seeds=("1-6",)).main() == DONE
     assert "left out: kd with seed 6" in capsys.readouterr().out
     found = outcome(tmp_path)
     assert found["n"] == 10 and found["planned"] == 12 and len(found["missing"]) == 2
@@ -102,7 +102,7 @@ def test_two_teachers_for_one_cell_are_refused(tmp_path):
     fill(tmp_path, 0.0, 0.1, seeds=[1, 2])
     fill(tmp_path, 0.0, 0.1, seeds=[1], teacher_hash="another")
     with pytest.raises(UsageError, match="kd with seed 1"):
-        study(options(tmp_path, seeds=("1,2",)))
+        options(tmp_path, seeds=("1,2",)).main()
 
 
 class Launched:
@@ -123,7 +123,7 @@ class Launched:
 def test_missing_runs_are_trained_seed_by_seed_after_the_power_is_said(tmp_path, capsys, monkeypatch):
     launched = Launched(tmp_path, {2: TROUBLE})
     monkeypatch.setattr(group_job, "run_group", lambda *a: (print("training"), launched(*a))[1])
-    assert study(dataclasses.replace(options(tmp_path, seeds=("1-2",)), train=True)) == TROUBLE
+    assert dataclasses.replace(options(tmp_path, seeds=("1-2",)), train=True).main() == TROUBLE
     assert launched.groups == [(1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16")]
     said = capsys.readouterr().out
     assert said.index("probability") < said.index("training") and outcome(tmp_path)["word"] == "equivalent"
@@ -131,10 +131,10 @@ def test_missing_runs_are_trained_seed_by_seed_after_the_power_is_said(tmp_path,
 
 def test_a_stop_is_passed_on_and_nothing_is_judged(tmp_path, monkeypatch):
     monkeypatch.setattr(group_job, "run_group", Launched(tmp_path, {3: STOPPED_IN_TIME}))
-    assert study(dataclasses.replace(options(tmp_path, seeds=("1-2",)), train=True)) == STOPPED_IN_TIME
+    assert dataclasses.replace(options(tmp_path, seeds=("1-2",)), train=True).main() == STOPPED_IN_TIME
     assert not (tmp_path / equivalence.FOLDER).exists()
     monkeypatch.setattr(group_job, "run_group", Launched(tmp_path))
-    assert study(dataclasses.replace(options(tmp_path), train=True, time_budget=0.0)) == STOPPED_IN_TIME
+    assert dataclasses.replace(options(tmp_path), train=True, time_budget=0.0).main() == STOPPED_IN_TIME
 
 
 @pytest.mark.parametrize(
@@ -150,4 +150,4 @@ def test_a_stop_is_passed_on_and_nothing_is_judged(tmp_path, monkeypatch):
 )
 def test_bad_input(tmp_path, changes, text):
     with pytest.raises(UsageError, match=text):
-        study(dataclasses.replace(options(tmp_path), **changes))
+        dataclasses.replace(options(tmp_path), **changes).main()

@@ -36,12 +36,12 @@ def execution(results, **changes) -> Execution:
 
 
 def one(method="kd", teacher=TEACHER, student=STUDENT, protocol=TINY, precision="tf32", hyper=()) -> Group:
-    return Group(teacher, student, probes.SEED, protocol, precision, (method,), hyper)
+    return Group(teacher, student, meters.SEED, protocol, precision, (method,), hyper)
 
 
 def measure(results, method, teacher=TEACHER, student=STUDENT, protocol=TINY, hyper=(), steps=2):
     """In this process: quicker than a fresh one, and sees methods that only this process knows."""
-    return probes.measure(probes.Request(one(method, teacher, student, protocol, hyper=hyper), execution(results), steps, 0))
+    return probes.measure(one(method, teacher, student, protocol, hyper=hyper), execution(results), steps, 0)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ OTHERS = [{"batch": 32}, {"image_size": 24}, {"train_images": 300}, {"sample_rat
 
 @pytest.mark.parametrize("change", [*OTHERS, {"dataset": "cifar100"}, "hyper", "threads", "engine", "precision", "version"])
 def test_what_changes_the_measurement_has_a_file_of_its_own(probed, monkeypatch, change):
-    group, how = Group(TEACHER, STUDENT, probes.SEED, TINY, "tf32", ("kd",)), execution(probed)
+    group, how = Group(TEACHER, STUDENT, meters.SEED, TINY, "tf32", ("kd",)), execution(probed)
     assert probes.is_measured(group, how)
     if isinstance(change, dict):
         group = dataclasses.replace(group, protocol=dataclasses.replace(TINY, **change))
@@ -174,7 +174,7 @@ def test_stored_preparation_and_teacher_are_used(tmp_path):
     state = models.build(TEACHER).state_dict()
     teacher_networks.publish(tmp_path, dataset.name, dataset.hash, TEACHER, state, measured, {"source": "trained", "trained": True})
     hyper = (("skd", "dimensions", 4), ("skd", "fit_steps", 5))
-    group = Group(TEACHER, STUDENT, probes.SEED, TINY, "tf32", ("skd",), hyper)
+    group = Group(TEACHER, STUDENT, meters.SEED, TINY, "tf32", ("skd",), hyper)
     context = Context(TINY, "tf32", execution(tmp_path), TEACHER, untrained=True, dataset=dataset)
     built = context.prepare(context.resolved(group)[0], lambda message: None)
     record = measure(tmp_path, "skd", hyper=hyper)
@@ -264,7 +264,7 @@ def test_steps_are_full_batches_of_successive_epochs():
             self.spans.append((start, stop))
             return []
 
-    steps = probes._Steps(Runner(), 40, 16)
+    steps = meters.Steps(Runner(), 40, 16)
     for _ in range(5):
         steps()
     assert Runner.spans == [(0, 16), (16, 32), (0, 16), (16, 32), (0, 16)]

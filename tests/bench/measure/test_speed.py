@@ -61,7 +61,7 @@ def test_hours_of_the_table():
 def test_a_small_measurement_is_written_and_printed(tmp_path, capsys):
     chosen = {"pairs": ("resnet14-resnet8",), "methods": ("student", "kd"), "engines": ("eager",), "device": "cpu"}
     options = Speed(**chosen, steps=2, quick=True, results=tmp_path, threads=1)
-    assert speed.speed(options) == 0
+    assert options.main() == 0
     (path,) = (tmp_path / "costs").glob("*/speed.json")
     record = read_json(path)
     assert record["kind"] == "speed" and set(record["ceilings"]) == {"tf32", "bf16"}
@@ -83,7 +83,7 @@ def test_defaults():
 @pytest.mark.parametrize("changes", [{"precisions": ("fp64",)}, {"pairs": ("resnet56",)}, {"engines": ("graph",)}, {"steps": 0}])
 def test_bad_input(tmp_path, changes):
     with pytest.raises(UsageError):
-        speed.speed(Speed(results=tmp_path, device="cpu", **changes))
+        Speed(results=tmp_path, device="cpu", **changes).main()
     assert not (tmp_path / "costs").exists()
 
 

@@ -40,9 +40,9 @@ def test_two_nights_of_the_same_code_are_bit_equal(tmp_path):
 
 
 def test_a_method_that_fails_has_no_metric_and_a_reason(tmp_path):
-    from bench.launch.jobs import run_group
     from bench.plan.groups import Group
     from bench.train.execution import Execution
+    from bench.train.group_job import run_group
 
     class Broken(Method):
         title = "Broken"

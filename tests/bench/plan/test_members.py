@@ -9,10 +9,10 @@ import pytest
 from bench.errors import UsageError
 from bench.plan import registries
 from bench.plan.expand import expand
-from bench.plan.members import hyper_of, typed
+from bench.plan.members import hyper_of
 from bench.plan.profiles import PROFILES
 from bench.plan.protocols import PROTOCOLS
-from bench.plan.selection import Selection
+from bench.plan.selection import Selection, typed
 from methods import registry
 from methods.base import Method, MethodError, added, check_hyper, named_hyper, ranged
 

@@ -10,14 +10,13 @@ import models
 from bench import data
 from bench.data.augment import Augmenter
 from bench.errors import DONE
-from bench.launch import jobs
 from bench.plan import members
 from bench.plan.groups import Group
 from bench.plan.profiles import PROFILES
 from bench.plan.protocols import Protocol
 from bench.report import table
 from bench.store.runs import scan
-from bench.train import teacher_networks
+from bench.train import group_job, teacher_networks
 from bench.train.execution import Execution
 from bench.train.learner import evaluate
 from methods import registry
@@ -62,7 +61,7 @@ def takes_steps(tmp_path, pair):
     teacher_networks.publish(tmp_path, "shapes100", dataset.hash, pair.teacher, network.state_dict(), measured, facts)
     methods = tuple(registry.names())
     group = Group(pair.teacher, pair.student, 1, FEW, "tf32", methods, quick(pair.teacher, pair.student))
-    assert jobs.run_group(group, Execution(str(tmp_path), device="cpu", threads=1)) == DONE
+    assert group_job.run_group(group, Execution(str(tmp_path), device="cpu", threads=1)) == DONE
     views = {view.method: view for view in scan(tmp_path)[0]}
     able = [m.run.method for m in members.resolve(group, dataset.hash, 100, FEW.image_size, FEW.train_images, None) if not m.skipped]
     assert pair not in PAPER or len(able) == len(methods)

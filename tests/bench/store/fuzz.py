@@ -176,7 +176,7 @@ def readers(place: Path) -> Iterator[tuple[str, str]]:
         for pair in sorted({f"{p.teacher}/{p.student}" for s in sets for t in s.tables for p in t.pairs if p.teacher})[:2]:
             with contextlib.suppress(UsageError):
                 yield "explain", explain.explain(sets, method, pair)
-    for name, command in (("status", lambda: status.show(place, True)), ("teachers", lambda: teacher_commands.show_teachers(place))):
+    for name, command in (("status", lambda: status.show(place, True)), ("teachers", lambda: teacher_commands.Teachers(results=place).main())):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             command()

@@ -87,7 +87,7 @@ def kept(place: Path) -> str:
 def read_all(place: Path, capsys) -> str:
     """What the commands say of a folder; none of them may raise."""
     assert main(["report", str(place)]) == 0 and main(["report", str(place), "--strict", "--no-write"]) in (0, 1)
-    assert status.show(place, True) == 0 and teacher_commands.show_teachers(place) == 0
+    assert status.show(place, True) == 0 and teacher_commands.Teachers(results=place).main() == 0
     for check in (doctor.check_runs, doctor.check_checkpoints, doctor.check_others, doctor.check_evidence, doctor.check_teachers):
         for finding in check(place):
             say(f"doctor: {finding.what}")

@@ -7,12 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE
-from bench.launch import jobs
 from bench.plan.protocols import Protocol
 from bench.store.files import read_json
 from bench.store.rows import read_rows
 from bench.store.runs import scan
-from bench.train import checkpoint, engine, group_job
+from bench.train import checkpoint, engine, group_job, teacher_training
 from bench.train.learner import Learner
 from bench.train.loop import Training
 from methods.base import Method
@@ -45,7 +44,7 @@ def group(*methods: str):
 def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     with groups.deterministic():
-        assert jobs.run_teacher("resnet8", TINY, 0, "tf32", execution(folder)) == DONE
+        assert teacher_training.train("resnet8", TINY, 0, "tf32", execution(folder)) == DONE
     return folder / "teachers"
 
 
@@ -67,14 +66,14 @@ def unbroken(teachers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     (folder / "teachers").symlink_to(teachers)
     with groups.deterministic(), registered(everything=Everything, plain=Plain):
-        assert jobs.run_group(group("plain", "everything"), execution(folder)) == DONE
+        assert group_job.run_group(group("plain", "everything"), execution(folder)) == DONE
         return records(folder), folder
 
 
 def test_group_equals_single_bit_for_bit(fresh, unbroken):
     folder = fresh("alone")
     for method in ("everything", "plain"):
-        assert jobs.run_group(group(method), execution(folder)) == DONE
+        assert group_job.run_group(group(method), execution(folder)) == DONE
     found = records(folder)
     assert {m: numbers(r) for m, r in found.items()} == {m: numbers(r) for m, r in unbroken[0].items()}
     assert numbers(found["plain"])[0] != numbers(found["everything"])[0]
@@ -83,7 +82,7 @@ def test_group_equals_single_bit_for_bit(fresh, unbroken):
 @pytest.mark.parametrize("name", ["static", "native"])
 def test_other_engines(fresh, unbroken, name):
     folder = fresh(name)
-    assert jobs.run_group(group("plain", "everything"), execution(folder, engine=name)) == DONE
+    assert group_job.run_group(group("plain", "everything"), execution(folder, engine=name)) == DONE
     found = records(folder)
     assert {r["engine"] for r in found.values()} == {name}
     if name == "static":  # the native operator rounds otherwise
@@ -96,14 +95,14 @@ def test_resumed_equals_unbroken_bit_for_bit(fresh, unbroken, monkeypatch, steps
     folder = fresh("broken")
     with monkeypatch.context() as patch:
         Interrupting(patch, steps)
-        assert jobs.run_group(group("plain", "everything"), execution(folder)) == STOPPED_IN_TIME
+        assert group_job.run_group(group("plain", "everything"), execution(folder)) == STOPPED_IN_TIME
     assert set(statuses(folder).values()) == {"interrupted"}
     (view,) = (v for v in scan(folder)[0] if v.method == "everything")
     position = checkpoint.restore(folder, view.id)[1].position
     done = divmod(steps, STEPS)
     assert position == checkpoint.Position(-1 + done[0], done[1])
     torch.manual_seed(12345)
-    assert jobs.run_group(group("plain", "everything"), execution(folder)) == DONE
+    assert group_job.run_group(group("plain", "everything"), execution(folder)) == DONE
     found = records(folder)
     assert {m: numbers(r) for m, r in found.items()} == {m: numbers(r) for m, r in unbroken[0].items()}
     assert not list(folder.glob("runs/*/checkpoint-*")) and not list(folder.glob("groups/*"))
@@ -135,11 +134,11 @@ def test_a_kill_while_a_run_moves_to_the_main_group_loses_nothing(fresh, unbroke
         patch.setattr(checkpoint.GroupCheckpoint, "save", saving)
         patch.setattr(checkpoint.os, "replace", renaming)
         with pytest.raises(Killed):
-            jobs.run_group(group("plain", "everything"), execution(folder, checkpoint_seconds=0))
+            group_job.run_group(group("plain", "everything"), execution(folder, checkpoint_seconds=0))
     (view,) = (v for v in scan(folder)[0] if v.method == "everything")
     restored = checkpoint.restore(folder, view.id)[1]
     assert restored.position >= checkpoint.START and restored.state is not None
-    assert jobs.run_group(group("plain", "everything"), execution(folder)) == DONE
+    assert group_job.run_group(group("plain", "everything"), execution(folder)) == DONE
     assert {m: numbers(r) for m, r in records(folder).items()} == {m: numbers(r) for m, r in unbroken[0].items()}
 
 
@@ -167,7 +166,7 @@ def test_start_comes_once_before_a_state_is_loaded(fresh, monkeypatch):
     monkeypatch.setattr(Everything, "start", lambda self, labels: (calls.append(("start", tuple(labels.shape), labels.dtype)), start(self, labels)))
     monkeypatch.setattr(Learner, "load", lambda self, state: (calls.append("load"), load(self, state)))
     folder = fresh("started")
-    assert jobs.run_group(group("everything"), execution(folder)) == DONE
+    assert group_job.run_group(group("everything"), execution(folder)) == DONE
     begun = ("start", (150,), torch.int64)
     assert calls == [begun, begun, "load"]  # the stage's learner, then the main one's
 
@@ -190,7 +189,7 @@ def test_a_group_that_does_not_fit_is_split(fresh, unbroken, monkeypatch, capsys
 
     monkeypatch.setattr(engine.Eager, "step", short)
     folder = fresh("split")
-    assert jobs.run_group(group("plain", "everything", "student"), execution(folder, checkpoint_seconds=0 if at == 3 else 60)) == DONE
+    assert group_job.run_group(group("plain", "everything", "student"), execution(folder, checkpoint_seconds=0 if at == 3 else 60)) == DONE
     found = records(folder)
     assert {m: numbers(found[m]) for m in ("plain", "everything")} == {m: numbers(r) for m, r in unbroken[0].items()}
     assert numbers(found["student"]) == numbers(found["plain"])
@@ -207,7 +206,7 @@ def test_one_that_does_not_fit_alone_fails_in_one_line(fresh, unbroken, monkeypa
 
     folder = fresh("large")
     with registered(large=type("Large", (Plain,), {"losses": losses})):
-        assert jobs.run_group(group("plain", "large"), execution(folder)) == TROUBLE
+        assert group_job.run_group(group("plain", "large"), execution(folder)) == TROUBLE
         found = statuses(folder)
         assert found == {"plain": "done", "large": "failed"} and numbers(records(folder)["plain"]) == numbers(unbroken[0]["plain"])
     assert len(re.findall("large.* failed: out of memory", capsys.readouterr().out)) == 1
@@ -224,7 +223,7 @@ def test_no_memory_to_build_a_member_splits_too(fresh, unbroken, monkeypatch):
 
     monkeypatch.setattr(group_job.Training, "add", short)
     folder = fresh("built")
-    assert jobs.run_group(group("plain", "everything"), execution(folder)) == DONE
+    assert group_job.run_group(group("plain", "everything"), execution(folder)) == DONE
     assert {m: numbers(r) for m, r in records(folder).items()} == {m: numbers(r) for m, r in unbroken[0].items()}
 
 
@@ -237,7 +236,7 @@ def test_a_failure_names_file_and_line(fresh, capsys):
 
     folder = fresh("broken")
     with registered(broken=Broken):
-        assert jobs.run_group(group("broken"), execution(folder)) == TROUBLE
+        assert group_job.run_group(group("broken"), execution(folder)) == TROUBLE
     line = next(i for i, text in enumerate(open(__file__, encoding="utf-8"), 1) if text.rstrip().endswith("# the line"))
     (status,) = (read_json(path) for path in folder.glob("runs/*broken*/status.json"))
     where = f"tests/bench/train/test_contract.py:{line}: "

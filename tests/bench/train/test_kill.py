@@ -15,12 +15,11 @@ import pytest
 import torch
 
 from bench.errors import DONE
-from bench.launch import jobs
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store.rows import read_rows
 from bench.store.runs import scan
-from bench.train import checkpoint
+from bench.train import checkpoint, group_job, teacher_training
 from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=12, milestones=(8,), train_images=200, test_images=100, image_size=16, batch=64)
@@ -35,7 +34,7 @@ def train(folder: Path, checkpoint_seconds: float = 0.0) -> None:
     """A child's life: exits with the group's code."""
     torch.set_num_threads(1)
     group = Group("resnet8", "resnet8", 1, TINY, "tf32", ("student", "kd", "skd"))
-    os._exit(jobs.run_group(group, execution(folder, checkpoint_seconds)))
+    os._exit(group_job.run_group(group, execution(folder, checkpoint_seconds)))
 
 
 def live(folder: Path, target=train, *arguments) -> int | None:
@@ -62,7 +61,7 @@ def outcome(folder: Path) -> dict[str, tuple]:
 def unbroken(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("unbroken")
-    assert jobs.run_teacher("resnet8", TINY, 0, "tf32", execution(folder, 60)) == DONE
+    assert teacher_training.train("resnet8", TINY, 0, "tf32", execution(folder, 60)) == DONE
     assert live(folder) == DONE
     return folder, outcome(folder)
 

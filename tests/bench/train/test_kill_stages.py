@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from bench.errors import DONE
-from bench.launch import jobs
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
-from bench.train import checkpoint
+from bench.train import checkpoint, group_job, teacher_training
 from tests.bench.train.test_kill import FORK, execution, fresh, live, outcome
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=3, milestones=(2,), train_images=200, test_images=100, image_size=16, batch=64)
@@ -27,14 +26,14 @@ def train(folder: Path, checkpoint_seconds: float = 0.0) -> None:
     """A child's life: exits with the group's code."""
     torch.set_num_threads(1)
     group = Group("resnet8", "resnet8", 1, TINY, "tf32", ("ft", "ab", "crd", "fsp"), HYPER)
-    os._exit(jobs.run_group(group, execution(folder, checkpoint_seconds)))
+    os._exit(group_job.run_group(group, execution(folder, checkpoint_seconds)))
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("unbroken")
-    assert jobs.run_teacher("resnet8", TINY, 0, "tf32", execution(folder, 60)) == DONE
+    assert teacher_training.train("resnet8", TINY, 0, "tf32", execution(folder, 60)) == DONE
     assert live(folder, train) == DONE
     return folder, outcome(folder)
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DONE
-from bench.launch import jobs
 from bench.store.runs import scan
-from bench.train import checkpoint, loop
+from bench.train import checkpoint, group_job, loop
 from tests.bench.train.test_training import execution, group, numbers, records
 
 
@@ -17,10 +16,10 @@ class Killed(BaseException):
 
 def test_temporary_files_and_unnamed_checkpoints_go_and_the_run_goes_on(tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert jobs.run_group(group("student", teacher=None), execution(whole)) == DONE
+    assert group_job.run_group(group("student", teacher=None), execution(whole)) == DONE
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop.Training, "_finish", lambda *_: (_ for _ in ()).throw(Killed()))
-        jobs.run_group(group("student", teacher=None), execution(cut, checkpoint_seconds=0))
+        group_job.run_group(group("student", teacher=None), execution(cut, checkpoint_seconds=0))
     (run,) = (cut / "runs").iterdir()
     kept = sorted(run.glob("checkpoint-*.pt"))
     assert len(kept) == 2
@@ -31,6 +30,6 @@ def test_temporary_files_and_unnamed_checkpoints_go_and_the_run_goes_on(tmp_path
     assert checkpoint.sweep(cut, run.name) == 3000 and sorted(run.glob("checkpoint-*.pt")) == kept and manifest.exists()
     for path in left:
         path.write_bytes(b"x")
-    assert jobs.run_group(group("student", teacher=None), execution(cut)) == DONE
+    assert group_job.run_group(group("student", teacher=None), execution(cut)) == DONE
     assert not any(path.exists() for path in left) and not list(run.glob("checkpoint-*")) and not list(Path(run).glob(".*"))
     assert numbers(records(cut)["student"]) == numbers(records(whole)["student"]) and not scan(cut)[1]

@@ -3,10 +3,10 @@
 import dataclasses
 
 from bench.errors import DONE, STOPPED_IN_TIME
-from bench.launch import jobs
 from bench.launch.ledger import changed_sources
 from bench.report import table
 from bench.store.runs import scan
+from bench.train import group_job
 from methods import registry
 from tests.bench.train.test_training import Interrupting, execution, group, numbers, one_thread, records, with_teacher  # noqa: F401
 
@@ -16,11 +16,11 @@ ROWS = ("at+kd", "ctkd", "dkd")
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch):
     """Stopped inside the second of two epochs: the temperature, its strength and the warm-up go on where they were."""
     whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
-    assert jobs.run_group(group(*ROWS), execution(whole)) == DONE
+    assert group_job.run_group(group(*ROWS), execution(whole)) == DONE
     with monkeypatch.context() as patch:
         Interrupting(patch, 5)
-        assert jobs.run_group(group(*ROWS), execution(broken)) == STOPPED_IN_TIME
-    assert jobs.run_group(group(*ROWS), execution(broken)) == DONE
+        assert group_job.run_group(group(*ROWS), execution(broken)) == STOPPED_IN_TIME
+    assert group_job.run_group(group(*ROWS), execution(broken)) == DONE
     expected, found = records(whole), records(broken)
     assert expected.keys() == found.keys() == set(ROWS)
     assert all(numbers(found[row]) == numbers(expected[row]) for row in ROWS)
@@ -36,5 +36,5 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch):
 def test_a_joined_row_needs_a_teacher(tmp_path):
     """A joined row is skipped with the reason where there is no teacher, as KD is."""
     alone = dataclasses.replace(group("student", "student+kd"), teacher=None)
-    assert jobs.run_group(alone, execution(tmp_path)) == DONE
+    assert group_job.run_group(alone, execution(tmp_path)) == DONE
     assert set(records(tmp_path)) == {"student"}

@@ -5,13 +5,13 @@ import torch
 
 from bench.__main__ import parse
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
-from bench.launch import jobs
 from bench.launch.run import _kept, make_plan
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store import snapshots
 from bench.store.runs import scan
 from bench.store.weights import read_state, state_hash
+from bench.train import group_job
 from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=100, test_images=100, image_size=16, batch=50)
@@ -20,7 +20,7 @@ TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_im
 def trained(folder, **changes):
     group = Group(None, "resnet8", 1, TINY, "tf32", ("student",))
     threads = torch.get_num_threads()
-    assert jobs.run_group(group, Execution(str(folder), device="cpu", threads=threads, deterministic=True, **changes)) == DONE
+    assert group_job.run_group(group, Execution(str(folder), device="cpu", threads=threads, deterministic=True, **changes)) == DONE
     return scan(folder)[0][0]
 
 
@@ -60,8 +60,8 @@ def test_a_snapshot_that_cannot_be_written_fails_the_run_and_the_next_launch_kee
 
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "write", full)
-        assert jobs.run_group(group, execution) == TROUBLE
+        assert group_job.run_group(group, execution) == TROUBLE
     (view,), _ = scan(tmp_path)
     assert view.status == "failed" and "No space left" in view.reason
-    assert jobs.run_group(group, execution) == DONE
+    assert group_job.run_group(group, execution) == DONE
     assert list(snapshots.kept(view.folder)) == [0, 1, 2]

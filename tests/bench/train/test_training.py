@@ -9,14 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
-from bench.launch import jobs
 from bench.plan.groups import Group
 from bench.plan.members import resolve
 from bench.plan.protocols import Protocol
 from bench.report import table
 from bench.store.files import read_json, write_json
 from bench.store.runs import read_status, scan
-from bench.train import checkpoint, engine, environment, teacher_networks
+from bench.train import checkpoint, engine, environment, group_job, teacher_networks, teacher_training
 from bench.train.execution import Execution
 from bench.train.stop import Stop
 from methods import registry
@@ -41,7 +40,7 @@ def group(*methods: str, teacher: str | None = "resnet14", protocol: Protocol = 
 
 
 def with_teacher(folder: Path) -> Path:
-    assert jobs.run_teacher("resnet14", TINY, 0, "tf32", execution(folder)) == DONE
+    assert teacher_training.train("resnet14", TINY, 0, "tf32", execution(folder)) == DONE
     return folder
 
 
@@ -76,9 +75,9 @@ class Interrupting:
 
 def test_group_equals_single_bit_for_bit(tmp_path):
     together, alone = with_teacher(tmp_path / "together"), with_teacher(tmp_path / "alone")
-    assert jobs.run_group(group("student", "kd", "skd"), execution(together)) == DONE
+    assert group_job.run_group(group("student", "kd", "skd"), execution(together)) == DONE
     for method in ("skd", "student", "kd"):
-        assert jobs.run_group(group(method), execution(alone)) == DONE
+        assert group_job.run_group(group(method), execution(alone)) == DONE
     a, b = records(together), records(alone)
     assert a.keys() == b.keys() == {"student", "kd", "skd"}
     for method in a:
@@ -89,13 +88,13 @@ def test_group_equals_single_bit_for_bit(tmp_path):
 def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         Interrupting(patch, 3)
-        assert jobs.run_group(group("student"), execution(tmp_path)) == STOPPED_IN_TIME
+        assert group_job.run_group(group("student"), execution(tmp_path)) == STOPPED_IN_TIME
     elsewhere = environment.versions() | {"torch": "9.9"}
     with monkeypatch.context() as patch:
         patch.setattr(environment, "versions", lambda: elsewhere)
         Interrupting(patch, 1)
-        assert jobs.run_group(group("student"), execution(tmp_path)) == STOPPED_IN_TIME
-    assert jobs.run_group(group("student"), execution(tmp_path)) == DONE
+        assert group_job.run_group(group("student"), execution(tmp_path)) == STOPPED_IN_TIME
+    assert group_job.run_group(group("student"), execution(tmp_path)) == DONE
     (view,) = scan(tmp_path)[0]
     here = environment.versions()["torch"]
     assert view.record.changes == [f"epoch 1, step 3: torch {here} -> 9.9", f"epoch 1, step 4: torch 9.9 -> {here}"]
@@ -109,15 +108,15 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
     """Four steps an epoch: stopped inside an epoch, before its evaluation, at its end, and in the last epoch."""
     whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
-    assert jobs.run_group(group("student", "kd", "skd"), execution(whole)) == DONE
+    assert group_job.run_group(group("student", "kd", "skd"), execution(whole)) == DONE
     with monkeypatch.context() as patch:
         Interrupting(patch, steps)
-        assert jobs.run_group(group("student", "kd", "skd"), execution(broken)) == STOPPED_IN_TIME
+        assert group_job.run_group(group("student", "kd", "skd"), execution(broken)) == STOPPED_IN_TIME
     assert set(statuses(broken).values()) == {"interrupted"}
     key, restored = checkpoint.restore(broken, scan(broken)[0][0].id)
     assert key and restored.state is not None and restored.position >= checkpoint.Position(1 + steps // 5, 0)
     torch.manual_seed(12345)  # nothing may depend on the ambient generator
-    assert jobs.run_group(group("student", "kd", "skd"), execution(broken)) == DONE
+    assert group_job.run_group(group("student", "kd", "skd"), execution(broken)) == DONE
     a, b = records(whole), records(broken)
     for method in a:
         assert numbers(a[method]) == numbers(b[method]), method
@@ -128,10 +127,10 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
 
 def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, monkeypatch):
     whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
-    assert jobs.run_group(group("student", "kd"), execution(whole)) == DONE
+    assert group_job.run_group(group("student", "kd"), execution(whole)) == DONE
     with monkeypatch.context() as patch:
         Interrupting(patch, 6)
-        assert jobs.run_group(group("student", "kd"), execution(broken, checkpoint_seconds=0)) == STOPPED_IN_TIME
+        assert group_job.run_group(group("student", "kd"), execution(broken, checkpoint_seconds=0)) == STOPPED_IN_TIME
     kd = next(v for v in scan(broken)[0] if v.method == "kd")
     manifest = json.loads(next(broken.glob("groups/*/manifest.json")).read_text())
     newest = kd.folder / manifest["members"][kd.id]["file"]
@@ -141,7 +140,7 @@ def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, monkeypatch):
     _, restored = checkpoint.restore(broken, kd.id)
     assert restored.state is not None and restored.position < checkpoint.Position(manifest["epoch"], manifest["step"])
     assert "differs from its SHA-256" in " ".join(restored.notes)
-    assert jobs.run_group(group("student", "kd"), execution(broken)) == DONE  # the two stand apart and train one after the other
+    assert group_job.run_group(group("student", "kd"), execution(broken)) == DONE  # the two stand apart and train one after the other
     for method, record in records(broken).items():
         assert numbers(record) == numbers(records(whole)[method])
 
@@ -185,30 +184,30 @@ def test_divergence_and_failure_stay_with_their_learner(tmp_path, stray_methods,
     monkeypatch.setattr(registry, "source_hash", lambda name: "0" * 16)
     stray_methods("turns_nan", _nan_after(6))
     stray_methods("raises", _raise_after(2))
-    assert jobs.run_group(group("turns_nan", "raises", "student", teacher=None), execution(tmp_path)) == TROUBLE
+    assert group_job.run_group(group("turns_nan", "raises", "student", teacher=None), execution(tmp_path)) == TROUBLE
     views = {v.method: v for v in scan(tmp_path)[0]}
     assert {m: v.status for m, v in views.items()} == {"turns_nan": "diverged", "raises": "failed", "student": "done"}
     assert "epoch 2" in views["turns_nan"].reason and "a method of a stranger" in views["raises"].reason
     assert views["turns_nan"].record is None and views["raises"].record is None
     alone = tmp_path / "alone"
-    assert jobs.run_group(group("student", teacher=None), execution(alone)) == DONE
+    assert group_job.run_group(group("student", teacher=None), execution(alone)) == DONE
     assert numbers(records(tmp_path)["student"]) == numbers(records(alone)["student"])
     # A diverged run would diverge again and is left; a failed one is tried again.
-    assert jobs.run_group(group("turns_nan", "raises", "student", teacher=None), execution(tmp_path)) == TROUBLE
+    assert group_job.run_group(group("turns_nan", "raises", "student", teacher=None), execution(tmp_path)) == TROUBLE
     assert read_status(views["turns_nan"].folder).attempt == 1
     assert read_status(views["raises"].folder).attempt == 2
 
 
 def test_done_is_not_run_again(tmp_path):
-    assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
+    assert group_job.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
     first = records(tmp_path)["student"]
-    assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
+    assert group_job.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
     assert records(tmp_path)["student"] == first
 
 
 def test_a_missing_teacher_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(UsageError, match="teachers train resnet14"):
-        jobs.run_group(group("student", "kd"), execution(tmp_path))
+        group_job.run_group(group("student", "kd"), execution(tmp_path))
     assert not (tmp_path / "runs").exists()
 
 
@@ -217,25 +216,25 @@ def test_a_group_without_need_of_a_teacher_never_loads_it(tmp_path, monkeypatch)
         raise AssertionError("the teacher was loaded")
 
     monkeypatch.setattr(teacher_networks, "load", refuse)
-    assert jobs.run_group(group("student"), execution(tmp_path)) == DONE
+    assert group_job.run_group(group("student"), execution(tmp_path)) == DONE
 
 
 def test_another_seed_gives_other_numbers_and_methods_share_the_start(tmp_path):
     for seed in (1, 2):
-        assert jobs.run_group(group("student", teacher=None, seed=seed), execution(tmp_path)) == DONE
+        assert group_job.run_group(group("student", teacher=None, seed=seed), execution(tmp_path)) == DONE
     views = [v for v in scan(tmp_path)[0]]
     assert len({v.record.weights_sha256 for v in views}) == 2
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
-    assert jobs.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
+    assert group_job.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
     folder = scan(tmp_path)[0][0].folder
     (folder / "record.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["identity"]["seed"] = 7
     write_json(folder / "config.json", config)
     with pytest.raises(UsageError, match="seed"):
-        jobs.run_group(group("student", teacher=None), execution(tmp_path))
+        group_job.run_group(group("student", teacher=None), execution(tmp_path))
 
 
 def test_scaled_protocol_changes_the_identity():

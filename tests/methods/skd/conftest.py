@@ -1,12 +1,14 @@
 """A toy teacher with known channel groups, training images and settings, all in memory."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
 from torch import nn
 
 from methods.base import Setting
+from methods.skd import Hyper
 from methods.skd.embedding import Embedding
 from models.outputs import Outputs, Shapes
 from models.randomness import generator
@@ -123,11 +125,7 @@ def make_shapes():
 def embedding():
     """Embedding settings with the paper's values but for what is given."""
 
-    def make(**changes) -> Embedding:
-        values = {
-            "layers": {"stage1": 1, "stage2": 2}, "kind": "stage", "mode": "streaming", "dimensions": 16, "temperature": 1.0,
-            "diagonal": True, "seed": 0, "steps": 500, "epochs": 100,
-        }  # fmt: skip
-        return Embedding(**{**values, **changes})
+    def make(steps: int = 500, epochs: int = 100, layers=MappingProxyType({"stage1": 1, "stage2": 2}), **changes) -> Embedding:
+        return Embedding(layers, Hyper(fit_steps=steps, paper_epochs=epochs, **changes))
 
     return make

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from methods.skd.analysis import composition_scores, neighbours
+from bench.analysis.maths.compositions import composition_scores, neighbours
 
 
 @pytest.fixture
