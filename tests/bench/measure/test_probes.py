@@ -91,11 +91,11 @@ def test_every_field_that_is_read_is_written(record, probed):
 
 
 def test_memory_is_the_steps_own(record, tmp_path):
-    """Four times the batch takes about four times the activations, and neither counts what a process needs anyway (hundreds of MiB)."""
-    large = probes.probe(one(protocol=dataclasses.replace(TINY, batch=64)), execution(tmp_path), steps=1, warmup=0)
+    """Eight times the batch takes several times the memory, and neither counts what a process needs anyway (hundreds of MiB)."""
+    large = probes.probe(one(protocol=dataclasses.replace(TINY, batch=128)), execution(tmp_path), steps=1, warmup=0)
     small = record["peak_memory_bytes"]
     assert 4 << 20 < small < 64 << 20
-    assert 2 * small < large["peak_memory_bytes"] < 6 * small
+    assert 2 * small < large["peak_memory_bytes"] < 12 * small
 
 
 def test_measured_once_unless_redone(probed, monkeypatch):
