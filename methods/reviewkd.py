@@ -87,16 +87,18 @@ class Fusion(nn.Module):
 
 class _Repeated(torch.autograd.Function):
     """Each value of (B, C, h, w) repeated over a window of (H / h, W / w). Interpolation's own backward pass is not deterministic on CUDA and not
-    bit-stable when recorded: a window's gradients are summed by pooling."""
+    bit-stable when recorded: a window's gradients are summed by pooling, in one memory format."""
 
     @staticmethod
     def forward(context, maps: Tensor, height: int, width: int) -> Tensor:
-        context.window = height // maps.shape[2], width // maps.shape[3]
-        return F.interpolate(maps, (height, width), mode="nearest")
+        batch, channels, low, narrow = maps.shape
+        context.window = height // low, width // narrow
+        repeated = maps[:, :, :, None, :, None].expand(batch, channels, low, context.window[0], narrow, context.window[1])
+        return repeated.reshape(batch, channels, height, width)
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return F.avg_pool2d(gradient, context.window, divisor_override=1), None, None
+        return F.avg_pool2d(gradient.contiguous(), context.window, divisor_override=1), None, None
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
