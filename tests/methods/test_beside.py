@@ -12,9 +12,10 @@ from bench.plan.identity import Run
 from bench.plan.members import hyper_of, resolve
 from bench.plan.protocols import PROTOCOLS
 from methods import registry
-from methods.base import Batch, Method, MethodError, Needs, ParameterGroup, Pretraining, named_hyper
+from methods.base import Batch, Method, MethodError, Needs, ParameterGroup, Pretraining, Setting, named_hyper
 from methods.kd import kd_loss
 from methods.registry import register_beside
+from models.outputs import Shapes
 from tests.methods import test_conformance as conformance
 from tests.methods.cases import PAIR, Case, made, made_up, pictures, setting
 
@@ -59,7 +60,10 @@ def test_all_else_is_the_methods(name):
     assert {**named_hyper(own), "kd_temperature": 4.0, "kd_weight": 1.0} == named_hyper(hyper)
     assert both.teacher_needs(hyper) == alone.teacher_needs(own) | Needs(logits=True)
     assert both.student_needs(hyper) == alone.student_needs(own) | Needs(logits=True)
-    assert both.unsupported(hyper, setting()) == alone.unsupported(own, setting())
+    longer = Shapes("longer", 10, 64, {kind: (*maps, maps[-1]) for kind, maps in setting().teacher.maps.items()})
+    for where in (setting(), Setting(longer, setting().teacher, 10)):
+        assert bool(both.reason_against(hyper, where)) == bool(alone.reason_against(own, where))
+    assert "needs a teacher" in both.reason_against(hyper, Setting(setting().student, None, 10))
     first, second = alone.preparation(own, setting()), both.preparation(hyper, setting())
     assert (first and (first.name, first.version, first.settings)) == (second and (second.name, second.version, second.settings))
     assert made(name).state_dict().keys() == made(alone.name).state_dict().keys()

@@ -58,7 +58,8 @@ def test_the_forecast_of_groups_that_share_cores(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "usable_cores", lambda: 2)
     groups = [Group("mid", "small", seed, protocols.get("crd"), "tf32", ("student",)) for seed in (1, 2, 3)]
     book = SimpleNamespace(groups_left=lambda: groups, teachers_missing=lambda: [], results=tmp_path)
-    the_plan = SimpleNamespace(protocol=protocols.get("crd"), needs_teacher=lambda group: False, before=lambda group: {}, teacher_protocol=None, precision="tf32")
+    asked = {"needs_teacher": lambda group: False, "before": lambda group: {}}
+    the_plan = SimpleNamespace(protocol=protocols.get("crd"), teacher_protocol=None, precision="tf32", **asked)
     monkeypatch.setattr(run.registries, "read", lambda protocol: SimpleNamespace(macs=lambda name: 10**6))
     left = run.forecast(the_plan, book, [Slot(None, 1)] * 3, {"type": "cpu", "name": "here"})
     assert left.elapsed == pytest.approx(1.5 * left.by_group[0])

@@ -157,7 +157,7 @@ def test_student_has_no_teacher_in_its_step(tmp_path):
 @pytest.mark.parametrize("method", registry.names())
 def test_every_method_has_a_cost(tmp_path, method):
     setting = members.Setting(models.shapes(STUDENT), models.shapes(TEACHER))
-    reason = registry.get(method).unsupported(registry.get(method).hyper_for(TEACHER, STUDENT), setting)
+    reason = registry.get(method).reason_against(registry.get(method).hyper_for(TEACHER, STUDENT), setting)
     if reason:
         with pytest.raises(UsageError, match="cannot be probed"):
             measure(tmp_path, method)
