@@ -134,7 +134,8 @@ class Table:
     @property
     def base_title(self) -> str:
         """What the table calls its baseline."""
-        return next((row.title for row in self.rows if row.method == self.baseline), self.baseline)
+        row = main_row(self.rows, self.baseline)
+        return row.title if row else self.baseline
 
 
 @dataclass
