@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from bench.analysis.frame import drawing
@@ -139,6 +140,7 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
                 handles[drawing.plain(row_title(row))] = line
         axes.set_title(drawing.plain(pair.title), fontsize=SMALL)
         axes.set_xlabel("epoch", fontsize=SMALL)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _dress(axes)
     panels[0].set_ylabel("top-1 (%)", fontsize=SMALL)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=NOTE, ncols=4, frameon=False, columnspacing=1)
