@@ -22,7 +22,7 @@ from bench.train.learner import evaluate
 from methods import registry
 from models.randomness import keyed
 
-FEW = Protocol("few", dataset="shapes100", epochs=1, milestones=(1,), train_images=100, test_images=100, image_size=16, batch=32)
+FEW = Protocol("few", dataset="shapes100", epochs=1, milestones=(1,), train_images=70, test_images=50, image_size=16, batch=32)
 
 
 def quick(teacher: str, student: str) -> tuple[tuple[str, str, object], ...]:
@@ -58,7 +58,7 @@ def takes_steps(tmp_path, pair):
             network(inputs.test_batch(slice(0, 50)))
     measured = evaluate(network.eval(), inputs.test_batches(100), "tf32")
     facts = {"source": "untrained", "trained": False}
-    teacher_networks.publish(tmp_path, "shapes100", dataset.hash, pair.teacher, network.state_dict(), measured, facts)
+    teacher_networks.publish(tmp_path, dataset.name, dataset.hash, pair.teacher, network.state_dict(), measured, facts)
     methods = tuple(registry.names())
     group = Group(pair.teacher, pair.student, 1, FEW, "tf32", methods, quick(pair.teacher, pair.student))
     assert group_job.run_group(group, Execution(str(tmp_path), device="cpu", threads=1)) == DONE
