@@ -20,8 +20,14 @@ fi
 "$python" -m ruff check .
 [ $# -gt 0 ] && exec "$python" -m pytest "$@"
 
-# All of it: a process a core, each file in one of them; then what is timed, alone.
+# All of it: a process a core, each file in one of them; then what is timed: the rows beside the rest, each on one thread. For figures to keep,
+# run a file of tests/benchmarks by itself on a quiet machine.
 code=0
 "$python" -m pytest -n "$(env -u OMP_NUM_THREADS nproc)" --dist loadfile --durations 15 --ignore tests/benchmarks || code=$?
-"$python" -m pytest tests/benchmarks || code=$?
+rows=$(mktemp)
+trap 'rm -f "$rows"' EXIT
+"$python" -m pytest tests/benchmarks/test_row_costs.py >"$rows" 2>&1 &
+"$python" -m pytest tests/benchmarks --ignore tests/benchmarks/test_row_costs.py || code=$?
+wait $! || code=$?
+cat "$rows"
 exit $code

@@ -31,7 +31,7 @@ from tests.benchmarks.timing import SLACK, Times, ratio, report, timed, total
 
 IMAGES = 50_000
 THIN, WIDE = ("resnet56", "resnet20"), ("resnet32x4", "resnet8x4")
-ROUNDS = {THIN: int(os.environ.get("KD_BENCH_ROUNDS", "3")), WIDE: int(os.environ.get("KD_BENCH_ROUNDS", "2"))}
+ROUNDS = {THIN: int(os.environ.get("KD_BENCH_ROUNDS", "3")), WIDE: int(os.environ.get("KD_BENCH_ROUNDS", "1"))}
 GOALS = dict.fromkeys(("pkt", "nst", "dkd", "dist", "kd_ls", "wttm", "ickd"), 1.1) | dict.fromkeys(("vid", "ft", "crd"), 1.4) | {"reviewkd": 1.6}
 OF_THIN = {"skd": 0.65, "iep": 2.4}
 """Goals on resnet56 -> resnet20 alone."""
