@@ -7,6 +7,7 @@ cross-entropy (the paper goes on with cross-entropy or KD).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,36 +36,50 @@ def _connector(student: Size, teacher: Size) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Stage:
     """CRD protocol's stage before training."""
 
     epochs: int = ranged(30, at_least=1)
     rate: float = ranged(0.05, above=0)
+
+
+class BeforeTraining(Method):
+    """A method that trains the student before the main stage, which then is plain cross-entropy. `Hyper` has the fields of `Stage`."""
+
+    fp32 = True
+
+    @classmethod
+    def hyper_for(cls, teacher: str | None, student: str) -> Any:
+        """The stage's rate is the one that the student is trained with at first."""
+        return cls.Hyper(rate=0.01) if models.small_rate(student) else cls.Hyper()
+
+    @classmethod
+    def pretraining(cls, hyper: Stage, setting: Setting) -> Pretraining | None:
+        return Pretraining(hyper.epochs, hyper.rate, teacher_after=NOTHING)
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": F.cross_entropy(student.logits, batch.labels)}
+
+
+@dataclass(frozen=True)
+class Hyper(Stage):
+    """The margin of the alternative loss."""
+
     margin: float = ranged(1.0, at_least=0)
 
 
 @register("ab")
-class AB(Method):
+class AB(BeforeTraining):
     title = "AB"
     paper = "Heo et al., Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, AAAI 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("preact",))
-    fp32 = True
     pairs_stages = "preact"
-
-    @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        """The stage's rate is the one that the student is trained with at first."""
-        return Hyper(rate=0.01) if models.small_rate(student) else Hyper()
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
         layers = range(1, len(setting.student.maps["preact"]))
         return next(filter(None, (unreachable("ab", setting, "preact", layer) for layer in layers)), None)
-
-    @classmethod
-    def pretraining(cls, hyper: Hyper, setting: Setting) -> Pretraining | None:
-        return Pretraining(hyper.epochs, hyper.rate, teacher_after=NOTHING)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported."""
@@ -75,6 +90,3 @@ class AB(Method):
     def pretraining_losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         connected = [connector(s) for connector, s in zip(self.connectors, student.maps["preact"][1:], strict=True)]
         return {"ab": boundary_loss(connected, teacher.maps["preact"][1:], self.hyper.margin)}
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": F.cross_entropy(student.logits, batch.labels)}

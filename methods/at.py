@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods._maps import same_size
-from methods.base import Batch, Method, Needs, ranged
+from methods._weighted import Weighted
+from methods.base import Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -32,12 +33,8 @@ def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], powe
 
     Maps (B, C, H, W), widths may differ; the larger map of a stage is average-pooled to the smaller one's size.
     """
-    return sum(_stage_loss(s, t, power) for s, t in zip(student_maps, teacher_maps, strict=True))
-
-
-def _stage_loss(student: Tensor, teacher: Tensor, power: int) -> Tensor:
-    student, teacher = same_size(student, teacher)
-    return F.mse_loss(attention(student, power), attention(teacher, power))
+    pairs = (same_size(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
+    return sum(F.mse_loss(attention(s, power), attention(t, power)) for s, t in pairs)
 
 
 @dataclass(frozen=True)
@@ -49,16 +46,13 @@ class Hyper:
 
 
 @register("at")
-class AT(Method):
+class AT(Weighted):
     title = "AT"
     paper = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    fp32 = True
+    term = "at"
     pairs_stages = "stage"
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "ce": F.cross_entropy(student.logits, batch.labels),
-            "at": self.hyper.weight * at_loss(student.maps["stage"][1:], teacher.maps["stage"][1:], self.hyper.power),
-        }
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        return at_loss(student.maps["stage"][1:], teacher.maps["stage"][1:], self.hyper.power)

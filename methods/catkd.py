@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods._maps import pooled_to, unit
-from methods.base import Batch, Method, Needs, ranged
+from methods._weighted import Weighted
+from methods.base import Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -50,17 +51,13 @@ HYPER = {
 
 
 @register("catkd")
-class CATKD(Method):
+class CATKD(Weighted):
     title = "CAT-KD"
     paper = "Guo et al., Class Attention Transfer Based Knowledge Distillation, CVPR 2023"
     Hyper = Hyper
     by_pair = HYPER
     teacher_outputs = Needs(maps=("cam",))
-    fp32 = True
+    term = "cat"
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        h = self.hyper
-        return {
-            "ce": F.cross_entropy(student.logits, batch.labels),
-            "cat": h.weight * catkd_loss(student.maps["cam"][0], teacher.maps["cam"][0], h.resolution, h.normalise),
-        }
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        return catkd_loss(student.maps["cam"][0], teacher.maps["cam"][0], self.hyper.resolution, self.hyper.normalise)

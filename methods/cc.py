@@ -7,9 +7,9 @@ see `cc_paper`: no kernel, no correlation matrix, no sampler. Both projections t
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
+from methods._weighted import Weighted
+from methods.base import Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -32,18 +32,17 @@ class Hyper:
 
 
 @register("cc")
-class CC(Method):
+class CC(Weighted):
     title = "CC"
     paper = "after Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, as in the CRD protocol's code"
     Hyper = Hyper
     teacher_outputs = Needs(embedding=True)
-    fp32 = True
+    term = "cc"
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__(hyper, setting, prepared)
         self.project_student = nn.Linear(setting.student.embedding, hyper.width)
         self.project_teacher = nn.Linear(setting.teacher.embedding, hyper.width)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        loss = cc_loss(self.project_student(student.embedding), self.project_teacher(teacher.embedding))
-        return {"ce": F.cross_entropy(student.logits, batch.labels), "cc": self.hyper.weight * loss}
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        return cc_loss(self.project_student(student.embedding), self.project_teacher(teacher.embedding))

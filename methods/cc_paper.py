@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from methods import kd
+from methods._maps import unit
 from methods.base import Batch, Method, Needs, ranged
-from methods.kd import kd_loss
 from methods.registry import register
 from models.outputs import Outputs
-
-EPS = 1e-12  # least norm of an embedding
 
 
 def correlations(embedding: Tensor, gamma: float, order: int) -> Tensor:
@@ -27,8 +26,7 @@ def correlations(embedding: Tensor, gamma: float, order: int) -> Tensor:
 
     Taylor series of exp(-gamma |x_i - x_j|^2), which needs norm 1 (Peng et al. 2019, section 3.3). An embedding of 0 stays 0, without gradient.
     """
-    norm = embedding.norm(dim=1, keepdim=True)
-    rows = embedding * (norm > EPS) / norm.clamp_min(EPS)
+    rows = unit(embedding)
     cosines = rows @ rows.T
     series = torch.ones_like(cosines)
     for p in range(order, 0, -1):  # Horner's scheme
@@ -42,12 +40,9 @@ def correlation_loss(student: Tensor, teacher: Tensor, gamma: float, order: int)
 
 
 @dataclass(frozen=True)
-class Hyper:
-    """The paper's kernel; weights as said above."""
+class Hyper(kd.Hyper):
+    """The paper's kernel and the KD row's weights and temperature; the rest as said above."""
 
-    ce_weight: float = ranged(0.1, at_least=0)
-    kd_weight: float = ranged(0.9, at_least=0)
-    temperature: float = ranged(4.0, above=0)
     weight: float = ranged(100.0, at_least=0)
     gamma: float = ranged(0.4, above=0)
     order: int = ranged(2, at_least=1)
@@ -65,6 +60,6 @@ class CCPaper(Method):
         h = self.hyper
         return {
             "ce": h.ce_weight * F.cross_entropy(student.logits, batch.labels),
-            "kd": h.kd_weight * kd_loss(student.logits, teacher.logits, h.temperature),
+            "kd": h.kd_weight * kd.kd_loss(student.logits, teacher.logits, h.temperature),
             "cc": h.weight * correlation_loss(student.embedding, teacher.embedding, h.gamma, h.order),
         }

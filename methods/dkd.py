@@ -6,8 +6,7 @@ pairs it does not run, which get 8, its default. The warm-up counts epochs, so a
 """
 
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,17 +59,15 @@ def dkd_losses(student: Tensor, teacher: Tensor, labels: Tensor, temperature: fl
     return divergence(*shares) * temperature**2, hidden_divergence(student, teacher, label, temperature)
 
 
-BETA = MappingProxyType(
-    {
-        ("resnet56", "resnet20"): 2.0,
-        ("resnet110", "resnet20"): 2.0,
-        ("resnet110", "resnet32"): 2.0,
-        ("wrn_40_2", "wrn_16_2"): 6.0,
-        ("wrn_40_2", "wrn_40_1"): 6.0,
-        ("vgg13", "vgg8"): 6.0,
-        ("vgg13", "mobilenetv2"): 6.0,
-    }
-)
+BETA = {
+    ("resnet56", "resnet20"): 2.0,
+    ("resnet110", "resnet20"): 2.0,
+    ("resnet110", "resnet32"): 2.0,
+    ("wrn_40_2", "wrn_16_2"): 6.0,
+    ("wrn_40_2", "wrn_40_1"): 6.0,
+    ("vgg13", "vgg8"): 6.0,
+    ("vgg13", "mobilenetv2"): 6.0,
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,12 @@ class Hyper:
 class Warming(Method):
     """A method with losses that grow linearly to their weight in the first `warmup` epochs: they are multiplied by `warm`."""
 
+    fp32 = True
+    warm_is_kept: ClassVar[bool] = True  # in checkpoints, as those that there are have it or not
+
     def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__(hyper, setting, prepared)
-        self.register_buffer("warm", torch.tensor(1.0 / hyper.warmup))
+        self.register_buffer("warm", torch.tensor(1.0 / hyper.warmup), persistent=self.warm_is_kept)
 
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.warm.fill_(min(epoch / self.hyper.warmup, 1.0))
@@ -102,7 +102,6 @@ class DKD(Warming):
     Hyper = Hyper
     by_pair = {pair: {"beta": beta} for pair, beta in BETA.items()}
     teacher_outputs = Needs(logits=True)
-    fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         target, others = dkd_losses(student.logits, teacher.logits, batch.labels, self.hyper.temperature)

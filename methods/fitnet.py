@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
+from methods._weighted import Weighted
+from methods.base import Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.native import normalised
 from models.outputs import Outputs
@@ -53,12 +54,12 @@ class Hyper:
 
 
 @register("fitnet")
-class FitNet(Method):
+class FitNet(Weighted):
     title = "FitNet"
     paper = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    fp32 = True
+    term = "hint"
 
     @classmethod
     def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
@@ -73,10 +74,7 @@ class FitNet(Method):
         student, teacher = setting.student.maps["stage"][hyper.layer], setting.teacher.maps["stage"][hyper.layer]
         self.regressor = nn.Sequential(convolution(student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         convolution, norm, _ = self.regressor
         regressed = normalised(norm, convolution(student.maps["stage"][self.hyper.layer]))
-        return {
-            "ce": F.cross_entropy(student.logits, batch.labels),
-            "hint": self.hyper.weight * hint_loss(regressed, teacher.maps["stage"][self.hyper.layer]),
-        }
+        return hint_loss(regressed, teacher.maps["stage"][self.hyper.layer])

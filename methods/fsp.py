@@ -5,14 +5,13 @@ protocol, 30 epochs on the flow alone at a constant rate, all pairs of stages wi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
-import models
 from methods._maps import same_size
-from methods.base import NOTHING, Batch, Method, Needs, Pretraining, Setting, ranged
+from methods.ab import BeforeTraining, Stage
+from methods.base import Batch, Needs, Setting
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -31,41 +30,20 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     return sum(F.mse_loss(s, t) for s, t in zip(*flows, strict=True))
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """CRD protocol's stage before training."""
-
-    epochs: int = ranged(30, at_least=1)
-    rate: float = ranged(0.05, above=0)
-
-
 @register("fsp")
-class FSP(Method):
+class FSP(BeforeTraining):
     title = "FSP"
     paper = "Yim et al., A Gift from Knowledge Distillation, CVPR 2017"
-    Hyper = Hyper
+    Hyper = Stage
     teacher_outputs = Needs(maps=("stage",))
-    fp32 = True
     pairs_stages = "stage"
 
     @classmethod
-    def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
-        """The stage's rate is the one that the student is trained with at first."""
-        return Hyper(rate=0.01) if models.small_rate(student) else Hyper()
-
-    @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
+    def unsupported(cls, hyper: Stage, setting: Setting) -> str | None:
         student, teacher = ([size[0] for size in shapes.maps["stage"]] for shapes in (setting.student, setting.teacher))
         if student != teacher:
             return f"fsp compares maps of equal width: {setting.teacher.name} has {teacher} channels, {setting.student.name} {student}"
         return None
 
-    @classmethod
-    def pretraining(cls, hyper: Hyper, setting: Setting) -> Pretraining | None:
-        return Pretraining(hyper.epochs, hyper.rate, teacher_after=NOTHING)
-
     def pretraining_losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         return {"fsp": fsp_loss(student.maps["stage"], teacher.maps["stage"])}
-
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": F.cross_entropy(student.logits, batch.labels)}

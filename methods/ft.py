@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import same_size
+from methods._weighted import Weighted
 from methods.at import attention
-from methods.base import Batch, Method, MethodError, Needs, Preparation, PreparationData, Prepared, Setting, ranged
+from methods.base import MethodError, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 from models.randomness import keyed
@@ -93,12 +94,12 @@ class Hyper:
 
 
 @register("ft")
-class FT(Method):
+class FT(Weighted):
     title = "FT"
     paper = "Kim, Park, Kwak, Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    fp32 = True
+    term = "ft"
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Hyper:
@@ -124,8 +125,7 @@ class FT(Method):
         self.paraphraser.load_state_dict(dict(prepared.tensors))
         self.translator = layers(nn.Conv2d, (own, own, width // 2, width // 2), normalised=True)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         with torch.no_grad():
             known = self.paraphraser(teacher.maps["stage"][-1])
-        factors = self.translator(student.maps["stage"][-1])
-        return {"ce": F.cross_entropy(student.logits, batch.labels), "ft": self.hyper.weight * factor_loss(factors, known)}
+        return factor_loss(self.translator(student.maps["stage"][-1]), known)

@@ -5,14 +5,14 @@ classification. Rows of norm 1, the mean over channels and images, and weight 2.
 published numbers rest (one version of its script has weight 4). Their row "with KL" is `ickd+kd`.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from methods._maps import EPS, batch_normalised
-from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
+from methods._weighted import Weighted, only_weight
+from methods.base import Needs, Prepared, Setting
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -40,31 +40,21 @@ def _scale(squares: Tensor) -> tuple[Tensor, Tensor]:
     return rows * torch.where(rows, squares, 1.0).rsqrt(), rows.to(squares.dtype)
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """The authors' weight."""
-
-    weight: float = ranged(2.5, at_least=0)
-
-
 @register("ickd")
-class ICKD(Method):
+class ICKD(Weighted):
     title = "ICKD"
     paper = "Liu et al., Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation, ICCV 2021"
-    Hyper = Hyper
+    Hyper = only_weight(2.5)  # the authors'
     teacher_outputs = Needs(maps=("stage",))
-    fp32 = True
+    term = "ickd"
 
-    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
+    def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError without a teacher."""
         super().__init__(hyper, setting, prepared)
         narrow, wide = setting.student.maps["stage"][-1][0], setting.teacher.maps["stage"][-1][0]
         self.embed = nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         convolution, norm = self.embed
         embedded = batch_normalised(norm, convolution(student.maps["stage"][-1]), relu=False)
-        return {
-            "ce": F.cross_entropy(student.logits, batch.labels),
-            "ickd": self.hyper.weight * ickd_loss(embedded, teacher.maps["stage"][-1]),
-        }
+        return ickd_loss(embedded, teacher.maps["stage"][-1])

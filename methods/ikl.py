@@ -8,7 +8,6 @@ its CIFAR-100 configurations, and so it is here. The warm-up counts epochs, as i
 """
 
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,17 +33,15 @@ def wmse_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return 0.5 * (w * centred.square()).sum(1).mean()
 
 
-WEIGHTS = MappingProxyType(  # soft cross-entropy, squared error
-    {
-        ("resnet56", "resnet20"): (1.0, 4.0),
-        ("resnet110", "resnet20"): (1.0, 12.0),
-        ("resnet110", "resnet32"): (1.0, 12.0),
-        ("wrn_40_2", "wrn_16_2"): (3.0, 12.0),
-        ("wrn_40_2", "wrn_40_1"): (1.0, 8.0),
-        ("vgg13", "vgg8"): (1.0, 12.0),
-        ("resnet32x4", "shufflev2"): (3.0, 12.0),
-    }
-)
+WEIGHTS = {  # soft cross-entropy, squared error
+    ("resnet56", "resnet20"): (1.0, 4.0),
+    ("resnet110", "resnet20"): (1.0, 12.0),
+    ("resnet110", "resnet32"): (1.0, 12.0),
+    ("wrn_40_2", "wrn_16_2"): (3.0, 12.0),
+    ("wrn_40_2", "wrn_40_1"): (1.0, 8.0),
+    ("vgg13", "vgg8"): (1.0, 12.0),
+    ("resnet32x4", "shufflev2"): (3.0, 12.0),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,6 @@ class IKL(Warming):
     Hyper = Hyper
     by_pair = {pair: {"alpha": alpha, "beta": beta} for pair, (alpha, beta) in WEIGHTS.items()}
     teacher_outputs = Needs(logits=True)
-    fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h = self.hyper

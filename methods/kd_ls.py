@@ -9,7 +9,6 @@ as temperatures 2 and 2.01 do.
 """
 
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor
@@ -41,16 +40,14 @@ def kd_ls_loss(student: Tensor, teacher: Tensor, temperature: float, unbiased: b
     return (weights * divergences).mean() * temperature**2
 
 
-SETTINGS = MappingProxyType(  # temperature, weight
-    {
-        ("vgg13", "vgg8"): (3.0, 9.0),
-        ("resnet110", "resnet20"): (4.0, 12.0),
-        ("resnet50", "mobilenetv2"): (3.0, 1.0),
-        ("vgg13", "mobilenetv2"): (3.0, 9.0),
-        ("resnet32x4", "wrn_16_2"): (3.0, 9.0),
-        ("resnet32x4", "wrn_40_2"): (3.0, 9.0),
-    }
-)
+SETTINGS = {  # temperature, weight
+    ("vgg13", "vgg8"): (3.0, 9.0),
+    ("resnet110", "resnet20"): (4.0, 12.0),
+    ("resnet50", "mobilenetv2"): (3.0, 1.0),
+    ("vgg13", "mobilenetv2"): (3.0, 9.0),
+    ("resnet32x4", "wrn_16_2"): (3.0, 9.0),
+    ("resnet32x4", "wrn_40_2"): (3.0, 9.0),
+}
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ without the paper's factor 1/2.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from methods._maps import same_size
-from methods.base import Batch, Method, Needs, ranged
+from methods._weighted import Weighted, only_weight
+from methods.base import Needs
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -48,24 +48,14 @@ def _kernel(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return (products * left.unsqueeze(2) * right.unsqueeze(1)).square().mean()
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """CRD protocol's weight."""
-
-    weight: float = ranged(50.0, at_least=0)
-
-
 @register("nst")
-class NST(Method):
+class NST(Weighted):
     title = "NST"
     paper = "Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017"
-    Hyper = Hyper
+    Hyper = only_weight(50.0)  # CRD protocol's
     teacher_outputs = Needs(maps=("stage",))
-    fp32 = True
+    term = "nst"
     pairs_stages = "stage"
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "ce": F.cross_entropy(student.logits, batch.labels),
-            "nst": self.hyper.weight * nst_loss(student.maps["stage"][1:], teacher.maps["stage"][1:]),
-        }
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        return nst_loss(student.maps["stage"][1:], teacher.maps["stage"][1:])

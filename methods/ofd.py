@@ -9,16 +9,16 @@ else (mdistiller: the teacher's to the student's).
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import models
 from methods._maps import batch_normalised, pooled_to
 from methods._teacher import read
-from methods.base import Batch, Method, Needs, Preparation, PreparationData, Prepared, Setting, ranged
+from methods._weighted import Weighted, only_weight
+from methods.base import Needs, Preparation, PreparationData, Prepared, Setting
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -65,32 +65,25 @@ def _without_norms(teacher: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """The authors' weight for images of 32 pixels."""
-
-    weight: float = ranged(0.001, at_least=0)
-
-
 @register("ofd")
-class OFD(Method):
+class OFD(Weighted):
     title = "OFD"
     paper = "Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019"
-    Hyper = Hyper
+    Hyper = only_weight(0.001)  # the authors', for images of 32 pixels
     teacher_outputs = Needs(maps=("preact",))
-    fp32 = True
+    term = "ofd"
     pairs_stages = "preact"
 
     @classmethod
-    def unsupported(cls, hyper: Hyper, setting: Setting) -> str | None:
+    def unsupported(cls, hyper: Any, setting: Setting) -> str | None:
         reason = _without_norms(setting.teacher.name)
         return None if reason is None else f"ofd takes its margins from the teacher's normalisations: {reason}"
 
     @classmethod
-    def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
+    def preparation(cls, hyper: Any, setting: Setting) -> Preparation | None:
         return None if setting.teacher is None else Preparation("ofd-margins", 1, {}, _margins)
 
-    def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
+    def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported or `prepared` has not this teacher's margins."""
         super().__init__(hyper, setting, prepared)
         pairs = list(zip(setting.student.maps["preact"][1:], setting.teacher.maps["preact"][1:], strict=True))
@@ -101,9 +94,9 @@ class OFD(Method):
         for name, margin in read(prepared, "ofd", **{f"margin{i}": (t[0],) for i, (_, t) in enumerate(pairs)}).items():
             self.register_buffer(name, margin[:, None, None])
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         maps = [pooled_to(x, *size) for x, size in zip(student.maps["preact"][1:], self.sizes, strict=True)]
         connected = [batch_normalised(norm, conv(x), relu=False) for x, (conv, norm) in zip(maps, self.connectors, strict=True)]
         targets = [pooled_to(x, *size) for x, size in zip(teacher.maps["preact"][1:], self.sizes, strict=True)]
         lows = [getattr(self, f"margin{i}") for i in range(len(maps))]
-        return {"ce": F.cross_entropy(student.logits, batch.labels), "ofd": self.hyper.weight * ofd_loss(connected, targets, lows)}
+        return ofd_loss(connected, targets, lows)

@@ -4,13 +4,11 @@ Passalis and Tefas: Learning Deep Representations with Probabilistic Knowledge T
 where the divergence is a mean over all B^2 pairs. An embedding of 0, whose gradient is NaN in public code, passes none here.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from methods.base import Batch, Method, Needs, ranged
+from methods._weighted import Weighted, only_weight
+from methods.base import Needs
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -33,23 +31,13 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (p * ((p + EPS) / (q + EPS)).log()).mean()
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """CRD protocol's weight."""
-
-    weight: float = ranged(30000.0, at_least=0)
-
-
 @register("pkt")
-class PKT(Method):
+class PKT(Weighted):
     title = "PKT"
     paper = "Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018"
-    Hyper = Hyper
+    Hyper = only_weight(30000.0)  # CRD protocol's
     teacher_outputs = Needs(embedding=True)
-    fp32 = True
+    term = "pkt"
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "ce": F.cross_entropy(student.logits, batch.labels),
-            "pkt": self.hyper.weight * pkt_loss(student.embedding, teacher.embedding),
-        }
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        return pkt_loss(student.embedding, teacher.embedding)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import batch_normalised, pooled_to
-from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
+from methods.base import Batch, Needs, Prepared, Setting, ranged
+from methods.dkd import Warming
 from methods.registry import register
 from models.outputs import Outputs, Shapes
 
@@ -125,14 +126,14 @@ class Hyper:
 
 
 @register("reviewkd")
-class ReviewKD(Method):
+class ReviewKD(Warming):
     title = "ReviewKD"
     paper = "Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021"
     Hyper = Hyper
     by_pair = {pair: {"weight": weight} for pair, weight in WEIGHTS.items()}
     teacher_outputs = Needs(embedding=True, maps=("preact",))
     student_outputs = Needs(logits=True, embedding=True, maps=("stage",))
-    fp32 = True
+    warm_is_kept = False
     pairs_stages = "stage"
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
@@ -141,10 +142,6 @@ class ReviewKD(Method):
         pairs = list(zip(levels(setting.student, "stage"), levels(setting.teacher, "preact"), strict=True))
         middle = min(WIDEST, setting.student.embedding)
         self.fusions = nn.ModuleList(Fusion(s[0], middle, t[0], t[1:], fuses=i < len(pairs) - 1) for i, (s, t) in enumerate(pairs))
-        self.register_buffer("warm", torch.tensor(1 / hyper.warmup), persistent=False)
-
-    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        self.warm.fill_(min(epoch / self.hyper.warmup, 1.0))
 
     def reviewed(self, student: Outputs) -> list[Tensor]:
         """The student's maps after the review, each of its teacher's shape, shallow to deep."""

@@ -56,7 +56,6 @@ class RLKD(Warming):
     paper = "Sun et al., Knowledge Distillation with Refined Logits, ICCV 2025"
     Hyper = Hyper
     teacher_outputs = Needs(logits=True)
-    fp32 = True
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h, pair = self.hyper, (student.logits, teacher.logits, batch.labels)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import same_size
-from methods.base import Batch, Method, Needs, Prepared, Setting, ranged
+from methods._weighted import Weighted
+from methods.base import Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -41,12 +42,12 @@ def _regressor(student: int, teacher: int) -> nn.Sequential:
 
 
 @register("vid")
-class VID(Method):
+class VID(Weighted):
     title = "VID"
     paper = "Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019"
     Hyper = Hyper
     teacher_outputs = Needs(maps=("stage",))
-    fp32 = True
+    term = "vid"
     pairs_stages = "stage"
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
@@ -57,10 +58,10 @@ class VID(Method):
         self.regressors = nn.ModuleList(_regressor(s, t) for s, t in widths)
         self.scales = nn.ParameterList(torch.full((t,), start) for _, t in widths)
 
-    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
         maps = zip(student.maps["stage"][1:], teacher.maps["stage"][1:], strict=True)
         terms = []
         for (s, t), regressor, scale in zip(maps, self.regressors, self.scales, strict=True):
             s, t = same_size(s, t)
             terms.append(vid_loss(regressor(s), t, scale))
-        return {"ce": F.cross_entropy(student.logits, batch.labels), "vid": self.hyper.weight * sum(terms)}
+        return sum(terms)

@@ -176,7 +176,7 @@ def test_refuses_networks_with_other_numbers_of_stages(name):
 
 
 def test_ofd_refuses_a_teacher_without_normalisations_behind_its_stages():
-    reason = ofd.OFD.reason_against(ofd.Hyper(), of_pair("shufflev2", "shufflev1"))
+    reason = ofd.OFD.reason_against(ofd.OFD.Hyper(), of_pair("shufflev2", "shufflev1"))
     assert "margins" in reason and "shufflev2" in reason and "\n" not in reason
 
 

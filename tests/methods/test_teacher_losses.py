@@ -79,7 +79,7 @@ def test_ofd_pools_the_larger_map():
     student, teacher = models.shapes("mobilenetv2"), models.shapes("vgg13")
     norms = {f"margin{i}": torch.zeros(shape[0]) for i, shape in enumerate(teacher.maps["preact"][1:])}
     torch.manual_seed(0)
-    method = ofd.OFD(ofd.Hyper(), Setting(student, teacher), Prepared(norms)).double().train()
+    method = ofd.OFD(ofd.OFD.Hyper(), Setting(student, teacher), Prepared(norms)).double().train()
     s, t = ([draw(2, *shape, seed=seed + i) for i, shape in enumerate(x.maps["preact"])] for seed, x in ((0, student), (10, teacher)))
     labels = torch.zeros(2, dtype=torch.int64)
     losses = method.losses(Outputs(draw(2, 100), None, {"preact": s}), Outputs(None, None, {"preact": t}), Batch(labels, labels))
@@ -262,7 +262,7 @@ def test_the_classifier_is_the_teachers():
 
 def test_the_margins_are_the_teachers():
     teacher = frozen_teacher()
-    prepared = ofd.OFD.preparation(ofd.Hyper(), setting()).build(teacher, Images())
+    prepared = ofd.OFD.preparation(ofd.OFD.Hyper(), setting()).build(teacher, Images())
     norms = (teacher.layer1[-1].bn2, teacher.layer2[-1].bn2, teacher.layer3[-1].bn2)
     for i, norm in enumerate(norms):
         assert torch.equal(prepared.tensors[f"margin{i}"], ofd.margins(norm.weight, norm.bias).float())
