@@ -1,6 +1,7 @@
 """The errors that mean bad input or a damaged file, and the exit codes of every command."""
 
 import difflib
+from collections.abc import Collection
 
 from bench.text import clean
 
@@ -27,3 +28,9 @@ def unknown(what: str, name: str, known: list[str]) -> UsageError:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
     return UsageError(f"unknown {what} {name!r}; {hint}")
+
+
+def check_known(what: str, name: str, known: Collection[str]) -> None:
+    """Raises UsageError for a name that is not among the known ones, with close matches."""
+    if name not in known:
+        raise unknown(what, name, list(known))

@@ -1,14 +1,11 @@
 """The teacher's classifier, read through a preparation: methods see the teacher's outputs, never the network."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import models
-from methods.base import MethodError, Preparation, PreparationData, Prepared, Setting
-
-
-def classifier_preparation() -> Preparation:
-    """Weight (classes, D) and bias (classes,) of the teacher's linear classifier."""
-    return Preparation("teacher-classifier", 1, {}, _classifier)
+from methods.base import Method, MethodError, Preparation, PreparationData, Prepared, Setting
 
 
 def _classifier(teacher: nn.Module, data: PreparationData) -> Prepared:
@@ -26,6 +23,15 @@ def read(prepared: Prepared | None, method: str, **shapes: tuple[int, ...]) -> d
     return {name: found[name].float().clone() for name in shapes}
 
 
-def read_classifier(prepared: Prepared | None, method: str, setting: Setting) -> dict[str, Tensor]:
-    """`weight` and `bias` as `classifier_preparation` leaves them. Raises MethodError as `read`."""
-    return read(prepared, method, weight=(setting.classes, setting.teacher.embedding), bias=(setting.classes,))
+class WithClassifier(Method):
+    """A method with `weight` (classes, D) and `bias` (classes,) of the teacher's linear classifier as buffers."""
+
+    @classmethod
+    def preparation(cls, hyper: Any, setting: Setting) -> Preparation | None:
+        return None if setting.teacher is None else Preparation("teacher-classifier", 1, {}, _classifier)
+
+    def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
+        """Raises MethodError where the pair is not supported or `prepared` is not this teacher's classifier."""
+        super().__init__(hyper, setting, prepared)
+        for name, tensor in read(prepared, self.name, weight=(setting.classes, setting.teacher.embedding), bias=(setting.classes,)).items():
+            self.register_buffer(name, tensor)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import batch_normalised, pooled_to
-from methods._teacher import classifier_preparation, read_classifier
-from methods.base import Batch, Inference, Method, Needs, Preparation, Prepared, Setting, ranged
+from methods._teacher import WithClassifier
+from methods.base import Batch, Inference, Needs, Prepared, Setting, ranged
 from methods.fitnet import hint_loss
 from methods.registry import register
 from models.layers import pooled
@@ -43,7 +43,7 @@ def _size(setting: Setting) -> tuple[int, int]:
 
 
 @register("simkd")
-class SimKD(Method):
+class SimKD(WithClassifier):
     title = "SimKD"
     paper = "Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022"
     Hyper = Hyper
@@ -51,10 +51,6 @@ class SimKD(Method):
     student_outputs = Needs(maps=("stage",))
     fp32 = True
     uses_labels = False
-
-    @classmethod
-    def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
-        return None if setting.teacher is None else classifier_preparation()
 
     @classmethod
     def inference(cls, hyper: Hyper, setting: Setting) -> Inference:
@@ -66,14 +62,11 @@ class SimKD(Method):
         return Inference(sum(weights) + norms + classifier, height * width * sum(weights) + classifier)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
-        """Raises MethodError where the pair is not supported or `prepared` is not this teacher's classifier."""
         super().__init__(hyper, setting, prepared)
         layers: list[nn.Module] = []
         for narrow, wide, kernel in _convolutions(hyper, setting):
             layers += [nn.Conv2d(narrow, wide, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(wide)]
         self.projector = nn.ModuleList(layers)
-        for name, tensor in read_classifier(prepared, "simkd", setting).items():
-            self.register_buffer(name, tensor)
 
     def projected(self, student: Outputs) -> Tensor:
         """The student's map in the teacher's shape; after each normalisation comes a ReLU."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods._maps import batch_normalised
-from methods._teacher import classifier_preparation, read_classifier
-from methods.base import Batch, Method, Needs, Preparation, Prepared, Setting, ranged
+from methods._teacher import WithClassifier
+from methods.base import Batch, Needs, Prepared, Setting, ranged
 from methods.kd import kd_loss
 from methods.registry import register
 from models.outputs import Outputs
@@ -39,24 +39,17 @@ class Hyper:
 
 
 @register("srrl")
-class SRRL(Method):
+class SRRL(WithClassifier):
     title = "SRRL"
     paper = "Yang et al., Knowledge Distillation via Softmax Regression Representation Learning, ICLR 2021"
     Hyper = Hyper
     teacher_outputs = Needs(logits=True, embedding=True)
     fp32 = True
 
-    @classmethod
-    def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
-        return None if setting.teacher is None else classifier_preparation()
-
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
-        """Raises MethodError where the pair is not supported or `prepared` is not this teacher's classifier."""
         super().__init__(hyper, setting, prepared)
         narrow, wide = setting.student.embedding, setting.teacher.embedding
         self.projector = nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
-        for name, tensor in read_classifier(prepared, "srrl", setting).items():
-            self.register_buffer(name, tensor)
 
     def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         h, (convolution, norm) = self.hyper, self.projector

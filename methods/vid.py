@@ -59,9 +59,5 @@ class VID(Weighted):
         self.scales = nn.ParameterList(torch.full((t,), start) for _, t in widths)
 
     def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
-        maps = zip(student.maps["stage"][1:], teacher.maps["stage"][1:], strict=True)
-        terms = []
-        for (s, t), regressor, scale in zip(maps, self.regressors, self.scales, strict=True):
-            s, t = same_size(s, t)
-            terms.append(vid_loss(regressor(s), t, scale))
-        return sum(terms)
+        pairs = (same_size(s, t) for s, t in zip(student.maps["stage"][1:], teacher.maps["stage"][1:], strict=True))
+        return sum(vid_loss(regressor(s), t, scale) for (s, t), regressor, scale in zip(pairs, self.regressors, self.scales, strict=True))

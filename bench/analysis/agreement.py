@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.by_method import BASELINE, compared, grouped, half_width, mean_and_sd, shown
 from bench.analysis.frame.registry import register
@@ -159,8 +160,6 @@ def _class(name: str, mean: float, half: np.ndarray | None, c: int) -> str:
 
 
 def _answers(stored: Stored) -> Drawing:
-    from bench.analysis.frame import drawing
-
     cells, said = _cells(stored), []
     figure = drawing.figure(0.7 + 0.55 * len(cells))
     panels = figure.subplots(1, 3, sharey=True)
@@ -183,8 +182,6 @@ def _answers(stored: Stored) -> Drawing:
 
 
 def _cka(stored: Stored) -> Drawing:
-    from bench.analysis.frame import drawing
-
     cells, layers, said = _cells(stored), stored.facts["layers"], []
     across = min(3, len(cells))
     down = -(-len(cells) // across)
@@ -209,8 +206,6 @@ def _cka(stored: Stored) -> Drawing:
 
 
 def _classes(stored: Stored, gains) -> Drawing:
-    from bench.analysis.frame import drawing
-
     figure = drawing.figure(2.4)
     axes, said = figure.subplots(), []
     for i, (method, (mean, _, n)) in enumerate(gains.items()):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.dissect import Probing
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 
@@ -102,8 +103,6 @@ class Alignment(Probing):
 
     @classmethod
     def draw(cls, stored: Stored) -> list[Drawing]:
-        from bench.analysis.frame import drawing
-
         rows = [r for r in stored.facts["layers"] if "learned" in r]
         if not rows:
             return []

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis.dissect import Probing
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
@@ -125,8 +126,6 @@ class Concepts(Probing):
 
     @classmethod
     def draw(cls, stored: Stored) -> list[Drawing]:
-        from bench.analysis.frame import drawing
-
         facts = stored.facts
         kinds = [k for k in ("segmentation", "classification") if facts[k]]
         figure = drawing.figure(2.0)
@@ -149,11 +148,11 @@ class Concepts(Probing):
         last = facts["layers"][-1]["layer"]
         which = stored.arrays[f"{last}.segmentation.concepts"]
         if len(which) > 2:
-            out.append(_matrix(stored, drawing, last, [facts["concepts"][k] for k in which]))
+            out.append(_matrix(stored, last, [facts["concepts"][k] for k in which]))
         return out
 
 
-def _matrix(stored: Stored, drawing, layer: str, names: list[str]) -> Drawing:
+def _matrix(stored: Stored, layer: str, names: list[str]) -> Drawing:
     """Cosines between the concept vectors of a layer."""
     vectors = stored.arrays[f"{layer}.segmentation"]
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 
@@ -110,8 +111,6 @@ class Dissect(Probing):
 
     @classmethod
     def draw(cls, stored: Stored) -> list[Drawing]:
-        from bench.analysis.frame import drawing
-
         facts, layers = stored.facts, stored.facts["layers"]
         figure = drawing.figure(2.0)
         axes = figure.subplots()

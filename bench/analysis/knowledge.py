@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.by_method import BASELINE, compared, grouped, mean_and_sd, shown
 from bench.analysis.frame.registry import register
@@ -148,8 +149,6 @@ def _cells(stored: Stored) -> dict[str, dict[str, dict[int, list[float]]]]:
 
 
 def _affinities(stored: Stored) -> Drawing:
-    from bench.analysis.frame import drawing
-
     first: dict[str, str] = {stored.facts["shuffled"]["label"]: stored.facts["shuffled"]["label"]}
     for r in stored.facts["rows"]:
         first.setdefault(r["method"], r["label"])
@@ -176,8 +175,6 @@ def _affinities(stored: Stored) -> Drawing:
 
 
 def _apart(stored: Stored) -> Drawing:
-    from bench.analysis.frame import drawing
-
     cells, shuffled = _cells(stored), stored.facts["shuffled"]
     methods = list(cells["int"])
     names = {"alteration": "correlation of\nalterations", "int": "K$^{int}$: KL (nats)", "alt": "K$^{alt}$: L1"}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
@@ -120,10 +121,8 @@ class Neurons(Analysis):
 
     @classmethod
     def draw(cls, stored: Stored) -> list[Drawing]:
-        from bench.analysis.frame import drawing
-
         facts, layer = stored.facts, stored.facts["drawn_layer"]
-        out = [_bars(stored, drawing)]
+        out = [_bars(stored)]
         for i, group in enumerate(facts["drawn"]):
             rows, cosines = group["rows"], group["cosines"]
             images = stored.arrays[f"drawn{i}.images"]
@@ -220,7 +219,7 @@ def _measured(layer: str, similar, cosines, mean, measured, triples, pairs):
     return row, listed
 
 
-def _bars(stored: Stored, drawing) -> Drawing:
+def _bars(stored: Stored) -> Drawing:
     """Similar against random, found against matched, a layer each."""
     rows = stored.facts["layers"]
     figure = drawing.figure(1.9)

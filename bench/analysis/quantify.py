@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.by_method import BASELINE, grouped
 from bench.analysis.frame.registry import register
@@ -273,8 +274,6 @@ def _over_seeds(metric: str, values: Sequence[float]) -> str:
 
 
 def _maps(stored: Stored) -> Drawing:
-    from bench.analysis.frame import drawing
-
     teacher = stored.identity["networks"][0]["label"]
     first = {"teacher": teacher}
     for r in stored.facts["rows"]:
@@ -304,8 +303,6 @@ def _maps(stored: Stored) -> Drawing:
 
 
 def _learning(stored: Stored) -> Drawing:
-    from bench.analysis.frame import drawing
-
     figure = drawing.figure(2.0)
     panels, epochs, said = figure.subplots(1, 2), stored.facts["epochs"], []
     labels: dict[str, list[str]] = {}

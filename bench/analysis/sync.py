@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
 
@@ -88,8 +89,6 @@ class Sync(Analysis):
 
     @classmethod
     def draw(cls, stored: Stored) -> list[Drawing]:
-        from bench.analysis.frame import drawing
-
         layers = stored.facts["layers"]
         figure = drawing.figure(1.0 + 1.25 * len(layers))
         panels = figure.subplots(len(layers), 1, squeeze=False, sharex=True)[:, 0]

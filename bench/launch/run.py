@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import data
-from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, unknown
+from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, check_known
 from bench.launch import estimate, ledger
 from bench.launch.ledger import Ledger
 from bench.launch.local import Pool
@@ -59,8 +59,7 @@ def run(options: Run) -> int:
         raise UsageError("--cluster slurm: no Slurm controller answers here (sinfo), or this is already a job of it; use --cluster local")
     if options.time_budget is not None and options.time_budget <= 0:
         raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
-    if options.engine not in ("auto", *engine.NAMES):
-        raise unknown("engine", options.engine, ["auto", *engine.NAMES])
+    check_known("engine", options.engine, ("auto", *engine.NAMES))
     if not slurm and not options.dry_run:
         engine.choose(options.engine, environment.select(options.device))  # refused, or compiled, before any job starts
     slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.cpus)], None)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, USAGE, UsageError, unknown
+from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, USAGE, UsageError, check_known
 from bench.options import DataOption, DeviceOption, EngineOption, ResultsOption, ThreadsOption, TimeBudgetOption
 from bench.plan import names, protocols
 from bench.plan.groups import Group
@@ -139,8 +139,7 @@ def power(n: int, margin: float, sd: float, true: float = 0.0, alpha: float = AL
 
 def _checked(options: Equivalence) -> tuple[protocols.Protocol, Pair, tuple[int, ...]]:
     for name in (options.candidate, options.reference):
-        if name not in PRECISIONS:
-            raise unknown("precision", name, list(PRECISIONS))
+        check_known("precision", name, PRECISIONS)
     if options.candidate == options.reference:
         raise UsageError("candidate and reference are the same precision: name two")
     if not options.margin > 0 or not options.sigma > 0:
@@ -161,15 +160,8 @@ def _train(options: Equivalence, protocol: protocols.Protocol, pair: Pair, seeds
         left = None if until is None else until - time.monotonic()
         if left is not None and left <= 0:
             return STOPPED_IN_TIME
-        execution = Execution(
-            results=str(options.results),
-            data_root=str(options.data_folder),
-            device=options.device,
-            threads=options.threads,
-            engine=options.engine,
-            stop_after_seconds=left,
-        )
-        result = group_job.run_group(Group(pair.teacher, pair.student, seed, protocol, precision, tuple(options.methods)), execution)
+        group = Group(pair.teacher, pair.student, seed, protocol, precision, tuple(options.methods))
+        result = group_job.run_group(group, Execution.of(options, stop_after_seconds=left))
         if result in (STOPPED_IN_TIME, INTERRUPTED, USAGE):
             return result
         code = max(code, TROUBLE if result else DONE)

@@ -17,7 +17,7 @@ import torch
 
 import models
 from bench import data
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known
 from bench.measure import ceilings, meters
 from bench.measure.probes import exclusive
 from bench.options import DeviceOption, ResultsOption, ThreadsOption
@@ -101,8 +101,7 @@ def filled(options: Speed, device: torch.device) -> Speed:
     on_gpu = device.type == "cuda"
     paper = PROFILES["paper"]
     for precision in options.precisions:
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, list(PRECISIONS))
+        check_known("precision", precision, PRECISIONS)
     if options.steps is not None and options.steps < 1:
         raise UsageError(f"--steps {options.steps}: at least 1")
     return dataclasses.replace(

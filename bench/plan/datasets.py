@@ -7,7 +7,7 @@ bench.data.Dataset, and whose MEAN and STD are those of the normalisation.
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,5 @@ DATASETS = MappingProxyType(
 
 def get(name: str) -> DataSpec:
     """The entry of that name. Raises UsageError naming close matches."""
-    if name not in DATASETS:
-        raise unknown("data set", name, list(DATASETS))
+    check_known("data set", name, DATASETS)
     return DATASETS[name]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known, unknown
 from bench.plan import datasets, protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
@@ -132,13 +132,11 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
     if selection.sample_rate is not None:
         protocol = protocol.sampled(selection.sample_rate)  # students only: a teacher sees the whole training set
     precision = selection.precision or profile.precision
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, list(PRECISIONS))
+    check_known("precision", precision, PRECISIONS)
     rows = _rows(profile, selection, facts)
     pairs = tuple(dict.fromkeys(parse_pair(p, facts.networks) for p in selection.pairs)) or profile.pairs
     for network in dict.fromkeys(n for pair in pairs for n in (pair.teacher, pair.student)):
-        if network not in facts.networks:
-            raise unknown("network", network, list(facts.networks))
+        check_known("network", network, facts.networks)
     seeds = selection.seeds or profile.seeds
 
     cells: list[Cell] = []

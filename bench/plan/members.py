@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import models
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known
 from bench.plan.groups import Group
 from bench.plan.identity import Run
 from bench.plan.selection import typed
@@ -38,8 +38,7 @@ def hyper_of(method: type[Method], teacher: str | None, student: str, overrides:
     kinds = typing.get_type_hints(type(hyper)) if overrides else {}
     changed = {}
     for name, value in overrides.items():
-        if name not in known:
-            raise unknown(f"hyper-parameter of {method.name}", name, sorted(known))
+        check_known(f"hyper-parameter of {method.name}", name, sorted(known))
         try:
             changed[name] = typed(str(value), kinds[name])
         except ValueError as error:

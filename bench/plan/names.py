@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known
 
 ENTRY_POINTS = "kd_bench.methods"
 
@@ -58,15 +58,13 @@ def check_methods(names: Iterable[str]) -> None:
         return
     for name in names:
         for part in name.removeprefix("+").split("+"):
-            if part not in methods():
-                raise unknown("method", part, sorted(methods()))
+            check_known("method", part, sorted(methods()))
 
 
 def check_networks(names: Iterable[str]) -> None:
     """Raises UsageError for a name that no file declares."""
     for name in names:
-        if name not in networks():
-            raise unknown("network", name, list(networks()))
+        check_known("network", name, networks())
 
 
 def parse_teacher(text: str) -> tuple[str | None, Path]:

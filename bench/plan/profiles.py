@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from bench.errors import unknown
+from bench.errors import check_known
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,5 @@ PROFILES = MappingProxyType(
 
 def get_profile(name: str) -> Profile:
     """The declared profile of that name. Raises UsageError."""
-    if name not in PROFILES:
-        raise unknown("profile", name, list(PROFILES))
+    check_known("profile", name, PROFILES)
     return PROFILES[name]

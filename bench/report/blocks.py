@@ -172,13 +172,12 @@ def table_block(table: Table, number: str) -> Block:
         if any(c.difference for c in row.cells):
             clear = [bool(versus and (found := versus.cells.get((place, j))) and found.clear) for j in range(len(row.cells))]
             lines.append(Line(f"Δ {base}", [signed(c.difference, k) for c, k in zip(row.cells, clear, strict=True)] + blank, "sub"))
-        if any(c.at_use for c in row.cells):
-            lines.append(Line("at use", [added(c.at_use) if c.at_use else "" for c in row.cells] + blank, "sub"))
-        if any(c.pretraining is not None for c in row.cells):
-            shown = ["" if c.pretraining is None else f"{c.pretraining:,.0f}" for c in row.cells]
-            lines.append(Line("pre-training s", shown + blank, "sub"))
-        if any(c.values and c.others for c in row.cells):
-            lines.append(Line("not done", [c.note if c.values else "" for c in row.cells] + blank, "sub"))
+        below = {
+            "at use": [added(c.at_use) if c.at_use else "" for c in row.cells],
+            "pre-training s": ["" if c.pretraining is None else f"{c.pretraining:,.0f}" for c in row.cells],
+            "not done": [c.note if c.values else "" for c in row.cells],
+        }
+        lines += [Line(label, shown + blank, "sub") for label, shown in below.items() if any(shown)]
         if comparable and (not row.variant or any(c.published for c in row.cells)):
             lines.append(Line("published", [c.published.text if c.published else "none published" for c in row.cells] + blank, "sub"))
             if any(_is_best(c) and c.beside for c in row.cells):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known
 from bench.report import analysis_section, compare, epochs, page, paste, render, table
 from bench.report.explain import explain
 from bench.report.short import short
@@ -124,8 +124,7 @@ def report(options: Report) -> int:
 def pick(sets: list[ResultSet], wanted: str) -> ResultSet:
     """The set of that name: `own`, or an evidence set. Raises UsageError."""
     names = {"own" if s.name == OWN else s.name.removeprefix("evidence/"): s for s in sets}
-    if wanted not in names:
-        raise unknown("--set", wanted, list(names))
+    check_known("--set", wanted, names)
     return names[wanted]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from bench.report import derivation
 from bench.report.blocks import conditions, row_title
 from bench.report.compare import Comparison
-from bench.report.table import Cell, Pair, ResultSet, Row, Table
+from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table
 from bench.store.runs import RunView
 from bench.text import clean
 
@@ -65,13 +65,10 @@ def cell(
     def once(text: str) -> int:
         return strings.setdefault(text, len(strings))
 
-    runs = []
+    runs, root = [], "" if results.name == OWN else f"evidence/{results.folder.name}/"
     for seed in sorted(found.values.keys() | found.others.keys()):
         run = found.runs.get(seed)
-        path = f"{results.folder.name if results.name != 'own runs' else '.'}/runs/{run.id}" if run is not None else ""
-        if results.name != "own runs":
-            path = path and f"evidence/{path}"
-        path = path.removeprefix("./")
+        path = f"{root}runs/{run.id}" if run is not None else ""
         if seed in found.values:
             record, made = run.record, _made(run)
             best = f"{record.best_top1:.2f} ({record.best_epoch})"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -152,29 +153,12 @@ class RunView:
     record: Record | None = field(default=None, repr=False)
     curve: list[float] = field(default_factory=list, repr=False)
 
-    @property
-    def id(self) -> str:
-        return self.folder.name
-
-    @property
-    def teacher(self) -> str | None:
-        return self.known.teacher
-
-    @property
-    def student(self) -> str:
-        return self.known.student
-
-    @property
-    def method(self) -> str:
-        return self.known.method
-
-    @property
-    def seed(self) -> int:
-        return self.known.seed
-
-    @property
-    def precision(self) -> str:
-        return self.known.precision
+    id = property(attrgetter("folder.name"))
+    teacher = property(attrgetter("known.teacher"))
+    student = property(attrgetter("known.student"))
+    method = property(attrgetter("known.method"))
+    seed = property(attrgetter("known.seed"))
+    precision = property(attrgetter("known.precision"))
 
     @property
     def table(self) -> tuple[str, str]:

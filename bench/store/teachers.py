@@ -1,6 +1,7 @@
 """Teachers in the results folder: results/teachers/<dataset>-<architecture>/ holds `teacher.pt` (a bare state dict) and `teacher.json`."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,8 @@ class TeacherFile:
     folder: Path
     record: Teacher
 
-    @property
-    def architecture(self) -> str:
-        return self.record.architecture
-
-    @property
-    def hash(self) -> str:
-        return self.record.hash
+    architecture = property(attrgetter("record.architecture"))
+    hash = property(attrgetter("record.hash"))
 
     def facts(self) -> dict[str, Any]:
         """What enters the records of runs that used it."""

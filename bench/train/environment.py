@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known
 from bench.plan.identity import PRECISIONS
 
 
@@ -39,8 +39,7 @@ def select(device: str) -> torch.device:
 
 def configure(precision: str, threads: int | None = None, deterministic: bool = False) -> None:
     """Set torch up for a precision, thread count and determinism. Raises UsageError for an unknown precision."""
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, list(PRECISIONS))
+    check_known("precision", precision, PRECISIONS)
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = precision != "fp32"

@@ -1,6 +1,7 @@
 """How and where a job runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,9 @@ class Execution:
     stop_after_seconds: float | None = None  # stop cleanly at a step after so long, exit code 75
     download: bool = False
     keep_epochs: tuple[int, ...] = ()  # whose weights are kept beside the run; 0: before the first
+
+    @classmethod
+    def of(cls, options: Any, **rest: Any) -> "Execution":
+        """As the options of a command say, which has a results and a data folder; `rest`: what they do not."""
+        said = {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
+        return cls(**said | {"results": str(options.results), "data_root": str(options.data_folder)} | rest)

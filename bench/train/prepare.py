@@ -55,7 +55,7 @@ def run(options: Prepare) -> dict[str, Any]:
     hyper = hyper_of(method, options.teacher, options.teacher, {field: value for _, field, value in changes})
     chosen = protocols.get(options.protocol)
     chosen = chosen.sampled(options.sample_rate) if options.sample_rate is not None else chosen
-    execution = Execution(str(options.results), str(options.data_folder), options.device, options.threads)
+    execution = Execution.of(options)
     context = Context(chosen, options.precision, execution, options.teacher)
     wanted = context.preparation_of(method, hyper, options.teacher)
     context.teacher()

@@ -1,12 +1,11 @@
 """The commands about teachers: those at hand, one from a file, one trained here."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from bench.errors import unknown
+from bench.errors import check_known
 from bench.options import DataOption, DeviceOption, DownloadOption, ResultsOption, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.expand import TEACHER_SEED
@@ -16,7 +15,6 @@ from bench.text import say, table
 @dataclass(frozen=True)
 class Teachers(ResultsOption):
     """The teachers in a results folder."""
-
 
     def main(self) -> int:
         """Print the teachers of a results folder."""
@@ -64,7 +62,7 @@ class TeachersImport(DeviceOption, DownloadOption, DataOption, ResultsOption):
 
         models.shapes(self.architecture)
         read_state(self.file)  # a bad file says so before the data is asked for
-        execution = Execution(str(self.results), str(self.data_folder), self.device, download=self.download)
+        execution = Execution.of(self)
         context = Context(protocols.get(self.protocol), "tf32", execution)
         found = teacher_networks.import_file(
             self.file, self.architecture, self.results, context.dataset, context.images, context.device, self.expected, self.replace
@@ -101,18 +99,9 @@ class TeachersTrain(TrainingOptions):
         from bench.train.execution import Execution
 
         models.shapes(self.architecture)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, list(PRECISIONS))
+        check_known("precision", self.precision, PRECISIONS)
         environment.select(self.device)
         chosen = protocols.get(self.protocol)
         chosen = chosen.scaled(self.epochs) if self.epochs is not None else chosen
-        shared = {f.name for f in dataclasses.fields(Execution)} & {f.name for f in dataclasses.fields(TeachersTrain)}
-        execution = {name: getattr(self, name) for name in shared} | {"results": str(self.results), "data_root": str(self.data_folder)}
-        budget = self.time_budget
-        return teacher_training.train(
-            self.architecture,
-            chosen,
-            TEACHER_SEED,
-            self.precision,
-            Execution(**execution, stop_after_seconds=None if budget is None else 60 * budget),
-        )
+        execution = Execution.of(self, stop_after_seconds=None if self.time_budget is None else 60 * self.time_budget)
+        return teacher_training.train(self.architecture, chosen, TEACHER_SEED, self.precision, execution)

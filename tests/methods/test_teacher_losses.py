@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import models
-from methods import _teacher, ofd, registry, simkd, srrl
+from methods import ofd, registry, simkd, srrl
 from methods.base import Batch, MethodError, Prepared, Setting
 from methods.catkd import catkd_loss
 from models.outputs import Outputs, Shapes
@@ -146,7 +146,7 @@ def test_simkd_reads_what_the_teachers_classifier_reads():
     with torch.no_grad():
         for name in ("resnet8", "wrn_16_1", "vgg8"):
             network = models.build(name, 6).eval()
-            prepared = _teacher.classifier_preparation().build(network, Images())
+            prepared = simkd.SimKD.preparation(simkd.Hyper(), setting()).build(network, Images())
             outputs = network(draw(2, 3, 32, 32).float(), ("last",))
             logits = nn.functional.linear(outputs.maps["last"][0].mean((2, 3)), prepared.tensors["weight"], prepared.tensors["bias"])
             assert torch.allclose(logits, outputs.logits, atol=1e-5)
@@ -252,7 +252,7 @@ def test_catkd_of_dead_maps(normalise):
 
 def test_the_classifier_is_the_teachers():
     teacher = frozen_teacher()
-    prepared = _teacher.classifier_preparation().build(teacher, Images())
+    prepared = simkd.SimKD.preparation(simkd.Hyper(), setting()).build(teacher, Images())
     images = draw(2, 3, 16, 16).float()
     outputs = teacher(images)
     assert torch.allclose(nn.functional.linear(outputs.embedding, prepared.tensors["weight"], prepared.tensors["bias"]), outputs.logits, atol=1e-6)

@@ -70,7 +70,7 @@ def run(options: Analyse) -> list[Stored]:
     from bench.train import context
 
     words = options.words()
-    execution = Execution(str(options.results), str(options.data_folder), options.device, options.threads)
+    execution = Execution.of(options)
     machine = context.Context(words.protocol, PRECISION, execution)
     dataset = machine.dataset
     check(analysis, dataset)

@@ -1,17 +1,18 @@
-"""How figures look: a paper's column wide, legible in print, told apart without colour. Loads matplotlib: import it to draw."""
+"""How figures look: a paper's column wide, legible in print, told apart without colour. matplotlib is loaded with the first figure."""
 
 import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from bench.store.files import write_bytes
 from bench.text import clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMN = 3.3
 """Inches: a column of a two-column paper."""
@@ -24,8 +25,11 @@ GREYS = ("0.15", "0.75", "0.45", "0.9", "0.3", "0.6")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")
 
 
-def figure(height: float, width: float = COLUMN) -> Figure:
+def figure(height: float, width: float = COLUMN) -> "Figure":
     """An empty figure, a column wide unless said."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
@@ -46,7 +50,7 @@ def plain(text: object, limit: int = 60) -> str:
     return clean(text, limit).replace("$", r"\$")
 
 
-def save(made: Figure, path: Path) -> bytes:
+def save(made: "Figure", path: Path) -> bytes:
     """Write a figure to `path`.png (300 dpi) and `path`.pdf, each atomically; the bytes of the PNG. Raises OSError."""
     for ending, settings in (("pdf", {"metadata": {"CreationDate": None}}), ("png", {"dpi": 300})):
         buffer = io.BytesIO()
@@ -81,7 +85,7 @@ def masked(images: np.ndarray, masks: np.ndarray, strong: np.ndarray) -> np.ndar
     return out
 
 
-def tiles(images: np.ndarray, masks: np.ndarray, rows: Sequence[str], strong: np.ndarray | None = None) -> Figure:
+def tiles(images: np.ndarray, masks: np.ndarray, rows: Sequence[str], strong: np.ndarray | None = None) -> "Figure":
     """A grid of masked pictures with a label before each row: images (R, n, 3, S, S) uint8, masks bool (R, n, S, S), `strong` bool (R, n): all."""
     count, across = masks.shape[:2]
     side = (COLUMN - 0.85) / across

@@ -7,7 +7,7 @@ behind it, equal but for rounding. `graph`: the whole step captured as a CUDA gr
 
 import torch
 
-from bench.errors import UsageError, unknown
+from bench.errors import UsageError, check_known
 from bench.train.engine.eager import DeviceLost, Eager, Failures, Native, is_lost
 from bench.train.engine.graph import Graph
 from bench.train.engine.static import Static
@@ -30,8 +30,7 @@ def choose(name: str, device: torch.device) -> type[Eager]:
         if why := native.reason():
             print(f"engine eager: {why}", flush=True)
         return Eager if why else Native
-    if name not in _ENGINES:
-        raise unknown("engine", name, ["auto", *NAMES])
+    check_known("engine", name, ["auto", *NAMES])
     if name == Graph.name and device.type != "cuda":
         raise UsageError(f"engine graph needs a CUDA device and this one is {device.type}; use --engine auto")
     if name == Native.name:
