@@ -1,10 +1,15 @@
 """What methods on maps and embeddings share: pooling to a size, rows of norm 1, a batch normalisation that takes one
-value a channel."""
+value a channel, one loss beside the cross-entropy."""
+
+import dataclasses
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.base import Batch, Method, ranged
 from models.native import normalised
+from models.outputs import Outputs
 
 EPS = 1e-12  # least norm of a row
 
@@ -36,3 +41,23 @@ def batch_normalised(norm: nn.BatchNorm2d, x: Tensor, relu: bool = True) -> Tens
         return normalised(norm, x, relu=relu)
     x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps)
     return F.relu(x) if relu else x
+
+
+def only_weight(default: float) -> type:
+    """The frozen dataclass of a method whose one hyper-parameter is `weight`."""
+    return dataclasses.make_dataclass("Hyper", [("weight", float, ranged(default, at_least=0))], frozen=True)
+
+
+class Weighted(Method):
+    """Cross-entropy and, under the name `term`, one loss of the method's own times `hyper.weight`; in float32."""
+
+    term: ClassVar[str]
+    fp32 = True
+
+    def loss(self, student: Outputs, teacher: Outputs) -> Tensor:
+        """The method's own loss, a scalar, before its weight."""
+        raise NotImplementedError
+
+    def losses(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        ce = F.cross_entropy(student.logits, batch.labels)
+        return {"ce": ce, self.term: self.hyper.weight * self.loss(student, teacher)}

@@ -149,11 +149,6 @@ def ranged(default: Any, *, above: float | None = None, at_least: float | None =
     return field(default=default, metadata={"added": added, "range": {name: limit for name, limit in limits.items() if limit is not None}})
 
 
-def added(default: Any) -> Any:
-    """A hyper-parameter that joined a method after runs of it were kept: at its default it is no part of a run's identity."""
-    return ranged(default, added=True)
-
-
 _INSIDE = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le}
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods._maps import pooled_to, unit
-from methods._weighted import Weighted
+from methods._maps import Weighted, pooled_to, unit
 from methods.base import Needs, ranged
 from methods.registry import register
 from models.outputs import Outputs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from methods._weighted import Weighted
+from methods._maps import Weighted
 from methods.base import Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs

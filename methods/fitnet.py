@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._weighted import Weighted
+from methods._maps import Weighted
 from methods.base import Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.native import normalised

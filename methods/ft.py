@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import same_size
-from methods._weighted import Weighted
+from methods._maps import Weighted, same_size
 from methods.at import attention
 from methods.base import MethodError, Needs, Preparation, PreparationData, Prepared, Setting, ranged
 from methods.registry import register

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods._maps import EPS, batch_normalised
-from methods._weighted import Weighted, only_weight
+from methods._maps import EPS, Weighted, batch_normalised, only_weight
 from methods.base import Needs, Prepared, Setting
 from methods.registry import register
 from models.outputs import Outputs

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods._maps import same_size
-from methods._weighted import Weighted, only_weight
+from methods._maps import Weighted, only_weight, same_size
 from methods.base import Needs
 from methods.registry import register
 from models.outputs import Outputs

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from methods._maps import batch_normalised, pooled_to
+from methods._maps import Weighted, batch_normalised, only_weight, pooled_to
 from methods._teacher import read
-from methods._weighted import Weighted, only_weight
 from methods.base import Needs, Preparation, PreparationData, Prepared, Setting
 from methods.registry import register
 from models.outputs import Outputs

@@ -7,7 +7,7 @@ where the divergence is a mean over all B^2 pairs. An embedding of 0, whose grad
 import torch
 from torch import Tensor
 
-from methods._weighted import Weighted, only_weight
+from methods._maps import Weighted, only_weight
 from methods.base import Needs
 from methods.registry import register
 from models.outputs import Outputs

@@ -7,8 +7,7 @@ protocol.
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods._maps import unit
-from methods._weighted import Weighted, only_weight
+from methods._maps import Weighted, only_weight, unit
 from methods.base import Needs
 from methods.registry import register
 from models.outputs import Outputs

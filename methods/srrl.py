@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods import kd
 from methods._maps import batch_normalised
 from methods._teacher import WithClassifier
 from methods.base import Batch, Needs, Prepared, Setting, ranged
-from methods.kd import kd_loss
 from methods.registry import register
 from models.outputs import Outputs
 
@@ -28,12 +28,11 @@ def srrl_losses(projected: Tensor, embedding: Tensor, logits: Tensor, weight: Te
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(kd.Hyper):
     """The authors' weights; no KD."""
 
     ce_weight: float = ranged(1.0, at_least=0)
     kd_weight: float = ranged(0.0, at_least=0)
-    temperature: float = ranged(4.0, above=0)
     feature_weight: float = ranged(1.0, at_least=0)
     regression_weight: float = ranged(1.0, at_least=0)
 
@@ -61,5 +60,5 @@ class SRRL(WithClassifier):
             "regression": h.regression_weight * regression,
         }
         if h.kd_weight:
-            losses["kd"] = h.kd_weight * kd_loss(student.logits, teacher.logits, h.temperature)
+            losses["kd"] = h.kd_weight * kd.kd_loss(student.logits, teacher.logits, h.temperature)
         return losses

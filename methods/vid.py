@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods._maps import same_size
-from methods._weighted import Weighted
+from methods._maps import Weighted, same_size
 from methods.base import Needs, Prepared, Setting, ranged
 from methods.registry import register
 from models.outputs import Outputs

@@ -162,8 +162,7 @@ def _affinities(stored: Stored) -> Drawing:
         for c in range(across):
             shown_now, title = (a[c // 2], f"$A_{c // 2 + 1}$") if c % 2 == 0 else (a[c // 2 + 1] - a[c // 2], f"$A_{c // 2 + 2}-A_{c // 2 + 1}$")
             panels[r, c].imshow(shown_now, cmap="Greys", vmin=-1, vmax=1, interpolation="nearest")
-            panels[r, c].set_xticks([])
-            panels[r, c].set_yticks([])
+            panels[r, c].set(xticks=[], yticks=[])
             if r == 0:
                 panels[r, c].set_title(title, fontsize=drawing.SMALL)
         panels[r, 0].set_ylabel(drawing.plain(name, 12), fontsize=drawing.SMALL, rotation=0, ha="right", va="center", labelpad=3)

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, grouped
+from bench.analysis.frame.by_method import BASELINE, grouped, mean_and_sd
 from bench.analysis.frame.registry import register
 from bench.analysis.maths import concept_counts as counting
 from bench.errors import UsageError
@@ -19,6 +19,7 @@ from bench.store.runs import read_run
 
 WORDS = {"fg": "N_fg", "bg": "N_bg", "ratio": "ratio", "d_mean": "D_mean", "d_var": "D_var", "rho": "rho"}
 HYPOTHESIS = {"fg": "1", "bg": "1", "ratio": "1", "d_mean": "2", "d_var": "2", "rho": "3"}
+DIGITS = {"fg": 1, "bg": 1}  # others have three
 FINAL = ("fg", "bg", "ratio")
 """Metrics of the last checkpoint alone."""
 LATE = 40 / 150
@@ -259,7 +260,7 @@ class Quantify(Analysis):
 def _number(metric: str, value: float | None, sign: str = "") -> str:
     if value is None:
         return "–"
-    return f"{value:{sign}.1f}" if metric in ("fg", "bg") else f"{value:{sign}.3f}"
+    return f"{value:{sign}.{DIGITS.get(metric, 3)}f}"
 
 
 def _span(metric: str, interval: Sequence[float]) -> str:
@@ -267,10 +268,7 @@ def _span(metric: str, interval: Sequence[float]) -> str:
 
 
 def _over_seeds(metric: str, values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {_number(metric, float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
-    return _number(metric, float(np.mean(values))) + spread
+    return mean_and_sd(values, DIGITS.get(metric, 3)) if values else "–"
 
 
 def _maps(stored: Stored) -> Drawing:
@@ -295,8 +293,7 @@ def _maps(stored: Stored) -> Drawing:
             if masks[r].any() and not masks[r].all():
                 for colour, width in (("black", 1.5), ("white", 0.7)):  # seen on light and on dark
                     axes.contour(np.arange(size) + 0.5, np.arange(size) + 0.5, masks[r], levels=[0.5], colors=colour, linewidths=width)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
     said = [f"{name}: H from {found.min():.2f} to {found.max():.2f}" for name, found in maps.items()]
     caption = f"Entropy of each cell, dark where the network uses it ({low:.1f} to {high:.1f} nats), the object outlined: {stored.subject}"
     return Drawing("maps", caption, f"{len(images)} images. " + "; ".join(said) + ".", figure)

@@ -24,15 +24,15 @@ class Status(ResultsOption):
     """Show the live table until interrupted."""
 
     def main(self) -> int:
+        if not self.results.is_dir():
+            raise UsageError(f"{self.results} is no folder; name the results folder with --results")
         return watch(self.results) if self.watch else show(self.results, self.all)
 
 
 def show(results: Path, everything: bool) -> int:
-    """Print counts by status, the runs that are not done (or all), what cannot be trusted, and changed methods. Raises UsageError."""
+    """Print counts by status, the runs that are not done (or all), what cannot be trusted, and changed methods."""
     from bench.launch.ledger import changed_sources  # reads the methods, and so torch
 
-    if not results.is_dir():
-        raise UsageError(f"{results} is no folder; name the results folder with --results")
     views, problems = scan(results)
     cells, problem = planned_cells(results)
     problems += problem
@@ -69,8 +69,6 @@ def planned_cells(results: Path) -> tuple[list[PlannedCell], list[Problem]]:
 
 def watch(results: Path) -> int:
     """The live table until interrupted."""
-    if not results.is_dir():
-        raise UsageError(f"{results} is no folder; name the results folder with --results")
 
     def counts() -> tuple[int, int]:
         runs = {c.run or (c.teacher, c.student, c.method, c.seed) for c in planned_cells(results)[0] if not c.skipped}

@@ -18,7 +18,6 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 import models
@@ -33,6 +32,7 @@ from bench.plan.members import Member
 from bench.plan.protocols import Protocol
 from bench.store import costs, teachers
 from bench.store.files import read_json, write_json
+from bench.store.lease import waited_for
 from bench.train import engine, environment
 from bench.train.context import Context
 from bench.train.execution import Execution
@@ -138,16 +138,8 @@ def exclusive(device: torch.device, check: Callable[[], None] = lambda: None) ->
     """The machine-wide lock of a device; waits for other probes, calling `check` once a second."""
     name = "cpu" if device.type == "cpu" else f"gpu-{torch.cuda.get_device_properties(device).uuid}"
     # Other users' probes count too: the file can be opened by everyone.
-    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"kd-bench-probe-{name}.lock", mode=0o666)
-    while True:
-        check()
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=1.0)
-            break
-    try:
+    with waited_for(Path(tempfile.gettempdir()) / f"kd-bench-probe-{name}.lock", check, mode=0o666):
         yield
-    finally:
-        lock.release()
 
 
 def _in_fresh_process(request: tuple[Any, ...], check: Callable[[], None]) -> dict[str, Any]:

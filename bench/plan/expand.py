@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.errors import UsageError, check_known, unknown
+from bench.errors import UsageError, check_known
 from bench.plan import datasets, protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
@@ -93,8 +93,7 @@ def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[st
     chosen = tuple(m for m in selection.methods if not m.startswith("+")) or default
     rows = tuple(dict.fromkeys(chosen + joined))
     for name in (*rows, *(method for method, _, _ in selection.hyper)):
-        if name not in facts.methods:
-            raise unknown("method", name, sorted(facts.methods))
+        check_known("method", name, facts.methods)
     for method, field, _ in selection.hyper:
         if method not in rows:
             raise UsageError(f"--set {method}.{field}: {method} is not among the rows {', '.join(rows)}; add it with --methods")

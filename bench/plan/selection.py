@@ -38,18 +38,16 @@ def parse_seeds(texts: Iterable[str], option: str = "--seeds") -> tuple[int, ...
 
 def parse_pair(text: str, networks: Sequence[str]) -> Pair:
     """A pair from "teacher-student" or "teacher/student". Raises UsageError, with close matches."""
-    for separator in ("/", "->", "-"):
-        teacher, found, student = text.partition(separator)
-        if found and teacher.strip() in networks and student.strip() in networks:
-            return Pair(teacher.strip(), student.strip())
-    known = [p.name for p in ALL_PAIRS]
-    for separator in ("/", "->", "-"):
-        teacher, found, student = (part.strip() for part in text.partition(separator))
+    splits = [[part.strip() for part in text.partition(separator)] for separator in ("/", "->", "-")]
+    for teacher, found, student in splits:
+        if found and teacher in networks and student in networks:
+            return Pair(teacher, student)
+    for teacher, found, student in splits:
         if found and (teacher in networks or student in networks):
             raise unknown("network", student if teacher in networks else teacher, list(networks))
     if text in networks:
         raise UsageError(f"pair {text!r} is one network: write teacher-student, as in resnet56-resnet20")
-    raise unknown("pair", text, known)
+    raise unknown("pair", text, [p.name for p in ALL_PAIRS])
 
 
 def parse_set(text: str) -> tuple[str, str, str]:

@@ -289,11 +289,10 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
         speeds = [f"{c.speed:,.0f}{b[0]}{mark}" if c else NONE for c, b, mark in zip(costs, beside, marks, strict=True)]
         lines.append(Line(titles.get(method, method), speeds))
         lines.append(Line("peak MiB", [f"{c.memory / MIB:,.0f}{b[1]}" if c else NONE for c, b in zip(costs, beside, strict=True)], "sub"))
-        if any(c and c.preparation is not None for c in costs):
-            lines.append(Line("prep. s", [f"{c.preparation:,.0f}" if c and c.preparation is not None else NONE for c in costs], "sub"))
-        if any(c and c.preparation_memory is not None for c in costs):
-            peaks = [f"{c.preparation_memory / MIB:,.0f}" if c and c.preparation_memory is not None else NONE for c in costs]
-            lines.append(Line("prep. MiB", peaks, "sub"))
+        for label, field_name, unit in (("prep. s", "preparation", 1), ("prep. MiB", "preparation_memory", MIB)):
+            found = [getattr(c, field_name, None) for c in costs]
+            if any(value is not None for value in found):
+                lines.append(Line(label, [NONE if value is None else f"{value / unit:,.0f}" for value in found], "sub"))
         if table:
             lines.append(Line("total", [hours(total_seconds(sheet, key, method, table)) for key in keys], "sub"))
             if any(c and c.preparation is not None for c in costs):

@@ -155,10 +155,9 @@ def _costs(table: Table) -> dict[str, Any] | None:
 def _figures(table: Table, versus: list[Comparison]) -> dict[str, Any]:
     first = versus[0] if versus else None
     best = max(first.pooled, key=lambda i: first.pooled[i].difference.mean) if first and first.pooled else 0
-    many = range(len(table.pairs))
     panels = {
-        "seeds": [(p.title, f) for j, p in zip(many, table.pairs, strict=True) if (f := svg.seeds(table, j))],
-        "curves": [(p.title, f) for j, p in zip(many, table.pairs, strict=True) if (f := svg.curves(table, j))],
+        "seeds": [(p.title, f) for j, p in enumerate(table.pairs) if (f := svg.seeds(table, j))],
+        "curves": [(p.title, f) for j, p in enumerate(table.pairs) if (f := svg.curves(table, j))],
     }
     wide = {"differences": svg.differences(table, first) if first else None, "cost": svg.cost(table, first)}
     return {**wide, **panels, "best": best, "base": first.title if first else ""}

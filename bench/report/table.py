@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,7 @@ class Table:
     excluded: list[Problem]
     warnings: list[str]
 
-    @property
-    def trial(self) -> str:
-        return self.protocol.trial
+    trial = property(attrgetter("protocol.trial"))
 
     @property
     def base_title(self) -> str:

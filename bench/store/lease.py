@@ -13,8 +13,9 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -232,3 +233,18 @@ class _Heart:
 
 
 _HEART = _Heart()
+
+
+@contextlib.contextmanager
+def waited_for(path: Path, check: Callable[[], None], **settings: Any) -> Iterator[None]:
+    """Holds the lock of a file, `settings` of which are filelock's; while another has it, `check` is called once a second and may raise."""
+    lock = filelock.FileLock(path, **settings)
+    while True:
+        check()
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=1.0)
+            break
+    try:
+        yield
+    finally:
+        lock.release()

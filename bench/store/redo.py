@@ -22,10 +22,6 @@ def _new(results: Path, run: str) -> Path:
     return root(results) / "runs" / run
 
 
-def _aside(results: Path, run: str) -> Path:
-    return root(results) / "replaced" / run
-
-
 def pending(results: Path, run: str) -> bool:
     """Whether a run is to be trained again and has not been yet."""
     return _new(results, run).exists()
@@ -52,7 +48,7 @@ def begin(results: Path, runs: Iterable[str]) -> None:
 
 def publish(results: Path, run: str) -> None:
     """Put a finished run in the old one's place."""
-    old, aside = results / "runs" / run, _aside(results, run)
+    old, aside = results / "runs" / run, root(results) / "replaced" / run
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):

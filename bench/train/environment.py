@@ -6,7 +6,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,9 @@ def arithmetic(precision: str, device: torch.device) -> str:
     return "tf32" if device.type == "cuda" and precision != "fp32" else "fp32"
 
 
-@contextlib.contextmanager
-def precision_scope(precision: str, device: torch.device) -> Iterator[None]:
+def precision_scope(precision: str, device: torch.device) -> torch.autocast:
     """Autocast to bfloat16 for `bf16`, nothing otherwise."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        yield
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:

@@ -240,8 +240,7 @@ class Training:
         self._row_unsaved = True
         row = {"epoch": epoch, "lr": rate, "loss": loss, "losses": losses, "train_top1": train_top1}
         place.folder.row({**row, "test_top1": top1, "test_top5": place.tested["top5"], "test_loss": place.tested["loss"], "seconds": place.seconds})
-        text = f"epoch {epoch}/{self.protocol.epochs} lr {rate:g} loss {loss:.4f} train top-1 {train_top1:.2f} test top-1 {top1:.2f}"
-        place.folder.log(text)
+        place.folder.log(f"epoch {epoch}/{self.protocol.epochs} lr {rate:g} loss {loss:.4f} train top-1 {train_top1:.2f} test top-1 {top1:.2f}")
         eta = self._eta(epoch + 1, 0)
         place.folder.status("running", epoch=epoch, epochs=self.protocol.epochs, loss=loss, test_top1=top1, eta_seconds=eta)
 

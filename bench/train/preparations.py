@@ -1,16 +1,13 @@
 """Preparation stages: built once per (teacher, data, settings) under a lock, stored with their cost, refused on any mismatch."""
 
-import contextlib
 import copy
 import hashlib
 import io
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +16,7 @@ from bench.data.augment import Augmenter, crops, plain
 from bench.errors import StoreError, UsageError
 from bench.plan.identity import canonical, digest
 from bench.store.files import read_bytes, read_json, write_bytes, write_json
+from bench.store.lease import waited_for
 from bench.store.weights import pickled
 from bench.train import environment
 from methods.base import Preparation, Prepared
@@ -72,13 +70,12 @@ class Unfinished:
     def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
         self.path, self._log = folder / "unfinished.pt", log
         self._before = {"seconds": 0.0, "cpu_seconds": 0.0}
-        self._started = time.monotonic(), time.process_time()
+        self._started = environment.clocks()
 
     def spent(self) -> dict[str, float]:
         """Seconds and CPU seconds, those of earlier processes included."""
-        wall, cpu = self._started
-        now = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
-        return {name: now[name] + self._before[name] for name in now}
+        spent = zip(self._before.items(), environment.clocks(), self._started, strict=True)
+        return {name: now - began + before for (name, before), now, began in spent}
 
     def write(self, state: Mapping[str, Any]) -> None:
         content = pickled({"state": dict(state), "spent": self.spent()})
@@ -159,18 +156,10 @@ def obtain(results: Path, preparation: Preparation, origin: Origin, log: Callabl
     wanted = identity(preparation, origin)
     folder = place(results, wanted)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.parent / f".{folder.name}.lock")
-    while True:
-        origin.images.check()
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=1.0)
-            break
-    try:
+    with waited_for(folder.parent / f".{folder.name}.lock", origin.images.check):
         if not (folder / "prepared.json").exists():
             _build(folder, wanted, preparation, origin, log)
         return read(folder, wanted)  # what was just built as well: everyone gets what is on disk
-    finally:
-        lock.release()
 
 
 def _build(folder: Path, wanted: dict[str, Any], preparation: Preparation, origin: Origin, log: Callable[[str], None]) -> None:

@@ -54,13 +54,11 @@ class TeachersImport(DeviceOption, DownloadOption, DataOption, ResultsOption):
 
     def main(self) -> int:
         """Measure and import a teacher file. Raises UsageError or NetworkError."""
-        import models
         from bench.store.weights import read_state
         from bench.train import teacher_networks
         from bench.train.context import Context
         from bench.train.execution import Execution
 
-        models.shapes(self.architecture)
         read_state(self.file)  # a bad file says so before the data is asked for
         execution = Execution.of(self)
         context = Context(protocols.get(self.protocol), "tf32", execution)
@@ -93,12 +91,10 @@ class TeachersTrain(TrainingOptions):
 
     def main(self) -> int:
         """Train a teacher in this process. Returns an exit code. Raises UsageError or NetworkError."""
-        import models
         from bench.plan.identity import PRECISIONS
         from bench.train import environment, teacher_training
         from bench.train.execution import Execution
 
-        models.shapes(self.architecture)
         check_known("precision", self.precision, PRECISIONS)
         environment.select(self.device)
         chosen = protocols.get(self.protocol)

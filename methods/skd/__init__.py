@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods._teacher import read
-from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, added, ranged
+from methods.base import Batch, Method, MethodError, Needs, Preparation, Prepared, Setting, ranged
 from methods.registry import register
 from methods.skd.assign import assigned_distribution
 from methods.skd.embedding import Embedding, layer_indices
@@ -44,7 +44,7 @@ class Hyper:
     seed: int = ranged(0, at_least=0)  # of the vectors' initial values
     fit_steps: int = ranged(1000, at_least=1)  # streaming: steps of the optimiser, at most
     paper_epochs: int = ranged(100, at_least=1)  # paper: epochs of SGD
-    sum_over: str = added("none")  # a sum where Eq. 2 has a mean: "images" of the batch, "rows" of a layer (other readings of the paper)
+    sum_over: str = ranged("none", added=True)  # a sum where Eq. 2 has a mean: "images" of the batch, "rows" of a layer (other readings of the paper)
 
     def __post_init__(self) -> None:
         for name, allowed in (("mode", MODES), ("target", TARGETS), ("kind", FEATURES), ("sum_over", SUMS)):

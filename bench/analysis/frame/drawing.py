@@ -95,8 +95,7 @@ def tiles(images: np.ndarray, masks: np.ndarray, rows: Sequence[str], strong: np
     for r in range(count):
         for c, picture in enumerate(masked(images[r], masks[r], strong[r])):
             panels[r, c].imshow(picture, interpolation="nearest")
-            panels[r, c].set_xticks([])
-            panels[r, c].set_yticks([])
+            panels[r, c].set(xticks=[], yticks=[])
         text = "\n".join(textwrap.wrap(plain(rows[r]), 14))
         panels[r, 0].set_ylabel(text, fontsize=SMALL, rotation=0, ha="right", va="center", labelpad=4)
     return made

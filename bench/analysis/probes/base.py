@@ -6,8 +6,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from bench.errors import UsageError
-
 
 @dataclass(frozen=True)
 class Concept:
@@ -43,11 +41,3 @@ def categories(concepts: tuple[Concept, ...]) -> tuple[tuple[str, ...], list[int
     """The categories in their order of appearance, and that of each concept as a number."""
     names = tuple(dict.fromkeys(c.category for c in concepts))
     return names, [names.index(c.category) for c in concepts]
-
-
-def position(concepts: tuple[Concept, ...], name: str) -> int:
-    """Where a concept of that name is. Raises UsageError."""
-    for i, concept in enumerate(concepts):
-        if name in (concept.name, f"{concept.category}:{concept.name}"):
-            return i
-    raise UsageError(f"this probe has no concept {name!r}; it has {', '.join(c.name for c in concepts[:20])}{', ...' * (len(concepts) > 20)}")
