@@ -14,7 +14,7 @@ from bench.plan.profiles import PROFILES
 from bench.plan.protocols import PROTOCOLS
 from bench.plan.selection import Selection, typed
 from methods import registry
-from methods.base import Method, MethodError, added, check_hyper, named_hyper, ranged
+from methods.base import Method, MethodError, check_hyper, named_hyper, ranged
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Hyper:
     label: str | None = None
     layers: tuple[int, ...] = (1, 2)
     size: tuple[int, float] = (8, 0.5)
-    note: str = added("")
+    note: str = ranged("", added=True)
 
 
 class Toy(Method):
