@@ -85,7 +85,7 @@ class Warming(Method):
     """A method with losses that grow linearly to their weight in the first `warmup` epochs: they are multiplied by `warm`."""
 
     fp32 = True
-    warm_is_kept: ClassVar[bool] = True  # in checkpoints, as those that there are have it or not
+    warm_is_kept: ClassVar[bool] = True  # whether checkpoints hold it; fixed, since there are some of each method
 
     def __init__(self, hyper: Any, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__(hyper, setting, prepared)
