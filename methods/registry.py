@@ -16,7 +16,7 @@ import methods
 from methods.base import Method, MethodError
 
 ENTRY_POINTS = "kd_bench.methods"
-_PLUMBING = {"base", "registry", "stages"}
+_PLUMBING = {"base", "registry"}
 _methods: dict[str, type[Method]] = {}
 _beside: dict[str, Callable[[type[Method]], type[Method]]] = {}
 _combined: dict[tuple[type[Method], str], type[Method]] = {}

@@ -41,9 +41,9 @@ def _declared(tree: ast.Module) -> Iterator[str]:
 def methods() -> frozenset[str]:
     """Methods that the files of this package register, and the names of the files, which stand for broken ones."""
     (folder,) = importlib.util.find_spec("methods").submodule_search_locations
-    files = {path.stem for path in Path(folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+    files = {path.stem for path in Path(folder).iterdir() if (path.suffix == ".py" or path.is_dir()) and not path.name.startswith("_")}
     registered = {name for tree in _trees("methods") for name in _decorated(tree)}
-    return frozenset(registered | (files - {"base", "registry", "__init__"}))
+    return frozenset(registered | (files - {"base", "registry"}))
 
 
 @cache
