@@ -15,6 +15,8 @@ FORK = multiprocessing.get_context("fork")
 
 
 def rewrite(lease: Lease, **changes) -> dict:
+    """As somebody else would have written it: this process beats it no more."""
+    lease_module._HEART.forget(lease)
     content = json.loads(lease.path.read_text()) | changes
     lease.path.write_text(json.dumps(content))
     return content
