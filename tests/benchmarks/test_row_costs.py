@@ -6,7 +6,7 @@ outputs of it: an engine on the CPU does these one after the other. KD takes a s
 Printed are medians over rounds of the ratio to KD within the round, on the process's CPU time and, beside it, by the clock. AB and FSP have two
 lines: what they train before the main stage is another step.
 
-Goals are for a quiet machine; what is asserted is three times as loose. KD_BENCH_ROUNDS sets the rounds (default 3 and 2, after one that does
+Goals are for a quiet machine; what is asserted is three times as loose. KD_BENCH_ROUNDS sets the rounds (default 3 and 1, after one that does
 not count). The images are 50,000, random where KD_BENCH_DATA names none: CRD's banks have a row for each.
 """
 

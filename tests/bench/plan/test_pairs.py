@@ -22,17 +22,20 @@ from bench.train.learner import evaluate
 from methods import registry
 from models.randomness import keyed
 
-FEW = Protocol("few", dataset="shapes100", epochs=1, milestones=(1,), train_images=70, test_images=50, image_size=16, batch=32)
+FEW = Protocol("few", dataset="shapes100", epochs=1, milestones=(1,), train_images=40, test_images=50, image_size=16, batch=32)
+
+
+SHORT = {"ab": {"epochs": 1}, "fsp": {"epochs": 1}, "ft": {"epochs": 1}, "iep": {"phase_epochs": 1, "phase_steps": 2, "check_batches": 1}}
 
 
 def quick(teacher: str, student: str) -> tuple[tuple[str, str, object], ...]:
     """Overrides that make preparations and stages before the main one short."""
-    changes = [(name, "epochs", 1) for name in ("ab", "fsp")]
+    changes = []
     for name in registry.names():
         hyper = registry.get(name).hyper_for(teacher, student)
-        if hasattr(hyper, "quick"):
-            short = dataclasses.asdict(type(hyper).quick())
-            changes += [(name, field, value) for field, value in short.items() if value != getattr(hyper, field) and field != "beta"]
+        small = dataclasses.asdict(type(hyper).quick()) if hasattr(hyper, "quick") else {}
+        small = {field: value for field, value in small.items() if value != getattr(hyper, field) and field != "beta"}
+        changes += [(name, field, value) for field, value in (small | SHORT.get(name.removesuffix("_bb"), {})).items()]
     if student == "mobilenetv2":  # its last maps are one pixel here: PKT's weight of 30,000 diverges under an untrained teacher
         changes.append(("pkt", "weight", 300.0))
     return tuple(changes)
