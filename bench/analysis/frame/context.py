@@ -21,7 +21,7 @@ from bench.store.files import write_bytes
 from bench.text import duration
 from bench.train import context, environment, preparations, teacher_networks
 from methods import registry as method_registry
-from methods.base import Prepared
+from methods.base import Preparation, Prepared
 from models.outputs import Outputs, Shapes
 
 BATCH = 100
@@ -93,7 +93,10 @@ class Context:
         """The preparation of `method` for this network (built and stored if it is not there yet), with hyper-parameters changed."""
         found = method_registry.get(method)
         hyper = dataclasses.replace(found.hyper_for(subject.architecture, subject.architecture), **(changes or {}))
-        wanted = self.machine.preparation_of(found, hyper, subject.architecture)
+        return self.preparation(subject, self.machine.preparation_of(found, hyper, subject.architecture))
+
+    def preparation(self, subject: Subject, wanted: Preparation) -> Prepared:
+        """The same, of what a method asks for."""
         origin = self.machine.origin_of(lambda: self.network(subject), subject.hash)
         with self._apart():
             return preparations.obtain(self.root, wanted, origin, self.log).prepared

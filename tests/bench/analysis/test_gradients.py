@@ -1,0 +1,72 @@
+"""Gradients of loss terms against plain torch on the same batches; runs that cannot be read are refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import models
+from bench.analysis import gradients
+from bench.analysis.frame import subjects
+from bench.analysis.frame.context import obtain
+from bench.data import augment
+from bench.errors import UsageError
+from bench.store import runs
+from methods import registry
+from models.randomness import keyed
+from tests.bench.analysis import small
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A teacher, a plain student and one of KD, untrained."""
+    images = small.dataset()
+    small.add_teacher(tmp_path, images)
+    for method in ("student", "kd"):
+        small.add_student(tmp_path, images, method)
+    given = [subjects.teacher(tmp_path, images.name, small.TEACHER), *(subjects.student(v, images.hash) for v in runs.scan(tmp_path)[0])]
+    return tmp_path, images, given
+
+
+def by_hand(network, teacher, images, labels, hyper) -> tuple[float, float]:
+    """KD's distillation term beside its cross-entropy: norms of the gradients over each other, and cosine."""
+    logits = network(images).logits
+    with torch.no_grad():
+        known = teacher(images).logits
+    t, hard = hyper.temperature, F.cross_entropy(logits, labels)
+    soft = F.kl_div(F.log_softmax(logits / t, 1), F.softmax(known / t, 1), reduction="batchmean") * t * t
+    ours, theirs = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)]).double()
+        for loss in (hyper.kd_weight * soft, hyper.ce_weight * hard)
+    )
+    return (ours.norm() / theirs.norm()).item(), F.cosine_similarity(ours, theirs, dim=0).item()
+
+
+def test_kd_against_plain_torch(place):
+    folder, images, given = place
+    stored = obtain(gradients.Gradients(gradients.Options(batches=2)), small.context(folder, images, given))
+    assert {r["method"] for r in stored.facts["rows"]} == {"kd"}
+    found = {(r["when"], r["term"]): (r["ratio"], r["cosine"]) for r in stored.facts["rows"]}
+    assert found["initial", "ce"] == pytest.approx((1, 1))
+
+    hyper, context = registry.get("kd").hyper_for(small.TEACHER, small.STUDENT), small.context(folder, images, given)
+    draws, size = augment.draws(1, 1, len(images.train_labels)), small.PROTOCOL.batch
+    with keyed(1, f"init/{small.STUDENT}"):
+        initial = models.build(small.STUDENT, 100)
+    trained = small.network(small.STUDENT, "kd 1")
+    for when, network in (("initial", initial), ("trained", trained)):
+        network.train()
+        expected = []
+        for index in draws.order.split(size)[:2]:
+            pictures = context.images.train_batch(index, draws.dy, draws.dx, draws.flip)
+            expected.append(by_hand(network, context.network(given[0]), pictures, images.train_labels[index], hyper))
+        assert found[when, "kd"] == pytest.approx(np.mean(expected, 0), rel=1e-3)
+
+
+def test_plain_students_and_another_version_are_refused(place, monkeypatch):
+    folder, images, given = place
+    with pytest.raises(UsageError, match="no loss term beside"):
+        obtain(gradients.Gradients(gradients.Options()), small.context(folder, images, [one for one in given if one.method != "kd"]))
+    monkeypatch.setattr(registry.get("kd"), "version", 99)
+    with pytest.raises(UsageError, match="version 1 of kd, and here is version 99"):
+        obtain(gradients.Gradients(gradients.Options()), small.context(folder, images, given))
