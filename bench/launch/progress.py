@@ -75,8 +75,9 @@ class Progress:
         self._last = ""
         self._first: tuple[float, float] | None = None  # when work was first seen to move, and how much was done then
 
-    def update(self, tasks: Sequence[str] = (), force: bool = False) -> None:
-        """Redraw the table (terminal) or write a line (elsewhere), unless the last look is too recent or says the same."""
+    def update(self, tasks: Sequence[str] | None = None, force: bool = False) -> None:
+        """Redraw the table (terminal) or write a line (elsewhere), unless the last look is too recent or says the same. `tasks`: this launch's
+        own that run; None: this is no launch."""
         now = time.monotonic()
         if not force and now - self._looked < (TABLE_SECONDS if self.terminal else LINE_SECONDS):
             return
@@ -105,14 +106,14 @@ class Progress:
             self._display.stop()
             self._display = None
 
-    def _summary(self, seen: Sequence[Status], running: Sequence[Status], tasks: Sequence[str], now: float) -> str:
+    def _summary(self, seen: Sequence[Status], running: Sequence[Status], tasks: Sequence[str] | None, now: float) -> str:
         done, planned = self.counts()
         parts = [f"{done} of {planned} runs done"]
         parts += [f"{n} {status}" for status in ("failed", "diverged") if (n := sum(s.status == status for s in seen))]
         if running:
             epochs = sorted({s.epoch for s in running if s.epoch is not None})
             top1 = sorted(s.test_top1 for s in running if s.test_top1 is not None)
-            text = f"{len(running)} running"
+            text = f"{len(running)} running" + (" in another launch" if tasks is not None and not tasks else "")
             text += f", epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "") if epochs else ""
             text += f", top-1 {top1[0]:.1f}-{top1[-1]:.1f} %" if top1 else ""
             parts.append(text)

@@ -37,6 +37,16 @@ def test_plain_lines_are_written_on_change_only(tmp_path):
     assert out.getvalue().count("\n") == 2 and "\x1b" not in out.getvalue()
 
 
+def test_a_launch_that_waits_for_another_says_whose_runs_they_are(tmp_path):
+    out = io.StringIO()
+    status(tmp_path, "a-kd", "running", epoch=3, epochs=16)
+    show = Progress(tmp_path, lambda: (0, 4), out)
+    show.update([])
+    show.update(force=True)  # no launch: whoever follows a results folder
+    first, second = out.getvalue().splitlines()
+    assert "1 running in another launch, epoch 3" in first and "1 running, epoch 3" in second
+
+
 def test_runs_are_counted_once_in_a_while_though_nothing_changes(tmp_path):
     looks = []
     show = Progress(tmp_path, lambda: (looks.append(1) or 0, 4), io.StringIO())
