@@ -38,8 +38,6 @@ class Gradients(Analysis):
         from methods import registry
 
         methods, rows = grouped(context.students), []
-        if not methods.keys() - {BASELINE}:
-            raise UsageError("plain students have no loss term beside the labels': name runs of a method")
         for method, by_seed in methods.items():
             for student in by_seed.values():
                 if (version := _view(student).known.method_version) != (here := registry.get(method).version):
@@ -52,6 +50,8 @@ class Gradients(Analysis):
                     ratio, cosine = values.mean(0).tolist()
                     row = {"method": method, "seed": seed, "label": student.label, "term": term, "when": when}
                     rows.append(row | {"ratio": ratio, "cosine": cosine})
+        if all(r["term"] == LABELS for r in rows):
+            raise UsageError(f"no loss term beside the labels' in the training of {', '.join(methods)}: name runs of other methods")
         return Result({"rows": rows})
 
     @classmethod
@@ -61,12 +61,14 @@ class Gradients(Analysis):
         for (method, term), cell in _cells(stored).items():
             shown = [mean_and_sd(cell[when, what], 3 if what == "ratio" else 2) for when in WHEN for what in ("ratio", "cosine")]
             rows.append((method, str(len(cell[WHEN[0], "ratio"])), term, *shown))
-        notes = (
+        notes = [
             "Norm of each weighted term's gradient on the student's parameters over that of the labels' (the method's cross-entropy; of a method "
             f"without one, the student's plain one), and cosine between the two: mean over {stored.options['batches']} training batches, then mean ± "
             "standard deviation over seeds. Initial: in the first epoch; trained: the finished student with the method's own modules as they "
             "ended, in the last epoch; memory banks begin anew.",
-        )
+        ]
+        if alone := {r["method"] for r in stored.facts["rows"]} - {method for method, _ in _cells(stored)}:
+            notes.append(f"No term beside the labels' in the main stage: {', '.join(sorted(alone))}.")
         return [Table("Gradients of the loss terms, relative to the labels'", header, rows, notes)]
 
     @classmethod

@@ -46,6 +46,7 @@ def test_kd_against_plain_torch(place):
     folder, images, given = place
     stored = obtain(gradients.Gradients(gradients.Options(batches=2)), small.context(folder, images, given))
     assert {r["method"] for r in stored.facts["rows"]} == {"kd"}
+    assert [row[:3] for row in gradients.Gradients.tables(stored)[0].rows] == [("kd", "1", "kd")]
     found = {(r["when"], r["term"]): (r["ratio"], r["cosine"]) for r in stored.facts["rows"]}
     assert found["initial", "ce"] == pytest.approx((1, 1))
 
@@ -65,7 +66,7 @@ def test_kd_against_plain_torch(place):
 
 def test_plain_students_and_another_version_are_refused(place, monkeypatch):
     folder, images, given = place
-    with pytest.raises(UsageError, match="no loss term beside"):
+    with pytest.raises(UsageError, match="no loss term beside the labels' in the training of student"):
         obtain(gradients.Gradients(gradients.Options()), small.context(folder, images, [one for one in given if one.method != "kd"]))
     monkeypatch.setattr(registry.get("kd"), "version", 99)
     with pytest.raises(UsageError, match="version 1 of kd, and here is version 99"):
