@@ -110,7 +110,7 @@ def test_step_of_each_row(benchmark, capsys, one_thread, dataset, pair):
     costs = {name: ratio(rounds.whole(name), rounds.whole("kd")) for name in rounds.rows}
     goals = GOALS | (OF_THIN if pair == THIN else {})
     with capsys.disabled():
-        print(f"\n\n{pair[0]} -> {pair[1]}, engine {context.engine.name}, {ROUNDS[pair]} rounds; step / KD's{'goal':>11}{'CPU':>8}{'wall':>8}")
+        print(f"\n\n{pair[0]} -> {pair[1]}, engine {context.engine.name}, {ROUNDS[pair]} round(s); step / KD's{'goal':>11}{'CPU':>8}{'wall':>8}")
         for name, (cpu, wall) in sorted(costs.items(), key=lambda item: -item[1][0]):
             print(f"{name:<64}{goals.get(name, ''):>8}{cpu:>8.3f}{wall:>8.3f}")
     nightly = {name: {"target": goal, "cpu": costs[name][0], "wall": costs[name][1]} for name, goal in goals.items()}  # these are watched
