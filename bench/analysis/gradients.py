@@ -40,8 +40,11 @@ class Gradients(Analysis):
         methods, rows = grouped(context.students), []
         for method, by_seed in methods.items():
             for student in by_seed.values():
-                if (version := _view(student).known.method_version) != (here := registry.get(method).version):
-                    raise UsageError(f"{student.label} was trained by version {version} of {method}, and here is version {here}: train it again")
+                known = _view(student).known
+                if known.method_version != (here := registry.get(method).version):
+                    raise UsageError(f"{student.label} is of version {known.method_version} of {method}, and here is version {here}: train it again")
+                if known.teacher_hash not in (None, context.teacher.hash):
+                    raise UsageError(f"{student.label} had another teacher ({known.teacher_hash}) than this one ({context.teacher.hash})")
         for method in (m for m in methods if m != BASELINE):
             for seed, student in methods[method].items():
                 found = context.part(f"network-{student.hash}", lambda student=student: _of_run(context, student, self.options.batches))
@@ -64,8 +67,8 @@ class Gradients(Analysis):
         notes = [
             "Norm of each weighted term's gradient on the student's parameters over that of the labels' (the method's cross-entropy; of a method "
             f"without one, the student's plain one), and cosine between the two: mean over {stored.options['batches']} training batches, then mean ± "
-            "standard deviation over seeds. Initial: in the first epoch; trained: the finished student with the method's own modules as they "
-            "ended, in the last epoch; memory banks begin anew.",
+            "standard deviation over seeds. Initial: in the first epoch, before any pre-training; trained: the finished student with the method's "
+            "own modules as they ended, in the last epoch; memory banks begin anew. A method's clipping of gradients is left out.",
         ]
         if alone := {r["method"] for r in stored.facts["rows"]} - {method for method, _ in _cells(stored)}:
             notes.append(f"No term beside the labels' in the main stage: {', '.join(sorted(alone))}.")
@@ -120,15 +123,15 @@ def _of_run(context, student, batches: int) -> dict[str, np.ndarray]:
                 learner.method.load_state_dict(read_state(own), strict=False)  # what is not released, a memory bank, is not there
         learner.begin_epoch(epoch)
         sums: dict[str, list] = {}
-        for losses in _losses(context, learner, batches):
-            for term, values in _compared(losses, list(learner.student.parameters())).items():
+        for losses, plain in _losses(context, learner, batches):
+            for term, values in _compared(losses, plain, list(learner.student.parameters())).items():
                 sums.setdefault(f"{when}.{term}", []).append(values)
         found |= {name: np.array(values) for name, values in sums.items()}
     return found
 
 
 def _losses(context, learner, batches: int):
-    """The named loss terms of each of the first batches of the first epoch; with the cross-entropy where the method has none."""
+    """The method's named loss terms and the plain cross-entropy, for each of the first batches of the first epoch."""
     from torch.nn import functional as F
 
     from bench.data import augment
@@ -137,7 +140,7 @@ def _losses(context, learner, batches: int):
 
     images, size = context.images, learner.run.protocol.batch
     draws = augment.draws(learner.run.seed, 1, len(images.train_labels))
-    for i in range(batches):
+    for i in range(min(batches, -(-len(draws.order) // size))):
         index = draws.order[i * size : (i + 1) * size].to(context.device)
         pictures = images.train_batch(index, draws.dy, draws.dx, draws.flip)
         labels = images.train_labels[index]
@@ -146,23 +149,24 @@ def _losses(context, learner, batches: int):
         needs = learner.teacher_needs
         known = teacher_forward(context.network(context.teacher), pictures, needs, learner.run.precision) if needs else None
         outputs, losses = learner.forward(pictures, known, Batch(labels, index))
-        yield {LABELS: F.cross_entropy(outputs.logits, labels)} | dict(losses)
+        yield losses, F.cross_entropy(outputs.logits, labels)
 
 
-def _compared(losses, parameters) -> dict[str, tuple[float, float]]:
-    """Each term's gradient: its norm over the labels', and the cosine between the two (0 where there is none)."""
+def _compared(losses, plain, parameters) -> dict[str, tuple[float, float]]:
+    """Each term's gradient: its norm over that of the labels' term (of the plain cross-entropy where that is not there or has no weight), and
+    the cosine between the two."""
     import torch
+    from torch.nn import functional as F
 
-    gradients = {}
-    for term, loss in losses.items():
+    def gradient(loss) -> torch.Tensor:
         parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if loss.requires_grad else [None] * len(parameters)
-        gradients[term] = torch.cat([(torch.zeros_like(p) if g is None else g).flatten().double() for p, g in zip(parameters, parts, strict=True)])
-    labels = gradients[LABELS]
-    scale = labels.norm().clamp_min(torch.finfo(torch.float64).tiny)
-    return {
-        term: ((g.norm() / scale).item(), (g @ labels / (g.norm().clamp_min(torch.finfo(torch.float64).tiny) * scale)).item())
-        for term, g in gradients.items()
-    }
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts, strict=True)]).double()
+
+    gradients = {term: gradient(loss) for term, loss in losses.items()}
+    labels = gradients.get(LABELS)
+    if labels is None or not labels.any():
+        labels = gradient(plain)
+    return {term: ((g.norm() / labels.norm()).item(), F.cosine_similarity(g, labels, dim=0).item()) for term, g in gradients.items()}
 
 
 def _cells(stored: Stored) -> dict[tuple[str, str], dict[tuple[str, str], list[float]]]:

@@ -50,11 +50,11 @@ def add_teacher(results: Path, dataset, name: str = TEACHER, changed=None) -> st
     return state_hash(made.state_dict())
 
 
-def add_student(results: Path, dataset, method: str = "kd", seed: int = 1, protocol: Protocol = PROTOCOL, data_hash: str = "") -> str:
-    """A finished run with its weights; its id."""
+def add_student(results: Path, dataset, method: str = "kd", seed: int = 1, protocol: Protocol = PROTOCOL, data_hash: str = "", **run) -> str:
+    """A finished run with its weights, of the teacher of `add_teacher`; its id. `run`: other values of its identity."""
     state = network(STUDENT, f"{method} {seed}").state_dict()
-    run = Run(STUDENT, method, seed, protocol, "tf32", data_hash or dataset.hash, teacher=TEACHER, teacher_hash="t" * 16)
-    folder = add_run(results, run, 5.0, weights_sha256=state_hash(state))
+    known = {"teacher": TEACHER, "teacher_hash": state_hash(network(TEACHER, "teacher").state_dict())} | run
+    folder = add_run(results, Run(STUDENT, method, seed, protocol, "tf32", data_hash or dataset.hash, **known), 5.0, weights_sha256=state_hash(state))
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(folder / "student.pt", buffer.getvalue())

@@ -64,10 +64,34 @@ def test_kd_against_plain_torch(place):
         assert found[when, "kd"] == pytest.approx(np.mean(expected, 0), rel=1e-3)
 
 
+def of(method: str, folder, images, **run) -> dict:
+    """(when, term) -> (ratio, cosine) of one more run."""
+    label = small.add_student(folder, images, method, seed=7, **run)
+    view = next(v for v in runs.scan(folder)[0] if v.id == label)
+    given = [subjects.teacher(folder, images.name, small.TEACHER), subjects.student(view, images.hash)]
+    stored = obtain(gradients.Gradients(gradients.Options(batches=9)), small.context(folder, images, given))  # more than there are
+    return {(r["when"], r["term"]): (r["ratio"], r["cosine"]) for r in stored.facts["rows"]}
+
+
+def test_without_a_weight_on_the_labels_the_plain_cross_entropy_counts(place):
+    folder, images, _ = place
+    whole = of("kd", folder, images, hyper={"ce_weight": 1.0, "kd_weight": 0.9, "temperature": 4.0})
+    none = of("kd", folder, images, hyper={"ce_weight": 0.0, "kd_weight": 0.9, "temperature": 4.0})
+    for when in gradients.WHEN:
+        assert none[when, "kd"] == pytest.approx(whole[when, "kd"], rel=1e-4) and none[when, "ce"] == (0, 0)
+        assert whole[when, "ce"] == pytest.approx((1, 1))
+
+
+def test_a_run_of_another_teacher_is_refused(place):
+    folder, images, _ = place
+    with pytest.raises(UsageError, match=r"had another teacher \(another\) than this one"):
+        of("kd", folder, images, teacher_hash="another")
+
+
 def test_plain_students_and_another_version_are_refused(place, monkeypatch):
     folder, images, given = place
     with pytest.raises(UsageError, match="no loss term beside the labels' in the training of student"):
         obtain(gradients.Gradients(gradients.Options()), small.context(folder, images, [one for one in given if one.method != "kd"]))
     monkeypatch.setattr(registry.get("kd"), "version", 99)
-    with pytest.raises(UsageError, match="version 1 of kd, and here is version 99"):
+    with pytest.raises(UsageError, match="is of version 1 of kd, and here is version 99"):
         obtain(gradients.Gradients(gradients.Options()), small.context(folder, images, given))

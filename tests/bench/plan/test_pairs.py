@@ -22,7 +22,8 @@ from bench.train.learner import evaluate
 from methods import registry
 from models.randomness import keyed
 
-SHORT = {"ab": {"epochs": 1}, "fsp": {"epochs": 1}, "ft": {"epochs": 1}, "iep": {"phase_epochs": 1, "phase_steps": 2, "check_batches": 1}}
+PHASE = {"phase_epochs": 1, "phase_steps": 2, "check_batches": 1}
+SHORT = dict.fromkeys(("ab", "fsp", "ft"), {"epochs": 1}) | dict.fromkeys(("iep", "iep_bb"), PHASE)
 
 
 def quick(teacher: str, student: str, image_size: int) -> tuple[tuple[str, str, object], ...]:
@@ -32,7 +33,7 @@ def quick(teacher: str, student: str, image_size: int) -> tuple[tuple[str, str, 
         hyper = registry.get(name).hyper_for(teacher, student)
         small = dataclasses.asdict(type(hyper).quick()) if hasattr(hyper, "quick") else {}
         small = {field: value for field, value in small.items() if value != getattr(hyper, field) and field != "beta"}
-        changes += [(name, field, value) for field, value in (small | SHORT.get(name.removesuffix("_bb"), {})).items()]
+        changes += [(name, field, value) for field, value in (small | SHORT.get(name, {})).items()]
     if student == "mobilenetv2" and image_size == 16:  # its last maps are one pixel: PKT's weight of 30,000 diverges under an untrained teacher
         changes.append(("pkt", "weight", 300.0))
     return tuple(changes)
