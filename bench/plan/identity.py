@@ -40,8 +40,7 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """The JSON object whose hash names the folder."""
-        protocol = {**dataclasses.asdict(self.protocol), "milestones": list(self.protocol.milestones)}
-        return {"format": FORMAT, **dataclasses.asdict(self), "protocol": protocol}
+        return {"format": FORMAT, **dataclasses.asdict(self), "protocol": self.protocol.as_json()}
 
     @property
     def id(self) -> str:
