@@ -78,8 +78,8 @@ def agrees(
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
     """Rows (last axis) over their norm; a row of 0 stays 0."""
-    norm = np.sqrt((x**2).sum(-1, keepdims=True))
-    return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    norm = np.sqrt(np.einsum("...i,...i->...", x, x))[..., None]
+    return x / np.where(norm > 0, norm, 1)
 
 
 def average_pooled(x: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,9 @@ def numpy_ickd(s, t):
     total = 0.0
     for a, b in zip(s, t, strict=True):
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-        total += ((unit_rows(a @ a.T) - unit_rows(b @ b.T)) ** 2).sum()
+        for rows in range(0, len(a), 128):  # in parts that fit the caches
+            part = slice(rows, rows + 128)
+            total += ((unit_rows(a[part] @ a.T) - unit_rows(b[part] @ b.T)) ** 2).sum()
     return total / (t.shape[0] * t.shape[1])
 
 
