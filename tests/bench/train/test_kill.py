@@ -3,6 +3,7 @@
 Children are forked from this process, so that a life costs a second and not the import of torch.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -23,6 +24,7 @@ from bench.train import checkpoint, group_job, teacher_training
 from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=12, milestones=(8,), train_images=200, test_images=100, image_size=16, batch=64)
+SHORT = dataclasses.replace(TINY, epochs=3)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -30,10 +32,10 @@ def execution(folder: Path, checkpoint_seconds: float) -> Execution:
     return Execution(results=str(folder), device="cpu", threads=1, deterministic=True, checkpoint_seconds=checkpoint_seconds)
 
 
-def train(folder: Path, checkpoint_seconds: float = 0.0) -> None:
+def train(folder: Path, checkpoint_seconds: float = 0.0, protocol: Protocol = TINY) -> None:
     """A child's life: exits with the group's code."""
     torch.set_num_threads(1)
-    group = Group("resnet8", "resnet8", 1, TINY, "tf32", ("student", "kd", "skd"))
+    group = Group("resnet8", "resnet8", 1, protocol, "tf32", ("student", "kd", "skd"))
     os._exit(group_job.run_group(group, execution(folder, checkpoint_seconds)))
 
 
@@ -93,15 +95,15 @@ def test_thirty_kills_at_random_instants_change_no_bit(tmp_path, unbroken):
     assert max(attempts) > 3
 
 
-def _die_at(folder: Path, number: int) -> None:
-    """Dies right before the `number`-th fsync, rename or unlink after the third manifest is published, i.e. at each step of a later save."""
+def _die_at(folder: Path, number: int, saves: int) -> None:
+    """Dies right before the `number`-th fsync, rename or unlink after so many manifests are published, i.e. at each step of a later save."""
     calls = {"manifests": 0, "after": 0}
     names = ("fsync", "replace", "unlink")
     originals = {name: getattr(os, name) for name in names}
 
     def counted(name):
         def call(*arguments, **named):
-            if calls["manifests"] >= 3:
+            if calls["manifests"] >= saves:
                 calls["after"] += 1
                 if calls["after"] == number:
                     os._exit(99)
@@ -113,23 +115,25 @@ def _die_at(folder: Path, number: int) -> None:
 
     for name in names:
         setattr(os, name, counted(name))
-    train(folder)
+    train(folder, protocol=SHORT)
 
 
 def test_a_kill_at_each_step_of_a_save_leaves_a_sound_generation(tmp_path, unbroken):
     """Every fsync, rename and unlink of one save, from the first file to the last one pruned; every third death is trained to its end."""
+    whole = fresh(tmp_path / "whole", unbroken[0])
+    assert live(whole, train, 60.0, SHORT) == DONE
+    expected = outcome(whole)
     start = fresh(tmp_path / "start", unbroken[0])
-    assert live(start, _die_at, 1) == 99
+    assert live(start, _die_at, 1, 3) == 99  # two generations stand, and each save from here on removes one
     before = {view.id: checkpoint.restore(start, view.id)[1].position for view in scan(start)[0]}
     assert len(before) == 3 and min(before.values()) > checkpoint.START
     for number in range(1, 31):
         folder = tmp_path / f"at{number}"
         shutil.copytree(start, folder)
-        assert live(folder, _die_at, number) == 99
+        assert live(folder, _die_at, number, 1) == 99
         for run, position in before.items():
             restored = checkpoint.restore(folder, run)[1]
             assert restored.state is not None and restored.position > position and not restored.notes
         if number % 3 == 0:
-            assert live(folder, train, 60.0) == DONE
-            found = outcome(folder)
-            assert len(found) == 3 and found == {run: unbroken[1][run] for run in found}
+            assert live(folder, train, 60.0, SHORT) == DONE
+            assert len(expected) == 3 and outcome(folder) == expected
