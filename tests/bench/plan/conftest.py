@@ -12,6 +12,12 @@ IMAGES = 100
 """Of CIFAR-100's, for training and for testing."""
 
 
+@pytest.fixture(scope="module")
+def preparations(tmp_path_factory) -> Path:
+    """What methods prepare from a teacher, which all pairs of a file that have it share, as the runs of one results folder would."""
+    return tmp_path_factory.mktemp("preparations")
+
+
 @pytest.fixture
 def few(monkeypatch) -> Protocol:
     """A protocol of one epoch on a few images: drawn ones; real ones with KD_BENCH_REAL_STEPS."""

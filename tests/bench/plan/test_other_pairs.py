@@ -10,5 +10,5 @@ OTHERS = [pair for pair in ALL_PAIRS if pair not in PAPER]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", OTHERS, ids=lambda pair: pair.name)
-def test_every_method_takes_steps(tmp_path, pair, few):
-    takes_steps(tmp_path, pair, few)
+def test_every_method_takes_steps(tmp_path, pair, few, preparations):
+    takes_steps(tmp_path, pair, few, preparations)

@@ -43,13 +43,14 @@ PAPER = PROFILES["paper"].pairs
 
 
 @pytest.mark.parametrize("pair", PAPER, ids=lambda pair: pair.name)
-def test_every_method_takes_steps(tmp_path, pair, few):
-    takes_steps(tmp_path, pair, few)
+def test_every_method_takes_steps(tmp_path, pair, few, preparations):
+    takes_steps(tmp_path, pair, few, preparations)
 
 
-def takes_steps(tmp_path, pair, few):
+def takes_steps(tmp_path, pair, few, preparations):
     """One epoch of a few images with every method that can do the pair."""
     torch.set_num_threads(1)
+    (tmp_path / "preparations").symlink_to(preparations)
     dataset = data.load(few)
     with keyed(0, "untrained"):
         network = models.build(pair.teacher, 100)
