@@ -21,7 +21,7 @@ def preparations(tmp_path_factory) -> Path:
 @pytest.fixture
 def few(monkeypatch) -> Protocol:
     """A protocol of one epoch on a few images: drawn ones; real ones with KD_BENCH_REAL_STEPS."""
-    protocol = Protocol("few", dataset="shapes100", epochs=1, milestones=(1,), train_images=40, test_images=50, image_size=16, batch=32)
+    protocol = Protocol("few", dataset="shapes100", epochs=1, milestones=(1,), train_images=24, test_images=20, image_size=16, batch=16)
     if "KD_BENCH_REAL_STEPS" not in os.environ:
         return protocol
     read = cifar100.read

@@ -57,7 +57,7 @@ def takes_steps(tmp_path, pair, few, preparations):
     inputs = Augmenter(dataset)
     with torch.no_grad():  # statistics of its own: with none its outputs are so large that CC, which has no bound, diverges
         for _ in range(15):
-            network(inputs.test_batch(slice(0, 50)))
+            network(inputs.test_batch(slice(0, 20)))
     measured = evaluate(network.eval(), inputs.test_batches(100), "tf32")
     facts = {"source": "untrained", "trained": False}
     teacher_networks.publish(tmp_path, dataset.name, dataset.hash, pair.teacher, network.state_dict(), measured, facts)
