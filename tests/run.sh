@@ -20,14 +20,18 @@ fi
 "$python" -m ruff check .
 [ $# -gt 0 ] && exec "$python" -m pytest "$@"
 
-# All of it: a process a core, each file in one of them. What is timed runs beside them, one round on one thread: its bounds are loose, and
-# tests that wait leave a core free. For figures to keep, run a file of tests/benchmarks by itself on a quiet machine.
+# All of it, in three at once: what is timed, one round on one thread, its bounds being loose; what waits for Slurm and hardly computes; and
+# the rest in a process a core, each file in one of them. For figures to keep, run a file of tests/benchmarks by itself on a quiet machine.
+printed=$(mktemp -d)
+beside=()
+trap 'kill "${beside[@]}" 2>/dev/null || true; rm -rf "$printed"' EXIT
+KD_BENCH_ROUNDS="${KD_BENCH_ROUNDS:-1}" "$python" -m pytest tests/benchmarks --durations 10 >"$printed/benchmarks" 2>&1 &
+beside+=($!)
+"$python" -m pytest tests/slurm --durations 5 >"$printed/slurm" 2>&1 &
+beside+=($!)
 code=0
-printed=$(mktemp)
-KD_BENCH_ROUNDS="${KD_BENCH_ROUNDS:-1}" "$python" -m pytest tests/benchmarks --durations 10 >"$printed" 2>&1 &
-timed=$!
-trap 'kill $timed 2>/dev/null || true; rm -f "$printed"' EXIT
-"$python" -m pytest -n "$(env -u OMP_NUM_THREADS nproc)" --dist loadfile --durations 50 --ignore tests/benchmarks || code=$?
-wait $timed || code=$?
-cat "$printed"
+cores=$(env -u OMP_NUM_THREADS nproc)
+"$python" -m pytest -n "$cores" --dist loadfile --durations 50 --ignore tests/benchmarks --ignore tests/slurm || code=$?
+for process in "${beside[@]}"; do wait "$process" || code=$?; done
+cat "$printed"/*
 exit $code

@@ -1,6 +1,7 @@
 """Timing of sides that take turns: CPU and wall time, ratios by round, and the floor of a group's step."""
 
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from tests.benchmarks.sides import Sides
 
 SLACK = 3.0
 """How much looser than its target an assertion is."""
+
+ONCE = os.environ.get("KD_BENCH_ROUNDS") == "1"
+"""One round, not warmed up where that takes long: a look, for bounds that are loose."""
 
 Times = tuple[float, float]  # CPU seconds, wall seconds
 
