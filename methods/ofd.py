@@ -57,7 +57,7 @@ def _margins(teacher: nn.Module, data: PreparationData) -> Prepared:
 def _without_norms(teacher: str) -> str | None:
     """Why a network has no normalisations to take margins from, or None."""
     try:
-        with torch.device("meta"):
+        with models.without_values():
             models.preact_norms(models.build(teacher))
     except models.NetworkError as error:
         return str(error)

@@ -4,7 +4,7 @@ from models.files import described, load
 from models.folding import folded
 from models.layers import NetworkError
 from models.network import classifier, preact_norms, trunk
-from models.registry import build, counted, head, macs, names, options, shapes, small_rate
+from models.registry import build, counted, head, macs, names, options, shapes, small_rate, without_values
 
 __all__ = [
     "NetworkError",
@@ -22,4 +22,5 @@ __all__ = [
     "shapes",
     "small_rate",
     "trunk",
+    "without_values",
 ]

@@ -4,16 +4,18 @@ A new network is a file beside this one that declares `NETWORKS`, and its import
 takes as keyword-only arguments are its options.
 """
 
+import contextlib
 import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from models import bottleneck, mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn
 from models.layers import NetworkError
@@ -71,8 +73,8 @@ def build(name: str, num_classes: int = 100, **chosen: object) -> Network:
 @functools.cache
 def shapes(name: str, num_classes: int = 100, image_size: int = 32, **chosen: object) -> Shapes:
     """The shapes of a network's outputs for one image of `image_size` pixels a side, every kind of map. Raises NetworkError as `build`."""
-    with torch.device("meta"), torch.no_grad():
-        outputs = build(name, num_classes, **chosen).eval()(torch.empty(1, 3, image_size, image_size), KINDS)
+    with without_values():
+        outputs = build(name, num_classes, **chosen).eval()(torch.zeros(1, 3, image_size, image_size), KINDS)
     maps = {kind: tuple(tuple(m.shape[1:]) for m in of_kind) for kind, of_kind in outputs.maps.items()}
     return Shapes(name, outputs.logits.shape[1], outputs.embedding.shape[1], maps)
 
@@ -95,13 +97,36 @@ def counted(name: str, of: Callable[[nn.Module, torch.Tensor], int], num_classes
         nonlocal total
         total += of(layer, output)
 
-    with torch.device("meta"), torch.no_grad():
+    with without_values():
         network = build(name, num_classes).eval()
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(count)
-        network(torch.empty(1, 3, image_size, image_size))
+        network(torch.zeros(1, 3, image_size, image_size))
     return total
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves new parameters as their memory happens to be, and every random generator as it was."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        named = kwargs or {}
+        if func in _FILLING or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+_FILLING = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_, torch.Tensor.fill_}
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Networks built within are for their shapes alone: their parameters have no values, and no generator moves.
+
+    On the CPU: the first use of the meta device imports two seconds' worth of modules.
+    """
+    with torch.device("cpu"), torch.no_grad(), _NoInitialisation():
+        yield
 
 
 def _factory(name: str) -> partial[Network]:

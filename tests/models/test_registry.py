@@ -1,11 +1,17 @@
 """Names, options, errors, exact counts of parameters, state entries and multiply-accumulates, and shapes per kind."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import models
 from models.outputs import STAGE_KINDS
+
+ROOT = Path(__file__).parents[2]
 
 # name: parameters, BN affine parameters, convolutions, BNs, state entries, MACs at 32x32. Published code's networks, counted
 # outside this project; None where no such count is at hand.
@@ -156,3 +162,10 @@ def test_options():
         models.build("wrn_16_2", width=3)
     with pytest.raises(models.NetworkError, match="below 1"):
         models.build("wrn_16_1", dropout=1.0)
+
+
+def test_shapes_and_macs_move_no_generator_and_load_no_decompositions():
+    """sympy is what the meta device loads first, two seconds' worth."""
+    code = "import sys, torch, models; torch.manual_seed(1); before = torch.get_rng_state(); models.shapes('resnet8', 7), models.macs('vgg8', 7);"
+    code += "assert torch.equal(before, torch.get_rng_state()) and 'sympy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
