@@ -1,5 +1,6 @@
-"""Order of the whole suite: tests that fork training processes come first, because torch refuses to train in a fork of a process whose
-autograd has started threads for a device other than the CPU (the meta device of other tests is one)."""
+"""Order of the whole suite. Tests that fork training processes come first, because torch refuses to train in a fork of a process whose
+autograd has started threads for a device other than the CPU (the meta device of other tests is one); then the files that take long, so
+that none of them is still running alone when the rest is done."""
 
 from pathlib import Path
 
@@ -9,5 +10,22 @@ HERE = Path(__file__).parent
 FORKING = (HERE / "bench" / "train" / "test_kill.py", HERE / "bench" / "store" / "test_lease.py", HERE / "faults")
 
 
+LONG = tuple(
+    HERE / file
+    for file in (
+        "bench/plan/test_other_pairs.py",
+        "bench/test_cli.py",
+        "bench/train/test_engine.py",
+        "bench/plan/test_pairs.py",
+        "methods/test_feature_losses.py",
+        "models/test_native.py",
+        "bench/measure/test_probes.py",
+        "bench/train/test_capture_safety.py",
+        "bench/launch/test_launch.py",
+        "methods/iep/test_real.py",
+    )
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not any(item.path.is_relative_to(place) for place in FORKING))
+    items.sort(key=lambda item: (not any(item.path.is_relative_to(place) for place in FORKING), item.path not in LONG))

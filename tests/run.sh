@@ -31,7 +31,7 @@ beside+=($!)
 beside+=($!)
 code=0
 cores=$(env -u OMP_NUM_THREADS nproc)
-"$python" -m pytest -n "$cores" --dist loadfile --durations 50 --ignore tests/benchmarks --ignore tests/slurm || code=$?
+"$python" -m pytest -n "$cores" --dist loadfile --no-loadscope-reorder --durations 50 --ignore tests/benchmarks --ignore tests/slurm || code=$?
 for process in "${beside[@]}"; do wait "$process" || code=$?; done
 cat "$printed"/*
 exit $code
