@@ -65,7 +65,7 @@ def training(
         if probes and all(probes):
             measured += 1
             # An image that is tested takes a third of one that is trained on: its backward pass is twice the forward one.
-            seen = images(group.protocol) * group.protocol.epochs + tested_images(group.protocol) / 3
+            seen = (images(group.protocol) + tested_images(group.protocol) / 3) * group.protocol.epochs
             spent = sum(seen / probe.speed for probe in probes)
             for probe in (p for p in probes if p.method in before):
                 step = 3 * macs(group.student)

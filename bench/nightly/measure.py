@@ -73,7 +73,7 @@ class Plan:
     rounds: int = ROUNDS
 
     def hash(self) -> str:
-        return digest({**asdict(self), "protocol": self.protocol.as_json(), "version": 1})
+        return digest({**asdict(self), "version": 1})
 
 
 @dataclass(frozen=True)

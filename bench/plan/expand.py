@@ -102,11 +102,11 @@ def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[st
 
 def group_macs(group: Group, with_teacher: bool, macs: Callable[[str], int], before: Collection[int] = ()) -> int:
     """Multiply-accumulates to train and test a group: per training image three student forward passes a run (forward and backward) and one
-    of the teacher, per test image one of each student in each evaluation. `before`: epochs of the runs that have a stage before the main one, which
+    of the teacher, per test image one of each student, once an epoch. `before`: epochs of the runs that have a stage before the main one, which
     read the teacher's pass together and are not tested in it."""
     p, students = group.protocol, macs(group.student) * len(group.methods)
     teacher = macs(group.teacher) if with_teacher else 0
-    main = (3 * students + teacher) * images(p) * p.epochs + students * tested_images(p)
+    main = ((3 * students + teacher) * images(p) + students * tested_images(p)) * p.epochs
     return main + (3 * macs(group.student) * sum(before) + (macs(group.teacher) * max(before) if before else 0)) * images(p)
 
 
@@ -116,8 +116,8 @@ def images(protocol: Protocol) -> int:
 
 
 def tested_images(protocol: Protocol) -> int:
-    """Test images seen in all evaluations of a run."""
-    return (protocol.test_images or datasets.get(protocol.dataset).test_images) * -(-protocol.epochs // protocol.evaluate_every)
+    """Test images, all of them seen after each epoch."""
+    return protocol.test_images or datasets.get(protocol.dataset).test_images
 
 
 def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
@@ -181,7 +181,7 @@ def as_json(plan: Plan, runs: Mapping[Cell, str | None]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "profile": plan.profile,
-        "protocol": plan.protocol.as_json(),
+        "protocol": {**dataclasses.asdict(plan.protocol), "milestones": list(plan.protocol.milestones)},
         "precision": plan.precision,
         "seeds": list(plan.seeds),
         "pairs": [{"teacher": p.teacher, "student": p.student, "title": p.title} for p in plan.pairs],

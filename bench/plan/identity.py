@@ -40,7 +40,8 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """The JSON object whose hash names the folder."""
-        return {"format": FORMAT, **dataclasses.asdict(self), "protocol": self.protocol.as_json()}
+        protocol = {**dataclasses.asdict(self.protocol), "milestones": list(self.protocol.milestones)}
+        return {"format": FORMAT, **dataclasses.asdict(self), "protocol": protocol}
 
     @property
     def id(self) -> str:

@@ -9,7 +9,6 @@ No torch here: the report reads it too.
 import dataclasses
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from bench.errors import UsageError, unknown
 
@@ -34,7 +33,6 @@ class Protocol:
     train_images: int | None = None  # embedded data only: how many to draw
     test_images: int | None = None
     image_size: int = 32
-    evaluate_every: int = 1  # epochs between evaluations; the last epoch always has one
     trial: str = ""  # why a run so made is not the protocol; empty: it is
 
     def scaled(self, epochs: int) -> "Protocol":
@@ -67,17 +65,6 @@ class Protocol:
     def base_rate(self, *, small: bool) -> float:
         """The initial learning rate; `small`: of a student that declares the small one (models.small_rate), the CRD protocol's exception."""
         return self.small_lr if small else self.lr
-
-    def evaluates(self, epoch: int) -> bool:
-        """Whether the test set is seen after `epoch` (from 1)."""
-        return epoch == self.epochs or epoch % self.evaluate_every == 0
-
-    def as_json(self) -> dict[str, Any]:
-        """As files and names hold it: a field that came after the first runs only where it is set, so that their names stay."""
-        fields = {**dataclasses.asdict(self), "milestones": list(self.milestones)}
-        if self.evaluate_every == 1:
-            del fields["evaluate_every"]
-        return fields
 
     def rate(self, epoch: int, *, small: bool) -> float:
         """The learning rate in `epoch` (from 1): multiplied by `decay` in every epoch after each milestone. `small` as in `base_rate`."""

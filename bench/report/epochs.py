@@ -11,21 +11,19 @@ COLUMNS = ("set", "run", "protocol", "trial", "precision", "teacher", "student",
 ROW_COLUMNS = ("epoch", "attempt", "lr", "loss", "train_top1", "test_top1", "test_top5", "test_loss", "seconds")
 
 
-Curve = list[tuple[int, float]]
-"""(epoch from 1, test top-1 in percent) of the epochs that had an evaluation."""
-
-
-def mean_curve(cell: Cell) -> Curve:
-    """Mean test top-1 over the done seeds of a cell; empty where there is none."""
+def mean_curve(cell: Cell) -> list[float]:
+    """Mean test top-1 over the done seeds of a cell, by epoch; empty where there is none."""
     curves = [cell.runs[seed].curve for seed in sorted(cell.values)]
-    met = ((epoch, [v for v in values if v is not None]) for epoch, values in enumerate(zip(*curves, strict=False), 1))
-    return [(epoch, sum(values) / len(values)) for epoch, values in met if len(values) == len(curves)]
+    return [sum(values) / len(values) for values in zip(*curves, strict=False)]
 
 
-def thin(curve: Curve, points: int) -> Curve:
-    """At most about `points` of a curve's epochs, evenly spaced, the first and last among them."""
-    kept = curve[:: max(1, -(-len(curve) // points))]
-    return [*kept, curve[-1]] if kept[-1:] != curve[-1:] else kept
+def thin(values: list[float], points: int) -> list[tuple[int, float]]:
+    """(epoch, value) of at most about `points` epochs, evenly spaced, the first and last among them."""
+    step = max(1, -(-len(values) // points))
+    kept = [*range(0, len(values), step)]
+    if values and kept[-1] != len(values) - 1:
+        kept.append(len(values) - 1)
+    return [(i + 1, values[i]) for i in kept]
 
 
 def write_csv(sets: list[ResultSet], file: TextIO) -> int:

@@ -136,7 +136,7 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
                 curve, look = curves[i, j], drawing.look(i)
                 every = max(1, len(curve) // 6)
                 marks = (i * every // len(table.rows), every)
-                (line,) = axes.plot(*zip(*curve, strict=True), linewidth=0.7, markersize=2.2, markevery=marks, **look)
+                (line,) = axes.plot(range(1, len(curve) + 1), curve, linewidth=0.7, markersize=2.2, markevery=marks, **look)
                 handles[drawing.plain(row_title(row))] = line
         axes.set_title(drawing.plain(pair.title), fontsize=SMALL)
         axes.set_xlabel("epoch", fontsize=SMALL)

@@ -191,19 +191,19 @@ def curves(table: Table, column: int) -> Markup | None:
     found = {i: c for i, row in enumerate(table.rows) if len(c := mean_curve(row.cells[column])) > 1}
     if not found:
         return None
-    epochs = max(c[-1][0] for c in found.values())
-    tops = [max(v for _, v in c) for c in found.values()]
-    low = min(min(c[-1][1] for c in found.values()) - 2, min(c[len(c) // 4][1] for c in found.values()))
+    epochs = max(map(len, found.values()))
+    tops = [max(c) for c in found.values()]
+    low = min(min(c[-1] for c in found.values()) - 2, min(c[len(c) // 4] for c in found.values()))
     high = max(tops) + 1
     left, right, top, bottom = 30.0, 312.0, 6.0, 176.0
     at, up = _scale(1, max(2, epochs), left, right), _scale(low, high, bottom, top)
     parts = _x_axis([e for e in ticks(1, epochs, 5) if e == int(e)] or [1, epochs], at, top, bottom)
     parts += _y_axis(ticks(low, high, 4), up, left, right, left - 5)
-    for i, curve in found.items():
-        points = list(dropwhile(lambda point: point[1] < low, thin(curve, POINTS)))  # the steep start would be a line along the bottom
+    for i, values in found.items():
+        points = list(dropwhile(lambda point: point[1] < low, thin(values, POINTS)))  # the steep start would be a line along the bottom
         line = " ".join(f"{_n(at(e))},{_n(up(max(v, low)))}" for e, v in points)
         dash = f' stroke-dasharray="{_DASHES[i % len(_DASHES)]}"' if i % len(_DASHES) else ""
-        tip = escape(f"{clean(row_title(table.rows[i]), 40)}: {curve[-1][1]:.2f} after epoch {curve[-1][0]}")
+        tip = escape(f"{clean(row_title(table.rows[i]), 40)}: {values[-1]:.2f} after epoch {len(values)}")
         parts.append(f'<g class="m" data-m="{i}"><polyline class="curve" points="{line}"{dash}><title>{tip}</title></polyline></g>')
     parts.append(f'<text class="axis" x="{right}" y="{bottom + 30}" text-anchor="end">epoch</text>')
     return _svg(320, bottom + 36, f"Learning curves on {table.pairs[column].title}: test top-1 in percent by epoch", parts)

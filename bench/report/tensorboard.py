@@ -56,8 +56,7 @@ class Tensorboard(ResultsOption):
             with SummaryWriter(str(out / run.id)) as writer:
                 for row in rows:
                     for name in SCALARS:
-                        if (value := getattr(row, name)) is not None:  # an epoch without an evaluation
-                            writer.add_scalar(name, value, row.epoch)
+                        writer.add_scalar(name, getattr(row, name), row.epoch)
                     for name, value in row.losses.items():
                         writer.add_scalar(f"losses/{name}", value, row.epoch)
             written += 1

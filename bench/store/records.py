@@ -50,8 +50,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One line of epochs.jsonl. Losses are finite; `seconds`: of training since the run began. The test's are None
-    after an epoch without an evaluation."""
+    """One line of epochs.jsonl. Losses are finite; `seconds`: of training since the run began."""
 
     WHAT: ClassVar[str] = "the row of an epoch"
     run: Name
@@ -61,9 +60,9 @@ class Row(Struct, frozen=True, kw_only=True):
     loss: float
     losses: dict[str, float]
     train_top1: Percent
-    test_top1: Percent | None
-    test_top5: Percent | None
-    test_loss: float | None
+    test_top1: Percent
+    test_top5: Percent
+    test_loss: float
     seconds: Amount
 
 
@@ -284,8 +283,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
 def check_protocol(protocol: Protocol) -> None:
     """Raises ValueError for a protocol whose numbers cannot be."""
     p = protocol
-    named = ("epochs", "batch", "image_size", "train_images", "test_images", "evaluate_every")
-    counts: dict[str, int | None] = {name: getattr(p, name) for name in named}
+    counts = {"epochs": p.epochs, "batch": p.batch, "image_size": p.image_size, "train_images": p.train_images, "test_images": p.test_images}
     for name, value in counts.items():
         if value is not None and not 1 <= value <= 10**9:
             raise ValueError(f"{name} {str(value)[:20]} of the protocol is no count")

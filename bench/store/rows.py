@@ -81,11 +81,10 @@ def read_rows(path: Path, run: str | None = None) -> Rows:
 _TOP1 = re.compile(rb'"test_top1":([-+.0-9eE]+)')
 
 
-def curve(path: Path, run: str, record: Record) -> list[float | None]:
-    """Test top-1 by epoch, from 1, of a finished run, None where an epoch had no evaluation.
+def curve(path: Path, run: str, record: Record) -> list[float]:
+    """Test top-1 by epoch, from 1, of a finished run, after holding the rows against the record: their SHA-256, the last row and the best.
 
-    The rows are held against the record: their SHA-256, the last row and the best. Those of a run of one attempt are one line an epoch, whose
-    sum vouches for them, and are not parsed. Raises StoreError.
+    The rows of a run of one attempt are one line an epoch, whose sum vouches for them, and are not parsed. Raises StoreError.
     """
     try:
         data = read_bytes(path)
@@ -96,15 +95,14 @@ def curve(path: Path, run: str, record: Record) -> list[float | None]:
         raise StoreError(f"{path}: changed after the record was written")
     found = _TOP1.findall(data) if record.attempts == 1 else []
     try:
-        values: list[float | None] = [float(value) for value in found]
-        plain = len(values) == record.epochs == data.count(b"\n") and all(0 <= value <= 100 for value in map(float, found))
+        values = [float(value) for value in found]
+        plain = len(values) == record.epochs == data.count(b"\n") and all(0 <= value <= 100 for value in values)
     except ValueError:
         plain = False
     if not plain:
         values = [row.test_top1 for row in read_rows(path, run).rows]
     best = (record.epochs, record.test_top1, record.best_top1)
-    seen = [value for value in values if value is not None]
-    if (len(values), values[-1:], max(seen, default=None)) != (best[0], [best[1]], best[2]):
-        said = f"{seen[-1]:.2f} after epoch {len(values)}, best {max(seen):.2f}" if seen else "nothing"
+    if (len(values), values[-1:], max(values, default=None)) != (best[0], [best[1]], best[2]):
+        said = f"{values[-1]:.2f} after epoch {len(values)}, best {max(values):.2f}" if values else "nothing"
         raise StoreError(f"{path}: the rows say {said}, the record {best[1]:.2f} after epoch {best[0]}, best {best[2]:.2f}")
     return values

@@ -100,7 +100,7 @@ def read_record(folder: Path) -> Record | None:
     return found and found[0]
 
 
-def read_finished(folder: Path) -> tuple[Record, list[float | None]] | None:
+def read_finished(folder: Path) -> tuple[Record, list[float]] | None:
     """The final record and test top-1 by epoch, checked: it names this run, and config.json and epochs.jsonl are those it was written with
     and say the same.
 
@@ -151,7 +151,7 @@ class RunView:
     reason: str = ""
     epoch: int | None = None
     record: Record | None = field(default=None, repr=False)
-    curve: list[float | None] = field(default_factory=list, repr=False)
+    curve: list[float] = field(default_factory=list, repr=False)
 
     id = property(attrgetter("folder.name"))
     teacher = property(attrgetter("known.teacher"))

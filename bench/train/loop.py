@@ -192,8 +192,8 @@ class Training:
         return True
 
     def _test(self, epoch: int, steps: int, count: int) -> bool:
-        """Evaluate every learner where the protocol says so and write its row; the last epoch's makes the final record."""
-        for place in list(self.places) if self.protocol.evaluates(epoch) else ():
+        """Evaluate every learner and write its row; the last epoch's makes the final record."""
+        for place in list(self.places):
             if epoch > int(place.tested.get("epoch", 0)):
                 try:
                     batches = self.job.images.test_batches(TEST_BATCH)
@@ -232,18 +232,17 @@ class Training:
 
     def _row(self, place: ActiveRun, epoch: int, count: int) -> None:
         losses, train_top1 = place.learner.means(count)
-        tested = place.tested if self.protocol.evaluates(epoch) else {}
-        if tested and tested["top1"] > place.best_top1:
-            place.best_top1, place.best_epoch = tested["top1"], epoch
+        top1 = place.tested["top1"]
+        if top1 > place.best_top1:
+            place.best_top1, place.best_epoch = top1, epoch
         rate = self.protocol.rate(epoch, small=place.learner.small_rate)
         loss = math.fsum(losses.values())
         self._row_unsaved = True
         row = {"epoch": epoch, "lr": rate, "loss": loss, "losses": losses, "train_top1": train_top1}
-        place.folder.row({**row, **{f"test_{name}": tested.get(name) for name in ("top1", "top5", "loss")}, "seconds": place.seconds})
-        said = f" test top-1 {tested['top1']:.2f}" if tested else ""
-        place.folder.log(f"epoch {epoch}/{self.protocol.epochs} lr {rate:g} loss {loss:.4f} train top-1 {train_top1:.2f}{said}")
-        facts = {"test_top1": tested["top1"]} if tested else {}
-        place.folder.status("running", epoch=epoch, epochs=self.protocol.epochs, loss=loss, eta_seconds=self._eta(epoch + 1, 0), **facts)
+        place.folder.row({**row, "test_top1": top1, "test_top5": place.tested["top5"], "test_loss": place.tested["loss"], "seconds": place.seconds})
+        place.folder.log(f"epoch {epoch}/{self.protocol.epochs} lr {rate:g} loss {loss:.4f} train top-1 {train_top1:.2f} test top-1 {top1:.2f}")
+        eta = self._eta(epoch + 1, 0)
+        place.folder.status("running", epoch=epoch, epochs=self.protocol.epochs, loss=loss, test_top1=top1, eta_seconds=eta)
 
     def _finish(self, place: ActiveRun) -> None:
         job, learner = self.job, place.learner

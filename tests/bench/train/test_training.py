@@ -1,6 +1,5 @@
 """Groups: a run alone equals the run in a group, a resumed run equals an unbroken one, trouble stays with the learner that has it."""
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
 from bench.plan.groups import Group
 from bench.plan.members import resolve
 from bench.plan.protocols import Protocol
-from bench.report import epochs, table
+from bench.report import table
 from bench.store.files import read_json, write_json
 from bench.store.runs import read_status, scan
 from bench.train import checkpoint, engine, environment, group_job, teacher_networks, teacher_training
@@ -72,28 +71,6 @@ class Interrupting:
 
         monkeypatch.setattr(engine.Eager, "step", step)
         monkeypatch.setattr(Stop, "code", property(lambda stop: STOPPED_IN_TIME if self.left <= 0 else None))
-
-
-def test_fewer_evaluations_change_nothing_but_the_rows(tmp_path, monkeypatch):
-    protocol = dataclasses.replace(TINY, epochs=5, milestones=(3,))
-    seldom = dataclasses.replace(protocol, evaluate_every=2)
-    often, rare = with_teacher(tmp_path / "often"), with_teacher(tmp_path / "rare")
-    assert group_job.run_group(group("kd", protocol=protocol), execution(often)) == DONE
-    with monkeypatch.context() as patch:  # in an epoch that has no evaluation
-        Interrupting(patch, 10)
-        assert group_job.run_group(group("kd", protocol=seldom), execution(rare)) == STOPPED_IN_TIME
-    assert group_job.run_group(group("kd", protocol=seldom), execution(rare)) == DONE
-    ((one,), (other,)) = ([v for v in scan(folder)[0] if v.method == "kd"] for folder in (often, rare))
-    assert one.id != other.id and one.record.weights_sha256 == other.record.weights_sha256 and one.record.test_loss == other.record.test_loss
-    assert other.curve == [None, one.curve[1], None, one.curve[3], one.curve[4]]
-    best = max(one.curve[1], *one.curve[3:])
-    assert other.record.best_top1 == best == other.curve[other.record.best_epoch - 1]
-    (row,) = (r for t in table.build(rare)[0].tables for r in t.rows if r.method == "kd")
-    assert epochs.mean_curve(row.cells[0]) == [(e, one.curve[e - 1]) for e in (2, 4, 5)]
-    with open(tmp_path / "epochs.csv", "w") as file:
-        epochs.write_csv(table.build(rare), file)
-    written = [line["test_top1"] for line in csv.DictReader(open(tmp_path / "epochs.csv")) if line["method"] == "kd"]
-    assert written == ["", *(f"{one.curve[e]}" if other.curve[e] is not None else "" for e in range(1, 5))]
 
 
 def test_group_equals_single_bit_for_bit(tmp_path):
