@@ -21,7 +21,7 @@ fi
 [ $# -gt 0 ] && exec "$python" -m pytest "$@"
 
 # All of it, in three at once: what is timed, one round on one thread, its bounds being loose; what waits for Slurm and hardly computes; and
-# the rest in a process a core, each file in one of them. For figures to keep, run a file of tests/benchmarks by itself on a quiet machine.
+# the rest, each file in one of as many processes as there are cores and one more, since tests wait too. For figures to keep, run a file of tests/benchmarks by itself on a quiet machine.
 printed=$(mktemp -d)
 beside=()
 trap 'kill "${beside[@]}" 2>/dev/null || true; rm -rf "$printed"' EXIT
@@ -31,7 +31,7 @@ beside+=($!)
 beside+=($!)
 code=0
 cores=$(env -u OMP_NUM_THREADS nproc)
-"$python" -m pytest -n "$cores" --dist loadfile --no-loadscope-reorder --durations 50 --ignore tests/benchmarks --ignore tests/slurm || code=$?
+"$python" -m pytest -n "$((cores + 1))" --dist loadfile --no-loadscope-reorder --durations 50 --ignore tests/benchmarks --ignore tests/slurm || code=$?
 for process in "${beside[@]}"; do wait "$process" || code=$?; done
 cat "$printed"/*
 exit $code
