@@ -21,7 +21,8 @@ fi
 [ $# -gt 0 ] && exec "$python" -m pytest "$@"
 
 # All of it, in three at once: what is timed, one round on one thread, its bounds being loose; what waits for Slurm and hardly computes; and
-# the rest, each file in one of as many processes as there are cores and one more, since tests wait too. For figures to keep, run a file of tests/benchmarks by itself on a quiet machine.
+# the rest, each file in one of as many processes as there are cores and one more, since tests wait too. For figures to keep, run a file of
+# tests/benchmarks by itself on a quiet machine.
 printed=$(mktemp -d)
 beside=()
 trap 'kill "${beside[@]}" 2>/dev/null || true; rm -rf "$printed"' EXIT
