@@ -84,7 +84,7 @@ def session(leader: int) -> list[int]:
 
 def test_slots_are_refilled_and_never_oversubscribed(folder):
     names = [f"t{i}" for i in range(5)]
-    outcome = pool(folder, [Slot(None, 1)] * 2).run([task(folder, name) for name in names])
+    outcome = pool(folder, [Slot(None, 1)] * 2).run([task(folder, name, function=fakes.beside) for name in names])
     assert sorted(outcome.succeeded) == names and not outcome.unfinished and outcome.code == 0
     seen = sorted((at, 1 if kind == "start" else -1) for kind, _, _, at in fakes.events(folder))
     load = [sum(step for _, step in seen[: i + 1]) for i in range(len(seen))]
