@@ -28,4 +28,5 @@ LONG = tuple(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    assert all(place.exists() for place in (*FORKING, *LONG)), "a file of the order above is not there"
     items.sort(key=lambda item: (not any(item.path.is_relative_to(place) for place in FORKING), item.path not in LONG))

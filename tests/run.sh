@@ -34,5 +34,5 @@ code=0
 cores=$(env -u OMP_NUM_THREADS nproc)
 "$python" -m pytest -n "$((cores + 1))" --dist loadfile --no-loadscope-reorder --durations 50 --ignore tests/benchmarks --ignore tests/slurm || code=$?
 for process in "${beside[@]}"; do wait "$process" || code=$?; done
-cat "$printed"/*
+cat "$printed/slurm" "$printed/benchmarks"
 exit $code

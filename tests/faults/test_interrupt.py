@@ -10,8 +10,7 @@ from pathlib import Path
 from bench.store.runs import scan
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--cluster", "local", "--device", "cpu", "--methods", "student", "--seeds", "1", "--threads", "1", "--no-costs")
-SHORT = ("--sample-rate", "0.1", "--epochs", "10")
+SMALL = ("--cluster", "local", "--device", "cpu", "--methods", "student", "--seeds", "1", "--threads", "1", "--no-costs", "--sample-rate", "0.1")
 
 
 def session(leader: int) -> list[int]:
@@ -29,7 +28,7 @@ def session(leader: int) -> list[int]:
 
 def run_all(folder: Path, *more: str) -> subprocess.Popen:
     environment = os.environ | {"KD_BENCH_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = [str(ROOT / "run_all.sh"), "--profile", "smoke", "--results", str(folder), *SMALL, *SHORT, *more]
+    command = [str(ROOT / "run_all.sh"), "--profile", "smoke", "--results", str(folder), *SMALL, *more]
     return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -24,7 +24,7 @@ from bench.train import checkpoint, group_job, teacher_training
 from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=12, milestones=(8,), train_images=200, test_images=100, image_size=16, batch=64)
-SHORT = dataclasses.replace(TINY, epochs=3)
+SHORT = dataclasses.replace(TINY, epochs=3, milestones=(2,))
 FORK = multiprocessing.get_context("fork")
 
 
@@ -130,7 +130,7 @@ def test_a_kill_at_each_step_of_a_save_leaves_a_sound_generation(tmp_path, unbro
     for number in range(1, 31):
         folder = tmp_path / f"at{number}"
         shutil.copytree(start, folder)
-        assert live(folder, _die_at, number, 1) == 99
+        assert live(folder, _die_at, number, 2) == 99
         for run, position in before.items():
             restored = checkpoint.restore(folder, run)[1]
             assert restored.state is not None and restored.position > position and not restored.notes
