@@ -74,6 +74,8 @@ class Progress:
         self._display: Any = None  # rich's, on a terminal
         self._last = ""
         self._first: tuple[float, float] | None = None  # when work was first seen to move, and how much was done then
+        self._before = {s.run: _part(s) for s in statuses(results) if s.status != "done"}  # what earlier launches left of each run
+        self._brought: dict[str | None, float] = {}  # that, of the runs that were taken up here
 
     def update(self, tasks: Sequence[str] | None = None, force: bool = False) -> None:
         """Redraw the table (terminal) or write a line (elsewhere), unless the last look is too recent or says the same. `tasks`: this launch's
@@ -117,21 +119,28 @@ class Progress:
             text += f", epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "") if epochs else ""
             text += f", top-1 {top1[0]:.1f}-{top1[-1]:.1f} %" if top1 else ""
             parts.append(text)
-        if (left := self._left(done + sum(_part(s) for s in running if self.counted(s.run or "")), planned, now)) is not None:
+        if (left := self._left(done, [s for s in running if self.counted(s.run or "")], planned, now)) is not None:
             parts.append(f"about {duration(left)} left in all")
         if tasks:
             parts.append("jobs: " + ", ".join(tasks[:4]) + (f" and {len(tasks) - 4} more" if len(tasks) > 4 else ""))
         return "; ".join(parts)
 
-    def _left(self, done: float, planned: int, now: float) -> float | None:
-        """Seconds until everything is trained, at the pace since work was first seen to move; None: too early to tell."""
-        if self._first is None or done <= self._first[1]:
-            self._first = now, done
+    def _left(self, finished: int, running: Sequence[Status], planned: int, now: float) -> float | None:
+        """Seconds until everything is trained, at the pace since work was first seen to move; None: too early to tell.
+
+        A run that goes on from a checkpoint brings work with it that was not done in this time."""
+        for s in running:
+            self._brought[s.run] = min(self._brought.get(s.run, self._before.get(s.run, 0.0)), _part(s))
+        brought = sum(self._brought.values())
+        done = finished + sum(map(_part, running))
+        if self._first is None or done - brought <= self._first[1]:
+            self._first = now, done - brought
             return None
         since, before = self._first
-        if not planned or done - before < ENOUGH * planned or done >= planned:
+        here = done - brought - before
+        if not planned or here < ENOUGH * planned or done >= planned:
             return None
-        return (now - since) * (planned - done) / (done - before)
+        return (now - since) * (planned - done) / here
 
     def _draw(self, running: Sequence[Status], summary: str) -> None:
         from rich.console import Console, Group

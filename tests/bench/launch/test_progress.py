@@ -68,6 +68,26 @@ def test_the_time_left_follows_from_the_pace_here(tmp_path, monkeypatch):
     assert "25 min left in all" in out.getvalue() and "23 min left in all" in out.getvalue()
 
 
+def test_work_that_a_run_brings_from_an_earlier_launch_was_not_done_here(tmp_path, monkeypatch):
+    clock = iter([0.0, 0.0, 100.0, 200.0, 300.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    status(tmp_path, "a-kd", "interrupted", epoch=18, epochs=24)
+    status(tmp_path, "b-kd", "interrupted", epoch=18, epochs=24)  # waits until a-kd is done
+    out, done = io.StringIO(), iter([0, 0, 0, 1])
+    show = Progress(tmp_path, lambda: (next(done), 2), out)
+    show.update()
+    status(tmp_path, "a-kd", "running", epoch=17, epochs=24)  # its checkpoint lay an epoch before
+    show.update()
+    assert "left in all" not in out.getvalue()
+    status(tmp_path, "a-kd", "running", epoch=19, epochs=24)  # two epochs in 100 s here: of 30 to go
+    show.update()
+    assert "25 min left in all" in out.getvalue()
+    status(tmp_path, "a-kd", "done")
+    status(tmp_path, "b-kd", "running", epoch=18, epochs=24)  # eight epochs in 200 s: seven to go
+    show.update()
+    assert out.getvalue().splitlines()[-1].startswith("[5 min]") and "about 3 min left in all" in out.getvalue()
+
+
 def test_a_teacher_in_training_says_nothing_of_the_time_left(tmp_path, monkeypatch):
     clock = iter([0.0, 0.0, 100.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
