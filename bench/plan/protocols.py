@@ -83,7 +83,7 @@ PROTOCOLS = MappingProxyType(
             dataclasses.replace(_IEP, name="iep_quarter", sample_rate=0.25),
             dataclasses.replace(_IEP, name="iep_tenth", sample_rate=0.1),
             # Few images for students and more for the teacher: what a student lacks is data, and distillation makes up for it.
-            Protocol("smoke", "shapes20", epochs=40, milestones=(24, 30, 36), batch=32, train_images=500, test_images=1000, image_size=16),
+            Protocol("smoke", "shapes20", epochs=50, milestones=(40, 45, 48), batch=32, train_images=400, test_images=1000, image_size=16),
             Protocol("smoke_teacher", "shapes20", epochs=16, milestones=(10, 12, 14), train_images=4000, test_images=1000, image_size=16),
         )
     }

@@ -182,7 +182,7 @@ def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     written = json.loads((tmp_path / "results" / "plan.json").read_text())
     run = written["cells"][0]["run"]
-    assert (tmp_path / "results" / "runs" / run / "record.json").exists() and "1 of 40 epochs" in written["protocol"]["trial"]
+    assert (tmp_path / "results" / "runs" / run / "record.json").exists() and "1 of 50 epochs" in written["protocol"]["trial"]
     again = bench(*command, cwd=tmp_path)
     assert again.returncode == 0 and "1 run, 1 done; 0 groups and 0 teachers" in again.stdout
     assert bench("status", cwd=tmp_path).stdout.startswith("1 done\n")
