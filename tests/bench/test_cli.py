@@ -135,7 +135,7 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
 def test_the_plan_shows_every_changed_setting(tmp_path):
     changes = ("--methods", "student,kd", "--set", "kd.temperature=2", "--epochs", "80")
     got = bench("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run", cwd=tmp_path)
-    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "80 epochs, more than the protocol's 40" in got.stdout, got.stderr
+    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "80 epochs, more than the protocol's 50" in got.stdout, got.stderr
 
 
 def test_overview_imports_no_torch():

@@ -129,10 +129,10 @@ def test_a_teacher_of_no_run_of_the_plan_is_refused(tmp_path):
 
 
 def test_a_student_of_a_trial_is_a_trials_teacher(dataset, tmp_path):
-    path = exported(tmp_path / "x.safetensors", protocol="smoke", trial="2 of 40 epochs")
+    path = exported(tmp_path / "x.safetensors", protocol="smoke", trial="2 of 50 epochs")
     teacher_networks.import_given({"resnet14": path}, tmp_path, dataset, CPU)
     record = teachers.find(tmp_path, "shapes20", "resnet14").record
-    assert (record.source, record.protocol, record.trial) == ("imported", "smoke", "2 of 40 epochs")
+    assert (record.source, record.protocol, record.trial) == ("imported", "smoke", "2 of 50 epochs")
 
 
 def test_a_file_whose_name_has_an_equals_sign_is_a_file(tmp_path):
