@@ -298,7 +298,7 @@ def test_epochs_before_the_main_stage_are_scaled_with_the_schedule():
     pytest.importorskip("torch")
     from bench.plan import registries
 
-    for protocol, epochs, expected in (("crd", None, 30), ("crd", 24, 3), ("crd", 2, 1), ("skd", None, 30), ("smoke", None, 5), ("smoke", 60, 8)):
+    for protocol, epochs, expected in (("crd", None, 30), ("crd", 24, 3), ("crd", 2, 1), ("skd", None, 30), ("smoke", None, 6), ("smoke", 60, 8)):
         choice = Selection(pairs=("resnet56-resnet20",), methods=("student", "ab", "fsp"), seeds=(1,), protocol=protocol, epochs=epochs)
         found = expand(PROFILES["paper"], choice, registries.read(protocols.get(protocol)))
         assert found.before(found.groups[0]) == {"ab": expected, "fsp": expected}
