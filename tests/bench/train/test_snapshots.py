@@ -42,7 +42,7 @@ def test_a_damaged_index_is_said(tmp_path):
         snapshots.kept(tmp_path)
 
 
-@pytest.mark.parametrize("given, said", [("99", "ends with epoch 40"), ("x", "--keep-epochs x: expected whole numbers")])
+@pytest.mark.parametrize("given, said", [("99", "ends with epoch 50"), ("x", "--keep-epochs x: expected whole numbers")])
 def test_epochs_that_are_none_are_refused(given, said):
     options = parse("run", ["--profile", "smoke", "--keep-epochs", given])
     with pytest.raises(UsageError, match=said):
