@@ -10,8 +10,10 @@ import pytest
 
 from bench.__main__ import main
 from bench.errors import UsageError
+from bench.plan.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = PROTOCOLS["smoke"].epochs
 
 
 def bench(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -133,9 +135,10 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
 
 
 def test_the_plan_shows_every_changed_setting(tmp_path):
-    changes = ("--methods", "student,kd", "--set", "kd.temperature=2", "--epochs", "80")
+    changes = ("--methods", "student,kd", "--set", "kd.temperature=2", "--epochs", str(2 * EPOCHS))
     got = bench("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run", cwd=tmp_path)
-    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "80 epochs, more than the protocol's 50" in got.stdout, got.stderr
+    assert got.returncode == 0, got.stderr
+    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and f"{2 * EPOCHS} epochs, more than the protocol's {EPOCHS}" in got.stdout
 
 
 def test_overview_imports_no_torch():
@@ -182,7 +185,7 @@ def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     written = json.loads((tmp_path / "results" / "plan.json").read_text())
     run = written["cells"][0]["run"]
-    assert (tmp_path / "results" / "runs" / run / "record.json").exists() and "1 of 50 epochs" in written["protocol"]["trial"]
+    assert (tmp_path / "results" / "runs" / run / "record.json").exists() and f"1 of {EPOCHS} epochs" in written["protocol"]["trial"]
     again = bench(*command, cwd=tmp_path)
     assert again.returncode == 0 and "1 run, 1 done; 0 groups and 0 teachers" in again.stdout
     assert bench("status", cwd=tmp_path).stdout.startswith("1 done\n")

@@ -7,7 +7,7 @@ from bench.__main__ import parse
 from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.launch.run import _kept, make_plan
 from bench.plan.groups import Group
-from bench.plan.protocols import Protocol
+from bench.plan.protocols import PROTOCOLS, Protocol
 from bench.store import snapshots
 from bench.store.runs import scan
 from bench.store.weights import read_state, state_hash
@@ -42,7 +42,7 @@ def test_a_damaged_index_is_said(tmp_path):
         snapshots.kept(tmp_path)
 
 
-@pytest.mark.parametrize("given, said", [("99", "ends with epoch 50"), ("x", "--keep-epochs x: expected whole numbers")])
+@pytest.mark.parametrize("given, said", [("99", f"ends with epoch {PROTOCOLS['smoke'].epochs};"), ("x", "--keep-epochs x: expected whole numbers")])
 def test_epochs_that_are_none_are_refused(given, said):
     options = parse("run", ["--profile", "smoke", "--keep-epochs", given])
     with pytest.raises(UsageError, match=said):
