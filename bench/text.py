@@ -1,7 +1,7 @@
 """How the suite writes for people: plain tables, durations, and text from other hands made safe to print."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
@@ -31,6 +31,11 @@ def duration(seconds: float) -> str:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     hours = round(seconds / 3600)
     return f"{hours // 24:,} days {hours % 24} h"
+
+
+def settings_text(changed: Mapping[str, object]) -> str:
+    """What tells a row from the method's own one, from the settings in which it differs: "dimensions=8, mode=paper"."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
 
 
 def count(number: int, noun: str) -> str:

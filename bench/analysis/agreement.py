@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, compared, grouped, half_width, mean_and_sd, shown
+from bench.analysis.frame.by_method import BASELINE, compared, half_width, mean_and_sd, shown
 from bench.analysis.frame.registry import register
 from bench.statistics import CLAIM
 
@@ -44,7 +44,7 @@ class Agreement(Analysis):
 
         from bench.analysis.maths import similarity as maths
 
-        options, teacher, methods = self.options, context.teacher, grouped(context.students)
+        options, teacher, methods = self.options, context.teacher, context.rows()
         count = context.count(options.images or None)
         labels, classes = context.images.test_labels[:count].cpu(), len(context.dataset.classes)
         batch = min(options.cka_batch, count)

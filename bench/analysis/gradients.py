@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, grouped, mean_and_sd
+from bench.analysis.frame.by_method import BASELINE, mean_and_sd
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
 
@@ -37,14 +37,14 @@ class Gradients(Analysis):
     def run(self, context) -> Result:
         from methods import registry
 
-        methods, rows = grouped(context.students), []
-        for method, by_seed in methods.items():
-            for student in by_seed.values():
-                known = _view(student).known
-                if known.method_version != (here := registry.get(method).version):
-                    raise UsageError(f"{student.label} is of version {known.method_version} of {method}, and here is version {here}: train it again")
-                if known.teacher_hash not in (None, context.teacher.hash):
-                    raise UsageError(f"{student.label} had another teacher ({known.teacher_hash}) than this one ({context.teacher.hash})")
+        methods, rows = context.rows(), []
+        for student in (s for by_seed in methods.values() for s in by_seed.values()):
+            known = _view(student).known
+            if known.method_version != (here := registry.get(student.method).version):
+                old = f"version {known.method_version} of {student.method}"
+                raise UsageError(f"{student.label} is of {old}, and here is version {here}: train it again")
+            if known.teacher_hash not in (None, context.teacher.hash):
+                raise UsageError(f"{student.label} had another teacher ({known.teacher_hash}) than this one ({context.teacher.hash})")
         for method in (m for m in methods if m != BASELINE):
             for seed, student in methods[method].items():
                 found = context.part(f"network-{student.hash}", lambda student=student: _of_run(context, student, self.options.batches))

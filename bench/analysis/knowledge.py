@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, compared, grouped, mean_and_sd, shown
+from bench.analysis.frame.by_method import BASELINE, compared, mean_and_sd, shown
 from bench.analysis.frame.registry import register
 from bench.errors import UsageError
 
@@ -50,7 +50,7 @@ class KnowledgeAlteration(Analysis):
         from methods.iep.phase_one import KIND, restore, sensed
         from models.randomness import generator
 
-        options, teacher, methods = self.options, context.teacher, grouped(context.students)
+        options, teacher, methods = self.options, context.teacher, context.rows()
         wanted = _points(context, teacher)
         for student in context.students:
             if (found := _points(context, student)) != wanted:

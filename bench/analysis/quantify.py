@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Analysis, Drawing, Needs, Result, Stored, Table
-from bench.analysis.frame.by_method import BASELINE, grouped, mean_and_sd
+from bench.analysis.frame.by_method import BASELINE, mean_and_sd
 from bench.analysis.frame.registry import register
 from bench.analysis.maths import concept_counts as counting
 from bench.errors import UsageError
@@ -101,7 +101,7 @@ class Quantify(Analysis):
         from bench.analysis.probes import foregrounds
         from models.randomness import generator
 
-        options, teacher, methods = self.options, context.teacher, grouped(context.students)
+        options, teacher, methods = self.options, context.teacher, context.rows()
         size = context.dataset.image_size
         if size % options.grid:
             fits = [str(g) for g in range(2, size + 1) if size % g == 0]

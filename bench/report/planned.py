@@ -8,6 +8,7 @@ from bench.plan.identity import canonical
 from bench.plan.protocols import Protocol
 from bench.store.files import read_json, typed
 from bench.store.records import PlannedCell, PlanRecord, known_protocol
+from bench.text import settings_text
 
 PairKey = tuple[str | None, str]
 
@@ -36,12 +37,7 @@ class Planned:
         """Of the planned row of a method: the settings that it changes, as the method's own row has them, and its label (empty: its own row)."""
         cell = next((c for seed in self.seeds if (c := self.cell(pair, method, seed))), None)
         changed = cell.changed if cell else {}
-        return {name: own for name, (own, _) in changed.items()}, label({name: here for name, (_, here) in changed.items()})
-
-
-def label(changed: dict[str, Any]) -> str:
-    """A variant's name from the settings in which it differs."""
-    return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+        return {name: own for name, (own, _) in changed.items()}, settings_text({name: here for name, (_, here) in changed.items()})
 
 
 def read(folder: Path) -> Planned:

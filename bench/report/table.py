@@ -13,12 +13,13 @@ from bench.plan.identity import canonical
 from bench.plan.profiles import ALL_PAIRS, ROWS
 from bench.plan.protocols import Protocol
 from bench.report import cost_sheets, planned, published
-from bench.report.planned import Planned, label
+from bench.report.planned import Planned
 from bench.report.published import Published
 from bench.statistics import Difference, Summary, Verdict
 from bench.store.files import Problem, folders
 from bench.store.records import AtUse
 from bench.store.runs import RunView, scan
+from bench.text import settings_text
 
 PAIRS = tuple((pair.teacher, pair.student) for pair in ALL_PAIRS)
 OWN = "own runs"
@@ -192,7 +193,7 @@ def _variants(runs: list[RunView], planned: set[str], own: dict[str, Any]) -> tu
                 out[run.id] = f"version {key[0]} of {run.method}; the table shows version {version}"
             else:
                 hyper = hypers[key]
-                labels[run.id] = label({k: hyper.get(k) for k in base.keys() | hyper.keys() if hyper.get(k) != base.get(k)})
+                labels[run.id] = settings_text({k: hyper.get(k) for k in base.keys() | hyper.keys() if hyper.get(k) != base.get(k)})
     return labels, out
 
 

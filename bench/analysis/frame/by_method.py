@@ -1,6 +1,7 @@
 """Students set side by side by method and paired by seed. No torch here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,36 +9,44 @@ from bench.analysis.frame.subjects import Subject
 from bench.errors import UsageError
 from bench.plan.identity import canonical
 from bench.statistics import CLAIM, Difference, difference, paired, t_quantile
-from bench.store.runs import read_run
-from bench.text import count
+from bench.store.runs import RunView, read_run
+from bench.text import count, settings_text
 
 BASELINE = "student"
 """The method whose networks the others are compared with: plain cross-entropy."""
 
 
-def grouped(students: Sequence[Subject]) -> dict[str, dict[int, Subject]]:
-    """Method -> seed -> student, the baseline first, then by name.
+def grouped(students: Sequence[Subject], own: Callable[[RunView], Mapping[str, Any]]) -> dict[str, dict[int, Subject]]:
+    """Row -> seed -> student, the baseline first, then by name. A row is a method, with the settings in which it differs from the method's
+    `own` ones: "skd", "skd [temperature=0.1]".
 
-    Raises UsageError for students of different architectures, and where the runs of one method differ in more than the seed.
+    Raises UsageError for students of different architectures, and where the runs of one row differ in more than the seed.
     """
+    views = {s.label: read_run(s.file.parent) for s in students}
+    names = {label: _row(view, own(view)) for label, view in views.items()}
     found: dict[str, dict[int, Subject]] = {}
     first: dict[str, tuple[str, str]] = {}
     protocols: dict[str, str] = {}
-    for one in sorted(students, key=lambda s: (s.method != BASELINE, s.method, s.seed, s.label)):
-        identity = dict(read_run(one.file.parent).identity)
+    for one in sorted(students, key=lambda s: (s.method != BASELINE, names[s.label], s.seed, s.label)):
+        row, identity = names[one.label], dict(views[one.label].identity)
         identity.pop("seed", None)
         protocols.setdefault(canonical(identity["protocol"]), one.label)
         if len(protocols) > 1:
             raise UsageError(f"{' and '.join(protocols.values())} were trained under different protocols: name runs of one")
-        kind, label = first.setdefault(one.method, (canonical(identity), one.label))
+        kind, label = first.setdefault(row, (canonical(identity), one.label))
         if canonical(identity) != kind:
-            raise UsageError(f"{label} and {one.label} are of one method with different settings: name the runs of one of them")
-        if other := found.setdefault(one.method, {}).get(one.seed):
+            raise UsageError(f"{label} and {one.label} are of one method and differ in more than the seed: name the runs of one of them")
+        if other := found.setdefault(row, {}).get(one.seed):
             raise UsageError(f"{other.label} and {one.label} are the same method and seed: name one of them")
-        found[one.method][one.seed] = one
+        found[row][one.seed] = one
     if len(kinds := {s.architecture for s in students}) > 1:
         raise UsageError(f"these students are of {' and '.join(sorted(kinds))}: name the runs of one")
     return found
+
+
+def _row(view: RunView, own: Mapping[str, Any]) -> str:
+    changed = settings_text({name: value for name, value in view.known.hyper.items() if own.get(name) != value})
+    return f"{view.method} [{changed}]" if changed else view.method
 
 
 def compared(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:

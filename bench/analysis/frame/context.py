@@ -15,13 +15,15 @@ from torch import Tensor, nn
 import models
 from bench.analysis.frame import registry, results
 from bench.analysis.frame.base import Analysis, Stored
+from bench.analysis.frame.by_method import grouped
 from bench.analysis.frame.subjects import Subject
 from bench.errors import UsageError
 from bench.store.files import write_bytes
+from bench.store.runs import RunView
 from bench.text import duration
 from bench.train import context, environment, preparations, teacher_networks
 from methods import registry as method_registry
-from methods.base import Preparation, Prepared
+from methods.base import MethodError, Preparation, Prepared, named_hyper
 from models.outputs import Outputs, Shapes
 
 BATCH = 100
@@ -49,6 +51,17 @@ class Context:
     @property
     def students(self) -> tuple[Subject, ...]:
         return self.subjects[1:]
+
+    def rows(self) -> dict[str, dict[int, Subject]]:
+        """The students by row and seed, see `by_method.grouped`."""
+
+        def own(view: RunView) -> dict[str, Any]:
+            try:
+                return named_hyper(method_registry.get(view.method).hyper_for(view.teacher, view.student))
+            except MethodError:  # not here any more: there is no telling its own settings, and its runs must agree in them
+                return view.known.hyper
+
+        return grouped(self.students, own)
 
     def network(self, subject: Subject) -> nn.Module:
         """The network of a subject. Raises UsageError where its file is damaged or another one's."""

@@ -29,6 +29,7 @@ QUICK = {
     "dissect": {"images": 100, "quantile": 0.05},
     "knowledge": {"images": 32, "batch": 16, "classes": 4, "phase_epochs": 1, "phase_steps": 2, "check_batches": 1},
     "neurons": {"images": 40, "relations": 3, "matched": 5},
+    "relations": {"images": 100},
     "quantify": {"images": 4, "grid": 4, "learning": False, "steps": 4, "draws": 4, "bootstrap": 20},
 }
 """Options with which an analysis takes seconds; one that is not here is run with its own."""

@@ -80,11 +80,29 @@ def test_paired_intervals_are_students_t():
     assert by_method.compared({1: 3.0}, {2: 2.0}) is None and by_method.shown(None) == ""
 
 
+def own(view):
+    return {"temperature": 4.0, "later": 1}  # as a hyper-parameter that joined after the run
+
+
 def test_students_that_cannot_be_paired_are_refused(tmp_path):
     images = small.dataset()
     small.add_student(tmp_path, images, seed=1)
     small.add_student(tmp_path, images, seed=2, protocol=dataclasses.replace(small.PROTOCOL, epochs=3))
     students = [subjects.student(v, images.hash) for v in runs.scan(tmp_path)[0]]
     with pytest.raises(UsageError, match="different protocols"):
-        by_method.grouped(students)
-    assert list(by_method.grouped(students[:1])["kd"]) == [students[0].seed]
+        by_method.grouped(students, own)
+    assert list(by_method.grouped(students[:1], own)["kd"]) == [students[0].seed]
+
+
+def test_other_settings_are_a_row_of_their_own(tmp_path):
+    images = small.dataset()
+    for temperature, seeds in ((4.0, (1, 2)), (2.0, (2,))):
+        for seed in seeds:
+            small.add_student(tmp_path, images, seed=seed, hyper={"temperature": temperature})
+    students = [subjects.student(v, images.hash) for v in runs.scan(tmp_path)[0]]
+    found = by_method.grouped(students, own)
+    assert {row: list(by_seed) for row, by_seed in found.items()} == {"kd": [1, 2], "kd [temperature=2.0]": [2]}
+    small.add_student(tmp_path, images, seed=3, hyper={"temperature": 4.0}, teacher_hash="another")
+    students = [subjects.student(v, images.hash) for v in runs.scan(tmp_path)[0]]
+    with pytest.raises(UsageError, match="differ in more than the seed"):
+        by_method.grouped(students, own)
