@@ -103,13 +103,15 @@ class Relations(Analysis):
                 axes.plot([np.mean(found)], [i], "|", color="black", markersize=9, markeredgewidth=1.6)
                 said.append(f"{method}, {layer}: {mean_and_sd(found, 2)}")
             axes.axvline(1e3 * facts["teacher"]["images"][at], color="#0072b2", linestyle="--", linewidth=1)
-            axes.set_xscale("log")
+            axes.axvline(1e3 * facts["uniform"][at], color="0.3", linestyle=":", linewidth=1)
+            axes.set_xlim(left=0)
+            axes.locator_params(axis="x", nbins=3)
             drawing.label(axes, x="KL (0.001 nats)", title=layer)
         panels[0].set_yticks(range(len(cells)), [drawing.plain(m, 30) for m in cells], fontsize=drawing.SMALL)
         panels[0].set_ylim(len(cells) - 0.5, -0.5)
         of = stored.subject.split(" ")[0]
         caption = f"KL of each image's channel relations to those of the semantic vectors of {of}: circles are seeds, bars their means, "
-        caption += f"the dashed line {of} itself"
+        caption += f"the dashed line {of} itself, the dotted line a network that knows nothing"
         return [Drawing("relations", caption, "KL in 0.001 nats. " + "; ".join(said) + ".", figure)]
 
 

@@ -17,7 +17,7 @@ from bench.analysis.frame import drawing
 from bench.analysis.frame.drawing import MARKERS
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.epochs import mean_curve
-from bench.report.table import Pair, ResultSet, Table
+from bench.report.table import Cell, Pair, ResultSet, Table
 
 FONT, SMALL, NOTE = 7, 6, 5
 """Points."""
@@ -25,8 +25,8 @@ FONT, SMALL, NOTE = 7, 6, 5
 
 def _figure(height: float, results: ResultSet, table: Table, title: str) -> Figure:
     figure = drawing.figure(height)
-    said = textwrap.fill(drawing.plain(conditions(table), 300), 80)
-    figure.suptitle(f"{title}: {drawing.plain(set_title(results))}\n{said}", fontsize=NOTE)
+    lines = (f"{title}: {drawing.plain(set_title(results))}", drawing.plain(conditions(table), 300))
+    figure.suptitle("\n".join(textwrap.fill(line, 80) for line in lines), fontsize=NOTE)
     return figure
 
 
@@ -122,23 +122,26 @@ def paired_differences(results: ResultSet, table: Table) -> Figure | None:
 
 
 def learning_curves(results: ResultSet, table: Table) -> Figure | None:
-    """Test top-1 over epochs, mean over seeds, a panel for each pair. None where nothing is done."""
+    """Test top-1 over epochs, mean over seeds, a panel for each pair; of one pair alone a second one, of the epochs after the first drop of the
+    rate, where methods are nearer to each other. None where nothing is done."""
     curves = {(i, j): c for i, row in enumerate(table.rows) for j in range(len(table.pairs)) if (c := mean_curve(row.cells[j]))}
     shown: list[tuple[int, Pair]] = [(j, p) for j, p in enumerate(table.pairs) if any(key[1] == j for key in curves)]
     if not shown:
         return None
-    figure = _figure(1.0 + 1.35 * -(-len(shown) // 2) + 0.12 * -(-len(table.rows) // 4), results, table, "Learning curves, mean over seeds")
-    panels = _panels(figure, len(shown))
+    low = min(table.protocol.milestones, default=0) if len(shown) == 1 else 0
+    parts = [(j, pair.title, 0) for j, pair in shown] + [(j, f"after epoch {low}", low) for j, _ in shown if low]
+    figure = _figure(1.0 + 1.35 * -(-len(parts) // 2) + 0.12 * -(-len(table.rows) // 4), results, table, "Learning curves, mean over seeds")
+    panels = _panels(figure, len(parts))
     handles: dict[str, Any] = {}
-    for axes, (j, pair) in zip(panels, shown, strict=True):
+    for axes, (j, title, first) in zip(panels, parts, strict=True):
         for i, row in enumerate(table.rows):
             if (i, j) in curves:
-                curve, look = curves[i, j], drawing.look(i)
+                curve, look = curves[i, j][first:], drawing.look(i)
                 every = max(1, len(curve) // 6)
                 marks = (i * every // len(table.rows), every)
-                (line,) = axes.plot(range(1, len(curve) + 1), curve, linewidth=0.7, markersize=2.2, markevery=marks, **look)
+                (line,) = axes.plot(range(first + 1, first + len(curve) + 1), curve, linewidth=0.7, markersize=2.2, markevery=marks, **look)
                 handles[drawing.plain(row_title(row))] = line
-        axes.set_title(drawing.plain(pair.title), fontsize=SMALL)
+        axes.set_title(drawing.plain(title), fontsize=SMALL)
         axes.set_xlabel("epoch", fontsize=SMALL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _dress(axes)
@@ -147,13 +150,19 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
     return figure
 
 
+def _compared(cell: Cell) -> bool:
+    """Whether there is a published mean of what the panel shows: last epochs."""
+    return cell.published is not None and cell.published.epoch != "best"
+
+
 def every_seed(results: ResultSet, table: Table) -> Figure | None:
     """A panel for each pair: the top-1 of each seed (dots), their mean (line) and the published mean of the last epoch (diamond) of each method."""
     shown = [(j, p) for j, p in enumerate(table.pairs) if any(row.cells[j].values for row in table.rows)]
     if not shown:
         return None
     height = 0.9 + (0.45 + 0.13 * len(table.rows)) * -(-len(shown) // 2)
-    figure = _figure(height, results, table, "Every seed, their mean (line) and the published one (diamond)")
+    held = any(_compared(row.cells[j]) for row in table.rows for j, _ in shown)
+    figure = _figure(height, results, table, "Every seed, their mean (line)" + " and the published one (diamond)" * held)
     panels = _panels(figure, len(shown))
     for axes, (j, pair) in zip(panels, shown, strict=True):
         for y, row in enumerate(reversed(table.rows)):
@@ -161,7 +170,7 @@ def every_seed(results: ResultSet, table: Table) -> Figure | None:
             axes.plot(list(cell.values.values()), [y] * len(cell.values), "o", color="0.35", markersize=1.8)
             if cell.summary:
                 axes.plot([cell.summary.mean] * 2, [y - 0.35, y + 0.35], "-", color="black", linewidth=0.9)
-            if cell.published and cell.published.epoch != "best":  # the panel shows last epochs
+            if _compared(cell):
                 axes.plot(cell.published.top1, y, "D", markerfacecolor="none", markeredgecolor="black", markeredgewidth=0.5, markersize=3)
         axes.set_yticks(range(len(table.rows)), [drawing.plain(row_title(row), 16) for row in reversed(table.rows)])
         axes.set_title(drawing.plain(pair.title), fontsize=SMALL)
