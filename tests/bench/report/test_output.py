@@ -290,6 +290,7 @@ def test_figures_are_a_column_wide_and_cut_nothing(whole):
     from bench.report import figures
 
     sets = table.build(whole)
+    sets[0].name = table.OWN + " of a name that takes more than a line"
     drawn = figures.draw(sets)
     assert len(drawn) == 4 and all(figure.get_size_inches()[0] == 3.3 for figure in drawn.values())
     for figure in drawn.values():
@@ -300,12 +301,35 @@ def test_figures_are_a_column_wide_and_cut_nothing(whole):
             for line in axes.lines:  # the middle of a figure's own frame is as far as a mark may go
                 values = [float(v) for v in line.get_ydata()]
                 assert line.get_transform() != axes.transData or all(low <= v <= high for v in values)
-            for label in axes.texts:
-                box = label.get_window_extent()
-                assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height
-    (cost,) = drawn["own-runs-table1-accuracy-cost"].axes
+        for label in (*figure.texts, *(text for axes in figure.axes for text in axes.texts)):
+            box = label.get_window_extent()
+            assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height
+    (cost,) = next(figure for name, figure in drawn.items() if name.endswith("accuracy-cost")).axes
     boxes = [label.get_window_extent() for label in cost.texts]
     assert len(boxes) == 9 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_curves_of_one_pair_are_shown_after_the_first_drop_too(tmp_path):
+    for seed in (1, 2):
+        add_run(tmp_path, run_of("student", None, "resnet20", seed), 69.0)
+        add_run(tmp_path, run_of("kd", *R20, seed), 70.0)
+    from bench.report import figures
+
+    (results,) = table.build(tmp_path)
+    (shown,) = results.tables
+    whole, late = figures.learning_curves(results, shown).axes
+    first = min(shown.protocol.milestones)
+    assert [list(line.get_ydata()) for line in late.lines] == [list(line.get_ydata())[first:] for line in whole.lines]
+    assert list(late.lines[0].get_xdata()) == list(range(first + 1, shown.protocol.epochs + 1)) and late.get_title() == f"after epoch {first}"
+
+
+@pytest.mark.parametrize(("protocol", "held"), [(CRD, True), (CRD.scaled(3), False)])
+def test_the_figure_of_seeds_speaks_of_published_means_where_it_shows_one(tmp_path, protocol, held):
+    from bench.report import figures
+
+    add_run(tmp_path, run_of("kd", *R20, 1, protocol), 70.0)
+    (results,) = table.build(tmp_path)
+    assert ("the published one (diamond)" in figures.every_seed(results, results.tables[0]).get_suptitle()) is held
 
 
 def test_figures_take_any_name(tmp_path):
