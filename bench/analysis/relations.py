@@ -44,11 +44,10 @@ class Relations(Analysis):
 
         options, teacher, methods = self.options, context.teacher, context.rows()
         layers, count = context.layers(teacher), context.count(options.images or None)
-        for layer, at in layers.items():
-            known, own = (_channels(context, one, at) for one in (teacher, context.students[0]))
-            if known != own:
-                found = f"{layer} has {known} channels in {teacher.architecture} and {own} in the students"
-                raise UsageError(f"{found}: only equal numbers can be compared")
+        known, own = ([c for c, _, _ in context.shapes(one).maps["stage"][1:]] for one in (teacher, context.students[0]))
+        if known != own:
+            found = f"the stages of {teacher.architecture} have {_listed(known)} channels and those of the students {_listed(own)}"
+            raise UsageError(f"{found}: only equal numbers can be compared")
         tensors = context.prepared(teacher, "skd", {"dimensions": options.dimensions, "temperature": options.temperature}).tensors
         target = {layer: tensors[f"p.{layer}"].to(context.device) for layer in layers}
 
@@ -115,8 +114,8 @@ class Relations(Analysis):
         return [Drawing("relations", caption, "KL in 0.001 nats. " + "; ".join(said) + ".", figure)]
 
 
-def _channels(context, subject, at: int) -> int:
-    return context.shapes(subject).maps["stage"][at][0]
+def _listed(channels: list[int]) -> str:
+    return ", ".join(map(str, channels))
 
 
 def _initial(context, architecture: str, seed: int):

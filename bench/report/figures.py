@@ -123,12 +123,13 @@ def paired_differences(results: ResultSet, table: Table) -> Figure | None:
 
 def learning_curves(results: ResultSet, table: Table) -> Figure | None:
     """Test top-1 over epochs, mean over seeds, a panel for each pair; of one pair alone a second one, of the epochs after the first drop of the
-    rate, where methods are nearer to each other. None where nothing is done."""
+    rate (three at least), where methods are nearer to each other. None where nothing is done."""
     curves = {(i, j): c for i, row in enumerate(table.rows) for j in range(len(table.pairs)) if (c := mean_curve(row.cells[j]))}
     shown: list[tuple[int, Pair]] = [(j, p) for j, p in enumerate(table.pairs) if any(key[1] == j for key in curves)]
     if not shown:
         return None
-    low = min(table.protocol.milestones, default=0) if len(shown) == 1 else 0
+    low = min(table.protocol.milestones, default=0)
+    low = low if len(shown) == 1 and table.protocol.epochs - low > 2 else 0
     parts = [(j, pair.title, 0) for j, pair in shown] + [(j, f"after epoch {low}", low) for j, _ in shown if low]
     figure = _figure(1.0 + 1.35 * -(-len(parts) // 2) + 0.12 * -(-len(table.rows) // 4), results, table, "Learning curves, mean over seeds")
     panels = _panels(figure, len(parts))

@@ -63,8 +63,9 @@ def test_the_vectors_and_the_difference_to_the_plain_student_are_shown(place):
     assert [rows[name][-1] for name in ("uniform", "teacher", "initial", "student", "kd [temperature=2.0]")] == [""] * 5
 
 
-def test_unequal_channels_are_refused(place):
+@pytest.mark.parametrize(("student", "said"), [("wrn_16_2", "32, 64, 128"), ("vgg8", "128, 256, 512, 512")])
+def test_unequal_channels_are_refused(place, student, said):
     folder, images, given = place
-    others = [given[0], *(dataclasses.replace(s, architecture="wrn_16_2") for s in given[1:])]
-    with pytest.raises(UsageError, match="stage1 has 16 channels in resnet8 and 32 in the students"):
+    others = [given[0], *(dataclasses.replace(s, architecture=student) for s in given[1:])]
+    with pytest.raises(UsageError, match=f"of resnet8 have 16, 32, 64 channels and those of the students {said}: only equal"):
         obtain(relations.Relations(relations.Options()), small.context(folder, images, others))

@@ -309,18 +309,23 @@ def test_figures_are_a_column_wide_and_cut_nothing(whole):
     assert len(boxes) == 9 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_curves_of_one_pair_are_shown_after_the_first_drop_too(tmp_path):
-    for seed in (1, 2):
-        add_run(tmp_path, run_of("student", None, "resnet20", seed), 69.0)
-        add_run(tmp_path, run_of("kd", *R20, seed), 70.0)
+def curves(results: Path, epochs: int):
+    """The panels of one pair's learning curves, and the first epoch after which the rate drops."""
     from bench.report import figures
 
-    (results,) = table.build(tmp_path)
-    (shown,) = results.tables
-    whole, late = figures.learning_curves(results, shown).axes
-    first = min(shown.protocol.milestones)
+    for seed in (1, 2):
+        add_run(results, run_of("student", None, "resnet20", seed, CRD.scaled(epochs)), 69.0)
+        add_run(results, run_of("kd", *R20, seed, CRD.scaled(epochs)), 70.0)
+    (found,) = table.build(results)
+    (shown,) = found.tables
+    return figures.learning_curves(found, shown).axes, min(shown.protocol.milestones)
+
+
+def test_curves_of_one_pair_are_shown_after_the_first_drop_too(tmp_path):
+    (whole, late), first = curves(tmp_path / "long", 16)
     assert [list(line.get_ydata()) for line in late.lines] == [list(line.get_ydata())[first:] for line in whole.lines]
-    assert list(late.lines[0].get_xdata()) == list(range(first + 1, shown.protocol.epochs + 1)) and late.get_title() == f"after epoch {first}"
+    assert list(late.lines[0].get_xdata()) == list(range(first + 1, 17)) and late.get_title() == f"after epoch {first}"
+    assert len(curves(tmp_path / "short", 3)[0]) == 1  # an epoch is no curve
 
 
 @pytest.mark.parametrize(("protocol", "held"), [(CRD, True), (CRD.scaled(3), False)])
