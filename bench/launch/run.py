@@ -184,7 +184,9 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     trial = f" (a trial: {p.trial})" if p.trial else ""
     lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {count(p.epochs, 'epoch')}{trial}, precision {the_plan.precision}"]
     changed = dict.fromkeys((c.method, *change) for c in the_plan.cells for change in c.changed)
-    lines += [f"  set: {method}.{field} = {here} instead of {own}" for method, field, own, here in changed]
+    lines += [  # one that joined its method later is not named at its default
+        f"  set: {method}.{field} = {here} instead of {'its default' if own is None else own}" for method, field, own, here in changed
+    ]
     done, planned = book.counts()
     lines.append(f"{count(planned, 'run')}, {done} done; {count(len(left.groups), 'group')} and {count(len(left.teachers), 'teacher')} to train")
     epochs = the_plan.teacher_protocol.epochs

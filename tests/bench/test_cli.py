@@ -135,10 +135,11 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
 
 
 def test_the_plan_shows_every_changed_setting(tmp_path):
-    changes = ("--methods", "student,kd", "--set", "kd.temperature=2", "--epochs", str(2 * EPOCHS))
+    changes = ("--methods", "student,kd,skd", "--set", "kd.temperature=2", "--set", "skd.sum_over=rows", "--epochs", str(2 * EPOCHS))
     got = bench("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run", cwd=tmp_path)
     assert got.returncode == 0, got.stderr
-    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and f"{2 * EPOCHS} epochs, more than the protocol's {EPOCHS}" in got.stdout
+    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "skd.sum_over = rows instead of its default" in got.stdout
+    assert f"{2 * EPOCHS} epochs, more than the protocol's {EPOCHS}" in got.stdout
 
 
 def test_overview_imports_no_torch():
