@@ -59,11 +59,15 @@ def _part(status: Status) -> float:
 
 
 class Progress:
-    """Shows a launch. `counts` gives (done, planned) runs, `counted` whether a run is among them (a teacher's is not); `update` is called often
-    and looks when it is time; `close` ends the display."""
+    """Shows a launch. `counts` gives (done, planned) runs, `counted` whether a run is among them: False for a teacher's, None for one of another
+    plan. `update` is called often and looks when it is time; `close` ends the display."""
 
     def __init__(
-        self, results: Path, counts: Callable[[], tuple[int, int]], out: TextIO | None = None, counted: Callable[[str], bool] = lambda run: True
+        self,
+        results: Path,
+        counts: Callable[[], tuple[int, int]],
+        out: TextIO | None = None,
+        counted: Callable[[str], bool | None] = lambda run: True,
     ) -> None:
         self.results, self.counts, self.counted = results, counts, counted
         self.out = out or sys.stdout
@@ -85,8 +89,11 @@ class Progress:
             return
         self._looked = now
         seen = statuses(self.results, self._since)
-        running = [s for s in seen if s.status == "running"]
-        summary = self._summary(seen, running, tasks, now)
+        ours = [s for s in seen if self.counted(s.run or "") is not None]
+        running = [s for s in ours if s.status == "running"]
+        summary = self._summary(ours, running, tasks, now)
+        if others := sum(s.status == "running" for s in seen) - len(running):
+            summary += f"; besides, of other plans: {others} running"
         if self.terminal:
             self._draw(running, summary)
         elif summary != self._last:
@@ -117,7 +124,8 @@ class Progress:
             top1 = sorted(s.test_top1 for s in running if s.test_top1 is not None)
             text = f"{len(running)} running" + (" in another launch" if tasks is not None and not tasks else "")
             text += f", epoch {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "") if epochs else ""
-            text += f", top-1 {top1[0]:.1f}-{top1[-1]:.1f} %" if top1 else ""
+            ends = dict.fromkeys(f"{value:.1f}" for value in top1[:1] + top1[-1:])
+            text += f", top-1 {'-'.join(ends)} %" if ends else ""
             parts.append(text)
         if (left := self._left(done, [s for s in running if self.counted(s.run or "")], planned, now)) is not None:
             parts.append(f"about {duration(left)} left in all")

@@ -289,7 +289,16 @@ def _run_here(
     options: Run, the_plan: Plan, book: Ledger, execution: Execution, folder: Path, slots: list[Slot], until: float | None
 ) -> int:
     """Train, probe and report on this machine. Returns the launch's exit code."""
-    show = Progress(book.results, book.counts, counted=lambda run: f"-s{TEACHER_SEED}-" not in run)
+    ours: set[str | None] = set()
+
+    def counted(run: str) -> bool | None:
+        if f"-s{TEACHER_SEED}-" in run:
+            return False
+        if run not in ours:  # one that needs a teacher has its id once that is there
+            ours.update(book.runs().values())
+        return run in ours or None
+
+    show = Progress(book.results, book.counts, counted=counted)
     locks = book.results / "locks"
 
     def ended(task: Task) -> None:

@@ -27,7 +27,7 @@ def test_plain_lines_are_written_on_change_only(tmp_path):
     status(tmp_path, "b-kd", "failed", reason="x")
     show.update(["a", "b"])
     first = out.getvalue()
-    for part in ("1 of 4 runs done", "1 failed", "1 running, epoch 3, top-1 12.5-12.5 %", "jobs: a, b"):
+    for part in ("1 of 4 runs done", "1 failed", "1 running, epoch 3, top-1 12.5 %;", "jobs: a, b"):
         assert part in first
     show.update(["a", "b"])  # too soon
     show.update(["a", "b"], force=True)  # nothing changed
@@ -45,6 +45,15 @@ def test_a_launch_that_waits_for_another_says_whose_runs_they_are(tmp_path):
     show.update(force=True)  # no launch: whoever follows a results folder
     first, second = out.getvalue().splitlines()
     assert "1 running in another launch, epoch 3" in first and "1 running, epoch 3" in second
+
+
+def test_runs_of_another_plan_in_the_same_folder_are_told_apart(tmp_path):
+    out = io.StringIO()
+    for run, epoch, top1 in (("a-s1-kd", 3, 20.0), ("a-s2-kd", 4, 30.0), ("b-s0-teacher", 9, 70.0), ("other-s1-kd", 99, 99.0)):
+        status(tmp_path, run, "running", epoch=epoch, epochs=100, test_top1=top1)
+    show = Progress(tmp_path, lambda: (0, 2), out, lambda run: {"a": True, "b": False}.get(run[0]))
+    show.update(["a"])
+    assert "0 of 2 runs done; 3 running, epoch 3-9, top-1 20.0-70.0 %; jobs: a; besides, of other plans: 1 running\n" in out.getvalue()
 
 
 def test_runs_are_counted_once_in_a_while_though_nothing_changes(tmp_path):
