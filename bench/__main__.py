@@ -70,6 +70,14 @@ def _is_bad_input(error: Exception) -> bool:
     return any(isinstance(error, getattr(sys.modules[module], kind)) for module, kind in kinds if module in sys.modules)
 
 
+def _missing_package(error: Exception) -> str:
+    """What to do where this Python lacks a package; empty where the error is another one."""
+    name = (isinstance(error, ModuleNotFoundError) and error.name or "").partition(".")[0]
+    if not name or name in ("bench", "methods", "models"):
+        return ""
+    return f"{sys.executable} has no package {name}; source .venv/bin/activate where run_all.sh made .venv, else see docs/install.md"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -93,9 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if not _is_bad_input(error):
+        missing = _missing_package(error)
+        if not (missing or _is_bad_input(error)):
             raise
-        print(f"error: {clean(' '.join(str(error).split()), 2000)}", file=sys.stderr)
+        print(f"error: {clean(' '.join((missing or str(error)).split()), 2000)}", file=sys.stderr)
         return USAGE
 
 

@@ -147,6 +147,12 @@ def test_overview_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
 
 
+def test_a_python_without_the_packages_is_told_in_one_line():
+    for arguments in (["bench", "run", "--dry-run"], ["bench.report", "results"]):  # -S: nothing that is installed is found
+        got = subprocess.run([sys.executable, "-S", "-m", *arguments], cwd=ROOT, env={}, capture_output=True, text=True, timeout=60)
+        assert got.returncode == 2 and "has no package tyro; source .venv/bin/activate" in got.stderr and got.stderr.count("\n") == 1, got.stderr
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     got = bench("run", "--profile", "smoke", *LOCAL, "--methods", "student,kd", "--seeds", "1-2", "--dry-run", cwd=tmp_path)
     assert got.returncode == 0, got.stderr
