@@ -17,7 +17,7 @@ from bench.analysis.frame import drawing
 from bench.analysis.frame.drawing import MARKERS
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.epochs import mean_curve
-from bench.report.table import Cell, Pair, ResultSet, Table
+from bench.report.table import Cell, Pair, ResultSet, Row, Table
 
 FONT, SMALL, NOTE = 7, 6, 5
 """Points."""
@@ -141,7 +141,7 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
                 every = max(1, len(curve) // 6)
                 marks = (i * every // len(table.rows), every)
                 (line,) = axes.plot(range(first + 1, first + len(curve) + 1), curve, linewidth=0.7, markersize=2.2, markevery=marks, **look)
-                handles[drawing.plain(row_title(row))] = line
+                handles[drawing.plain(row_title(row)) + _fewer(row, [j for j, _ in shown], len(table.seeds))] = line
         axes.set_title(drawing.plain(title), fontsize=SMALL)
         axes.set_xlabel("epoch", fontsize=SMALL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -149,6 +149,12 @@ def learning_curves(results: ResultSet, table: Table) -> Figure | None:
     panels[0].set_ylabel("top-1 (%)", fontsize=SMALL)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=NOTE, ncols=4, frameon=False, columnspacing=1)
     return figure
+
+
+def _fewer(row: Row, pairs: list[int], seeds: int) -> str:
+    """The seeds behind a row's curves where they are fewer than the table's: a mean of one is not to be read as one of three."""
+    counts = sorted({len(row.cells[j].values) for j in pairs if row.cells[j].values})
+    return f" (n = {', '.join(map(str, counts))})" if counts and counts[0] < seeds else ""
 
 
 def _compared(cell: Cell) -> bool:

@@ -328,6 +328,17 @@ def test_curves_of_one_pair_are_shown_after_the_first_drop_too(tmp_path):
     assert len(curves(tmp_path / "short", 3)[0]) == 1  # an epoch is no curve
 
 
+def test_curves_say_which_rows_have_fewer_seeds(tmp_path):
+    from bench.report import figures
+
+    for method, seeds in (("student", (1, 2)), ("kd", (1, 2)), ("at", (2,))):
+        for seed in seeds:
+            add_run(tmp_path, run_of(method, *(R20 if method != "student" else (None, "resnet20")), seed), 70.0)
+    (results,) = table.build(tmp_path)
+    (legend,) = figures.learning_curves(results, results.tables[0]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Student", "KD", "AT (n = 1)"]
+
+
 @pytest.mark.parametrize(("protocol", "held"), [(CRD, True), (CRD.scaled(3), False)])
 def test_the_figure_of_seeds_speaks_of_published_means_where_it_shows_one(tmp_path, protocol, held):
     from bench.report import figures
