@@ -203,7 +203,8 @@ def curves(table: Table, column: int) -> Markup | None:
         points = list(dropwhile(lambda point: point[1] < low, thin(values, POINTS)))  # the steep start would be a line along the bottom
         line = " ".join(f"{_n(at(e))},{_n(up(max(v, low)))}" for e, v in points)
         dash = f' stroke-dasharray="{_DASHES[i % len(_DASHES)]}"' if i % len(_DASHES) else ""
-        tip = escape(f"{clean(row_title(table.rows[i]), 40)}: {values[-1]:.2f} after epoch {len(values)}")
+        n = len(table.rows[i].cells[column].values)
+        tip = escape(f"{clean(row_title(table.rows[i]), 40)}: {values[-1]:.2f} after epoch {len(values)}, n = {n}")
         parts.append(f'<g class="m" data-m="{i}"><polyline class="curve" points="{line}"{dash}><title>{tip}</title></polyline></g>')
     parts.append(f'<text class="axis" x="{right}" y="{bottom + 30}" text-anchor="end">epoch</text>')
     return _svg(320, bottom + 36, f"Learning curves on {table.pairs[column].title}: test top-1 in percent by epoch", parts)
