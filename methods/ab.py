@@ -50,7 +50,7 @@ class BeforeTraining(Method):
 
     @classmethod
     def hyper_for(cls, teacher: str | None, student: str) -> Any:
-        """The stage's rate is the one that the student is trained with at first."""
+        """The stage's rate is the one that the student is trained with at first under the CRD protocol, whatever the run's."""
         return cls.Hyper(rate=0.01) if models.small_rate(student) else cls.Hyper()
 
     @classmethod

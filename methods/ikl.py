@@ -2,9 +2,9 @@
 where the teacher's probabilities vanish.
 
 Cui et al.: Decoupled Kullback-Leibler Divergence Loss, NeurIPS 2024. Values are those of the authors' code (first version), which names
-alpha and beta the other way round than the paper's text does; it has none for resnet110-resnet20, which gets resnet110-resnet32's here,
-nor were those of other unlike pairs at hand, which get resnet32x4-resnet8x4's. The paper's class-wise prior is off in all of
-its CIFAR-100 configurations, and so it is here. The warm-up counts epochs, as in `dkd`.
+alpha and beta the other way round than the paper's text does; it has none for resnet110-resnet20, which gets resnet110-resnet32's here.
+Pairs that it does not have get resnet32x4-resnet8x4's. The paper's class-wise prior is off in all of its CIFAR-100 configurations, and
+so it is here. The warm-up counts epochs, as in `dkd`.
 """
 
 from dataclasses import dataclass
@@ -41,12 +41,15 @@ WEIGHTS = {  # soft cross-entropy, squared error
     ("wrn_40_2", "wrn_40_1"): (1.0, 8.0),
     ("vgg13", "vgg8"): (1.0, 12.0),
     ("resnet32x4", "shufflev2"): (3.0, 12.0),
+    ("wrn_40_2", "shufflev1"): (1.0, 4.0),
+    ("vgg13", "mobilenetv2"): (4.0, 12.0),
+    ("resnet50", "mobilenetv2"): (1.0, 12.0),
 }
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """The authors' code for resnet32x4-resnet8x4; other pairs in `WEIGHTS`."""
+    """The authors' code for resnet32x4-resnet8x4 and resnet32x4-shufflev1; other pairs in `WEIGHTS`."""
 
     ce_weight: float = ranged(1.0, at_least=0)
     alpha: float = ranged(1.0, at_least=0)  # of the soft cross-entropy

@@ -26,8 +26,8 @@ class Options:
     cka_batch: int = 250  # minibatch of the kernels
 
     def __post_init__(self) -> None:
-        if self.images < 0 or self.bins < 1 or self.cka_images < 4 or self.cka_batch < 4:
-            raise ValueError("agreement: images is at least 0, bins at least 1, cka_images and cka_batch at least 4")
+        if not (self.images == 0 or self.images > 3) or self.bins < 1 or self.cka_images < 4 or self.cka_batch < 4:
+            raise ValueError("agreement: images is 0 or at least 4, bins at least 1, cka_images and cka_batch at least 4")
 
 
 @register("agreement")

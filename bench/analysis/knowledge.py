@@ -25,6 +25,7 @@ class Options:
     classes: int = 8  # of the batch that is drawn, with as many images each as fill it
     power_steps: int = 12
     phase_epochs: int = 20  # of the teacher's preparation, as the runs' own to use it
+    phase_batch: int = 64
     phase_steps: int = 0
     check_batches: int = 50
 
@@ -58,7 +59,7 @@ class KnowledgeAlteration(Analysis):
                 raise UsageError(
                     f"knowledge is read through the teacher's PCA and needs stages of its shapes; {student.label} and {teacher.label}: {shown_as}"
                 )
-        changes = {name: getattr(options, name) for name in ("power_steps", "phase_epochs", "phase_steps", "check_batches")}
+        changes = {name: getattr(options, name) for name in ("power_steps", "phase_epochs", "phase_batch", "phase_steps", "check_batches")}
         prepared = context.prepared(teacher, "iep", changes)
         stages = restore(Hyper(**changes), [p[0] for p in wanted], prepared).to(context.device)
         labels = context.images.test_labels.cpu()

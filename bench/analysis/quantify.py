@@ -188,14 +188,16 @@ class Quantify(Analysis):
         values = {n: counts[n][-1] for n in FINAL} | {"fg_path": counts["fg"], "bg_path": counts["bg"]}
         if o.learning:
             rho = counting.detours(found, fg)
-            values |= {"d_mean": counting.distances(counts["fg"], lengths), "rho": rho if o.definitions == "ours" else np.nan_to_num(rho)}
+            values |= {"d_mean": counting.distances(counts["fg"], lengths), "rho": np.nan_to_num(rho) if o.definitions == "code" else rho}
+            values["never"] = np.isnan(rho)
             values["d_var"] = values["d_mean"]
         return values
 
     def _summary(self, values: Mapping[str, np.ndarray]) -> dict[str, float | None]:
         with np.errstate(invalid="ignore"):
             found = {n: float(counting.statistic(n, values[n])) for n in counting.METRICS if n in values and not np.isnan(values[n]).all()}
-        return {n: found.get(n) for n in counting.METRICS}
+        never = {"never": int(values["never"].sum())} if "never" in values else {}
+        return {n: found.get(n) for n in counting.METRICS} | never
 
     def _hypotheses(self, methods, values) -> list[dict[str, Any]]:
         """S - B for each method and metric, with intervals over images, and over seeds and images from three seeds on."""
@@ -225,13 +227,16 @@ class Quantify(Analysis):
         for method, found in cells.items():
             means = [_over_seeds(n, [r[n] for r in found if r[n] is not None]) for n in names]
             rows.append((method, str(len(found)), *means, f"{100 * np.mean([r['kept'] for r in found]):.0f} %"))
+        never = {f"{r['label']}: {r['never']}" for r in facts["rows"] if r.get("never")}
+        counted = "0" if options["definitions"] == "code" else "left out of rho"
+        without = f"Images that never had a concept on the object ({counted}): {', '.join(sorted(never))}. " if never else ""
         learned = f"Snapshots of epochs {', '.join(map(str, facts['epochs']))}. " if facts["epochs"] else ""
         applied = "images that all networks keep are used" if options["definitions"] == "code" else "it is not applied"
         notes = (
             f"Means over images, ± standard deviation over seeds; {facts['images']} test images ({facts['asked']} asked, {facts['usable']} with "
             f"cells on and beside the object), {facts['cells']['fg']:.0f} of {facts['cells']['all']} cells on the object; layer {options['layer']}, "
             f"definitions: {options['definitions']}, sigma: {options['mode']}. {learned}D_var: variance over images (called D_std in the paper). "
-            f"Kept: by the code's selection; {applied}.",
+            f"{without}Kept: by the code's selection; {applied}.",
         )
         out = [Table("Concepts and how they were learned", ("network", "seeds", *(WORDS[n] for n in names), "kept"), rows, notes)]
         rows = []

@@ -53,10 +53,10 @@ class Sync(Analysis):
         for layer in layers:
             s = vectors[f"S.{layer}"].double()
             random = torch.randn(s.shape, generator=generator(0, f"sync/random/{layer}"), dtype=torch.float64)
-            first, second = map(torch.from_numpy, halves[layer])
+            first, second, whole = map(torch.from_numpy, halves[layer])
             spaces = {
                 "vectors": (1 - relation(s), None),
-                "activations": (1 - (first + second) / 2, (first - second).abs().mean().item()),
+                "activations": (1 - whole, (first - second).abs().mean().item()),
                 "random vectors": (1 - relation(random), None),
             }
             for space, (distances, stability) in spaces.items():
@@ -111,7 +111,7 @@ class Sync(Analysis):
 
 
 def _halves(context, subject, layers: dict[str, int], count: int) -> dict[str, list[np.ndarray]]:
-    """E[D^A] of each layer over the even and over the odd batches of the test images, (C, C) fp64."""
+    """E[D^A] of each layer over the even batches of the test images, over the odd ones and over all, (C, C) fp64."""
     from bench.analysis.maths.compositions import MeanCosines
 
     sums = {layer: (MeanCosines(), MeanCosines()) for layer in layers}
@@ -119,7 +119,7 @@ def _halves(context, subject, layers: dict[str, int], count: int) -> dict[str, l
         maps = context.outputs(subject, images, ("stage",)).maps["stage"]
         for layer, at in layers.items():
             sums[layer][i % 2].add(maps[at])
-    return {layer: [half.value().numpy() for half in both] for layer, both in sums.items()}
+    return {layer: [part.value().numpy() for part in (*both, both[0] + both[1])] for layer, both in sums.items()}
 
 
 def _row(layer: str, space: str, eps: float, channels: int, metrics, stability: float | None) -> dict[str, Any]:

@@ -148,4 +148,5 @@ class IEP(Method):
 @register("iep_bb")
 class IEPBlackBox(IEP):
     title = "IEP+BB"
+    version = 2  # the injected head comes from running statistics
     Hyper = BlackBoxHyper

@@ -70,7 +70,8 @@ def preparation(hyper: Hyper, widths: Sequence[int]) -> Preparation:
     """The stage for a teacher whose sensing points have these channel counts."""
     settings = {k: v for k, v in dataclasses.asdict(hyper).items() if k.startswith("phase_") or k in (*_SHARED, "check_batches")}
     settings |= {"heads": hyper.estimator_heads, "widths": list(widths)}
-    return Preparation("iep-phase-one", 1, settings, partial(_build, hyper=hyper, widths=tuple(widths)))
+    version = 2 if hyper.estimator_heads or hyper.pca == "ipca_code" else 1  # the numbers of the others are those of version 1
+    return Preparation("iep-phase-one", version, settings, partial(_build, hyper=hyper, widths=tuple(widths)))
 
 
 def restore(hyper: Hyper, widths: Sequence[int], prepared: Prepared | None) -> Stages:
@@ -190,13 +191,21 @@ def _train_epoch(
 
 def _loss(stages: Stages, coordinates: Sequence[Tensor], draws: torch.Generator) -> Tensor:
     """Eq. 13 over all pairs of points, plus the estimators' loss where there are any."""
-    found = stages(coordinates)
-    loss = sum(row_divergence(affinity(c), k.readout) for c, k in zip(coordinates[1:], found, strict=True))
-    for i, estimator in enumerate(stages.estimators):
-        front, back = coordinates[i], coordinates[i + 1]
+    loss = sum(row_divergence(affinity(c), k.readout) for c, k in zip(coordinates[1:], stages(coordinates), strict=True))
+    injected = _injected_heads(stages, coordinates) if len(stages.estimators) else []
+    for estimator, front, back, head in zip(stages.estimators, coordinates, coordinates[1:], injected, strict=False):
         noise = torch.randn(estimator.heads + 1, front.shape[0], 1, generator=draws).to(front.device)
-        loss = loss + estimator_loss(estimator.estimate(front, back, injected_head(found[i]), noise), back)
+        loss = loss + estimator_loss(estimator.estimate(front, back, head, noise), back)
     return loss
+
+
+@torch.no_grad()
+def _injected_heads(stages: Stages, coordinates: Sequence[Tensor]) -> list[Tensor]:
+    """Of each pair of points, from the networks with their running statistics, as in the authors' code."""
+    stages.networks.eval()
+    heads = [injected_head(known) for known in stages(coordinates)]
+    stages.networks.train()
+    return heads
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ class IncrementalPCA(_Stream):
 
     Args:
         old_mean: weight of the old mean in the moving average; None = the exact cumulative mean.
-        ross: weigh the mean row by sqrt(n m / (n + m)) as Ross et al.; False = 1, as IEP's code.
+        ross: weigh the mean row by sqrt(n m / (n + m)) as Ross et al.; False = 1, as IEP's code; 0 in the first batch either way.
     """
 
     kept = ("count", "mean", "basis", "values")
@@ -197,7 +197,7 @@ class IncrementalPCA(_Stream):
     def update(self, rows: Tensor) -> None:
         """Add a batch (N, D)."""
         n, mean = rows.shape[0], rows.mean(0)
-        weight = math.sqrt(n * self.count / (n + self.count)) if self.ross else 1.0
+        weight = math.sqrt(n * self.count / (n + self.count)) if self.ross else float(self.count > 0)  # before the first there is no old mean
         stack = torch.cat([rows - mean, self.values[:, None] * self.basis.T, weight * (self.mean - mean)[None]])
         _, values, vt = torch.linalg.svd(stack, full_matrices=False)
         kept = min(self.keep, values.shape[0])

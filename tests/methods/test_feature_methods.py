@@ -87,8 +87,8 @@ PUBLISHED = {
         ("resnet50", "mobilenetv2"): {"weight": 40.0, "resolution": 2, "normalise": True},
     },
     "itrd": {
-        ("wrn_40_2", "wrn_16_2"): {"correlation_weight": 2.0, "mutual_weight": 1.0, "alpha": 1.01},
-        ("resnet56", "resnet20"): {"correlation_weight": 2.0, "mutual_weight": 0.05, "alpha": 1.5},
+        **dict.fromkeys(itrd.ALIKE, {"correlation_weight": 2.0, "mutual_weight": 1.0, "alpha": 1.01}),
+        ("vgg13", "mobilenetv2"): {"correlation_weight": 2.0, "mutual_weight": 1.0, "alpha": 1.5},
     },
     "ickd": dict.fromkeys(PAIRS, {"weight": 2.5}),
     "ofd": dict.fromkeys(PAIRS, {"weight": 0.001}),
@@ -102,7 +102,7 @@ def test_values_by_pair(name):
         assert asdict(registry.get(name).hyper_for(*pair)) == values
 
 
-@pytest.mark.parametrize("table", [catkd.HYPER, reviewkd.WEIGHTS], ids=["catkd", "reviewkd"])
+@pytest.mark.parametrize("table", [catkd.HYPER, itrd.ALIKE, reviewkd.WEIGHTS], ids=["catkd", "itrd", "reviewkd"])
 def test_values_are_of_pairs_that_exist(table):
     assert set(table) <= set(PAIRS)
 
@@ -140,7 +140,7 @@ def test_itrd_compares_the_students_own_embedding_where_widths_agree():
     assert used.student.embedding == used.teacher.embedding
     student, teacher = made_up(used.student, 8, 1), made_up(used.teacher, 8, 2)
     losses = method.losses(student, teacher, Batch(torch.zeros(8, dtype=torch.int64), torch.arange(8)))
-    torch.testing.assert_close(losses["mutual"], 0.05 * itrd.mutual_loss(student.embedding, teacher.embedding))
+    torch.testing.assert_close(losses["mutual"], itrd.mutual_loss(student.embedding, teacher.embedding))
     torch.testing.assert_close(losses["correlation"], 2 * itrd.correlation_loss(method.embed(student.embedding), teacher.embedding, 1.5))
 
 

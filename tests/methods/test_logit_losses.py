@@ -269,7 +269,8 @@ def test_the_strength_follows_half_a_cosine():
 VALUES = {  # per pair, as printed where the methods' files say
     "dkd": ("beta", {("resnet56", "resnet20"): 2, ("resnet32x4", "resnet8x4"): 8, ("wrn_40_2", "wrn_40_1"): 6, ("vgg13", "vgg8"): 6}),
     "kd_ls": ("kd_weight", {("resnet56", "resnet20"): 9, ("resnet110", "resnet20"): 12, ("resnet50", "mobilenetv2"): 1}),
-    "ikl": ("beta", {("resnet56", "resnet20"): 4, ("resnet110", "resnet32"): 12, ("resnet32x4", "resnet8x4"): 8, ("wrn_40_2", "wrn_16_2"): 12}),
+    "ikl": ("beta", {("resnet56", "resnet20"): 4, ("resnet110", "resnet32"): 12, ("resnet32x4", "resnet8x4"): 8, ("wrn_40_2", "wrn_16_2"): 12,
+                     ("vgg13", "mobilenetv2"): 12, ("resnet50", "mobilenetv2"): 12, ("wrn_40_2", "shufflev1"): 4}),  # fmt: skip
     "rlkd": ("beta", {("resnet56", "resnet20"): 8}),
     "kd_weight": ("kd_weight", {("resnet56", "resnet20"): 3}),
     "kd_weight6": ("kd_weight", {("resnet56", "resnet20"): 6}),

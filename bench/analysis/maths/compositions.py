@@ -22,6 +22,12 @@ class MeanCosines:
         summed = relation(rows(maps)).sum(0, dtype=torch.float64).cpu()
         self.total, self.count = summed if self.total is None else self.total + summed, self.count + len(maps)
 
+    def __add__(self, other: "MeanCosines") -> "MeanCosines":
+        """Over the images of both."""
+        both = MeanCosines()
+        both.total, both.count = self.total + other.total, self.count + other.count
+        return both
+
     def value(self) -> Tensor:
         """(C, C) fp64, on the CPU."""
         return self.total / self.count

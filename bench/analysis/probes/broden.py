@@ -69,16 +69,16 @@ class Broden:
     def _names(self) -> dict[int, str]:
         try:
             return {int(row["number"]): row["name"] for row in _rows(self.folder / "label.csv")}
-        except (KeyError, ValueError):
+        except (KeyError, TypeError, ValueError):
             raise UsageError(f"{self.folder / 'label.csv'}: not the columns number and name") from None
 
     def _labels_of(self, category: str) -> list[int]:
-        """The labels that c_<category>.csv declares."""
+        """The labels that c_<category>.csv declares (code, number, name, frequency, coverage), without 0 = none."""
         path = self.folder / f"c_{category}.csv"
         try:
-            return [int(row["label"]) for row in _rows(path)]
-        except (KeyError, ValueError):
-            raise UsageError(f"{path}: not the column label of whole numbers") from None
+            return [number for row in _rows(path) if (number := int(row["number"]))]
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(f"{path}: not the column number of whole numbers") from None
 
     def batches(self, batch: int, start: int = 0, stop: int | None = None) -> Iterator[Annotated]:
         stop = min(stop or self.count, self.count)

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from bench.analysis import sync
 from bench.analysis.maths import eps_graph
-from methods.skd.loss import relation
+from methods.skd.loss import relation, rows
+from tests.bench.analysis import small
 
 
 def two_clusters(first: int, second: int) -> torch.Tensor:
@@ -47,3 +49,14 @@ def test_one_step_of_two_points_in_closed_form():
     step = torch.tensor([math.sin(-0.1), math.sin(0.3)], dtype=torch.float64)
     torch.testing.assert_close(eps_graph.kuramoto_step(points, 0.5), points + torch.stack([step, -step]))
     torch.testing.assert_close(eps_graph.kuramoto_step(points, 1e-6), points)
+
+
+def test_activations_are_averaged_over_images_though_the_halves_differ_in_size(tmp_path):
+    images = small.dataset()
+    subjects = small.subjects_of(tmp_path, images, 0)
+    context = small.context(tmp_path, images, subjects)
+    even, odd, whole = sync._halves(context, subjects[0], {"stage3": 3}, 5)["stage3"]  # of 2, 2 and 1 images
+    maps = context.outputs(subjects[0], next(context.batches(5))[0], ("stage",)).maps["stage"][3]
+    each = relation(rows(maps)).double()
+    for found, at in ((even, [0, 1, 4]), (odd, [2, 3]), (whole, [0, 1, 2, 3, 4])):
+        torch.testing.assert_close(torch.from_numpy(found), each[at].mean(0), atol=1e-5, rtol=0)

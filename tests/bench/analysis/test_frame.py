@@ -45,6 +45,7 @@ def test_bad_input_is_one_line_and_exit_2(place, images, capsys):
         (("sync", "resnet8", "--set", "eps=wide"), "--set eps=wide: expected a float or several with commas"),
         (("sync", "resnet8", "--set", "eps=nan"), "--set eps=nan: expected finite numbers"),
         (("sync", "resnet8", "--set", "images=1"), "at least 2"),
+        (("agreement", "resnet8-resnet8", "--set", "images=3"), "images is 0 or at least 4"),
         (("sync", "resnet8-resnet8-kd-s1-0123456789"), "no runs in"),
     ):
         assert text in said(capsys, "analyse", *arguments, "--results", str(place), "--device", "cpu"), arguments

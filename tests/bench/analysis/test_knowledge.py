@@ -1,5 +1,7 @@
 """IEP's knowledge as an analysis: the teacher against itself is at distance 0, invariances of the affinities, hand-made distances."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from bench.analysis.frame.context import obtain
 from bench.analysis.frame.subjects import Subject
 from bench.analysis.maths import knowledge
 from bench.errors import UsageError
+from bench.plan.profiles import PROFILES
 from methods.iep.hyper import Hyper
 from methods.iep.mpnn import Knowledge
 from methods.iep.phase_one import Stages
@@ -45,6 +48,12 @@ def test_a_student_that_is_the_teacher_is_at_distance_0():
     assert same["correlation"] == pytest.approx(1) and same["alteration"] == pytest.approx(1)
     other = knowledge.apart(known, knowledge.of_student(made, maps(9), patterns))
     assert all(other[name].min() > 1e-3 for name in ("affinity", "int", "alt")) and other["correlation"].max() < 0.9
+
+
+def test_the_phase_that_any_profile_asks_for_can_be_asked_for():
+    options = {f.name for f in dataclasses.fields(registry.get("knowledge").Options)}
+    asked = {field for p in PROFILES.values() for method, field, _ in (*p.hyper, *p.variant) if method == "iep" and field.startswith("phase_")}
+    assert "phase_batch" in asked and asked <= options
 
 
 def test_affinities_are_cosines_and_know_neither_brightness_nor_the_order_of_pixels():

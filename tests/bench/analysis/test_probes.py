@@ -77,7 +77,8 @@ def make(folder) -> None:
     ])  # fmt: skip
     write(folder / "label.csv", "number name category", [(300, "disc", "object"), (7, "rim", "object"), (5, "attic", "scene"), (2, "grey", "color")])
     for category, numbers in (("object", (7, 300)), ("scene", (5,)), ("color", (2,))):
-        write(folder / f"c_{category}.csv", "code label name", [(i, n, "") for i, n in enumerate(numbers)])
+        rows = [(code, number, "", 1, 0.5) for code, number in enumerate((0, *numbers))]  # 0: none
+        write(folder / f"c_{category}.csv", "code number name frequency coverage", rows)
 
 
 def write(path, header: str, rows) -> None:
@@ -124,7 +125,7 @@ def test_a_hole_in_a_broden_folder_is_named(tmp_path, images):
 
 def test_a_label_that_is_not_declared_is_named(tmp_path, images):
     make(tmp_path / "b")
-    write(tmp_path / "b" / "c_object.csv", "code label name", [(0, 7, "")])
+    write(tmp_path / "b" / "c_object.csv", "code number name frequency coverage", [(1, 7, "", 1, 0.5)])
     with pytest.raises(UsageError, match="a_object.png: label 300 is not in c_object.csv"):
         list(read(tmp_path / "b", images).batches(10))
     assert broden.fingerprint(tmp_path / "b") != ""

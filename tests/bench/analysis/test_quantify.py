@@ -83,6 +83,20 @@ def test_the_same_networks_are_a_tie_and_definitions_are_told_apart(tmp_path, im
     assert "not applied" in analysis.tables(printed)[0].notes[0]
 
 
+def test_images_without_any_concept_are_counted_and_0_in_the_codes_rho_alone(tmp_path, images):
+    subjects = students(tmp_path, images, 1)
+    for one in subjects[1:]:
+        for epoch, factor in ((0, 0.5), (2, 1.0)):
+            keep(one, epoch, factor)
+    for definitions in ("ours", "printed"):
+        stored = run(tmp_path, images, subjects, learning=True, b=100.0, definitions=definitions)  # no cell is a concept
+        assert all(row["rho"] is None and row["never"] == stored.facts["images"] for row in stored.facts["rows"])
+        assert "never had a concept on the object (left out of rho): " in analysis.tables(stored)[0].notes[0]
+    code = analysis(dataclasses.replace(QUICK, learning=True, definitions="code"))
+    values = code._values(np.zeros((2, 3, 4, 4)), np.tile(np.eye(4, dtype=bool), (3, 1, 1)), [0.0, 1.0])
+    assert values["rho"].tolist() == [0, 0, 0] and code._summary(values)["never"] == 3
+
+
 def test_missing_snapshots_are_one_line_with_a_command(tmp_path, images):
     subjects = students(tmp_path, images, 1)
     with pytest.raises(UsageError, match="has no snapshots.*--keep-epochs 0-2 .*learning=false"):

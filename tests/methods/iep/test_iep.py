@@ -7,10 +7,12 @@ import torch
 
 import models
 from methods.base import Batch, MethodError, Prepared, Setting
-from methods.iep import IEP, IEPBlackBox
+from methods.iep import IEP, IEPBlackBox, phase_one
+from methods.iep.hyper import BlackBoxHyper
 from methods.iep.phase_one import sensed
 from methods.registry import get
 from models.outputs import Outputs, Shapes
+from models.randomness import generator
 from tests.methods.iep.conftest import CLASSES, Textures, network
 
 METHODS = {"iep": IEP, "iep_bb": IEPBlackBox}
@@ -50,6 +52,14 @@ def step(method, student, teacher, textures, size=8):
 
 def test_both_are_registered():
     assert (get("iep").title, get("iep_bb").title) == ("IEP", "IEP+BB")
+
+
+def test_injected_heads_of_phase_one_come_from_running_statistics():
+    stages = phase_one.Stages(BlackBoxHyper.quick(), [8, 8]).train()
+    coordinates = [torch.randn(6, 4, generator=generator(i, "heads")) for i in range(2)]
+    (whole,), (part,) = (phase_one._injected_heads(stages, [c[:n] for c in coordinates]) for n in (6, 3))
+    assert torch.allclose(whole[:3, :3], part, atol=1e-6) and not whole.requires_grad  # of the batch's own statistics they would not be
+    assert all(m.training for m in stages.modules())
 
 
 @pytest.mark.parametrize("name", METHODS)

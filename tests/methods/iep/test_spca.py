@@ -179,6 +179,14 @@ def test_incremental_pca_with_all_components_is_exact_with_ross_weighting():
     assert np.abs(unit.values.numpy() - s).max() > 1e-2  # without the weight the mean row counts too little
 
 
+@pytest.mark.parametrize(("old_mean", "ross"), [(0.9, True), (0.1, False)])
+def test_the_first_batch_has_no_old_mean(old_mean, ross):
+    rows = 20.0 + stream()[:32]
+    pca = IncrementalPCA(10, 10, old_mean=old_mean, ross=ross)
+    pca.update(rows)
+    assert torch.allclose(pca.values, torch.linalg.svdvals(rows - rows.mean(0)), atol=1e-4)
+
+
 def test_incremental_mean_is_the_moving_average():
     a, b = torch.full((4, 3), 1.0), torch.full((4, 3), 3.0)
     pca = IncrementalPCA(3, 1, old_mean=0.1, ross=False)
