@@ -15,6 +15,9 @@ TOO_WIDE = 1.0
 CLAIM = 3
 """Seeds: with fewer no claim is made."""
 
+ALIKE = 1e-9
+"""A standard deviation below it is rounding: the numbers are alike."""
+
 ASSUMED = "assuming a published standard deviation of"
 """How a verdict says that the deviation was not printed but given by whoever asked."""
 
@@ -82,12 +85,15 @@ def paired(ours: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int
 
 
 def difference(differences: Sequence[float]) -> Difference | None:
-    """The mean of paired differences with its t-interval; no interval for one of them; None for none."""
+    """The mean of paired differences with its t-interval; None for none.
+
+    No interval for one of them, and none where all are alike: accuracies come in steps, so that says nothing of how they vary.
+    """
     if not differences:
         return None
     s = summarise(differences)
-    if s.sd is None:
-        return Difference(s.mean, None, 1)
+    if s.sd is None or s.sd < ALIKE:
+        return Difference(s.mean, None, s.n)
     return Difference(s.mean, t_quantile(s.n - 1) * s.sd / math.sqrt(s.n), s.n, s.n - 1)
 
 
@@ -97,7 +103,7 @@ def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, 
     differences: pair -> {seed: difference}; shared: pair -> what names its baseline's network. Pairs that share a baseline share its noise seed
     by seed, so their differences at one seed are one cluster. The variance is the sum over clusters of the squared sum of residuals / (pairs x n),
     each group of clusters with the factor k/(k-1), k its number of seeds; degrees of freedom by Welch and Satterthwaite over the groups.
-    No interval where a pair has one seed only.
+    No interval where a pair has one seed only, or in each pair all are alike (see `difference`).
 
     Where a seed moves all pairs alike the interval is too narrow. `common` is not: the mean over pairs within each seed first, then a t-interval
     over seeds. With few seeds it is wide, since its degrees of freedom are seeds - 1 however many pairs there are.
@@ -118,8 +124,8 @@ def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, 
     variances = [(math.fsum(e * e for e in group.values()) * len(group) / (len(group) - 1), len(group) - 1) for group in clusters.values()]
     variance = math.fsum(v for v, _ in variances)
     common = _common(list(filled.values()))
-    if variance == 0:
-        return Difference(mean, 0.0, count, float(sum(k for _, k in variances)), common)
+    if variance < ALIKE**2:
+        return Difference(mean, None, count)
     df = variance**2 / math.fsum(v * v / k for v, k in variances)
     return Difference(mean, t_quantile(round(df, 6)) * math.sqrt(variance), count, df, common)
 

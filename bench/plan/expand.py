@@ -147,12 +147,14 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
         for seed in seeds:
             plain = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper)
             whole = dataclasses.replace(plain, hyper=hyper + variant)
-            full_groups.append(whole)
             found = facts.of(whole)
             own = facts.of(plain) if variant else found
+            changed = {m: _changed(own[m], found[m]) for m in rows}
+            whole = dataclasses.replace(whole, changed=tuple((m, name, here) for m in rows for name, _, here in changed[m]))
+            full_groups.append(whole)
             for m in rows:
                 f = found[m]
-                cells.append(Cell(pair.teacher, pair.student, m, seed, f.skipped, f.uses_teacher, f.before, _changed(own[m], f)))
+                cells.append(Cell(pair.teacher, pair.student, m, seed, f.skipped, f.uses_teacher, f.before, changed[m]))
             members = tuple(m for m in rows if found[m].skipped is None and found[m].run not in placed)
             placed |= {found[m].run for m in members if not found[m].uses_teacher}
             if members:
@@ -169,7 +171,8 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
 def narrowed(group: Group, members: Iterable[str]) -> Group:
     """The group with these methods only."""
     chosen = tuple(members)
-    return dataclasses.replace(group, methods=chosen, hyper=tuple(h for h in group.hyper if h[0] in chosen))
+    hyper, changed = (tuple(change for change in some if change[0] in chosen) for some in (group.hyper, group.changed))
+    return dataclasses.replace(group, methods=chosen, hyper=hyper, changed=changed)
 
 
 def _changed(own: MethodFacts, here: MethodFacts) -> tuple[tuple[str, Any, Any], ...]:

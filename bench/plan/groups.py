@@ -16,7 +16,12 @@ class Group:
     precision: str
     methods: tuple[str, ...]
     hyper: tuple[tuple[str, str, object], ...] = ()  # overrides: (method, field, value)
+    changed: tuple[tuple[str, str, object], ...] = ()  # of `hyper`: what makes runs variants of their method's own row
     title: str = ""  # of its runs in place of the methods' titles: "Teacher" keeps a teacher's own training out of the tables
 
     def overrides(self, method: str) -> dict[str, object]:
         return {field: value for name, field, value in self.hyper if name == method}
+
+    def variant(self, method: str) -> dict[str, object]:
+        """The settings of a method's runs that its own row has otherwise; empty: they are its own row's."""
+        return {field: value for name, field, value in self.changed if name == method}

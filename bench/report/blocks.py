@@ -6,7 +6,7 @@ from bench import statistics
 from bench.plan.protocols import Protocol
 from bench.report import compare, published
 from bench.report.cost_sheets import Sheet
-from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, main_row, name
+from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, main_row, name, ranked
 from bench.statistics import ASSUMED, Difference, Summary
 from bench.store.records import AtUse
 from bench.text import count
@@ -64,8 +64,8 @@ def _head(pair: Pair) -> tuple[str, str]:
 
 
 def second_best(table: Table, column: int) -> frozenset[int]:
-    """The rows whose mean, as printed, comes second among the complete cells of a column; none among fewer than three."""
-    means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(table.rows) if row.cells[column].complete}
+    """The rows whose mean, as printed, comes second among the comparable cells of a column; none among fewer than three."""
+    means = {i: round(table.rows[i].cells[column].summary.mean, 2) for i in ranked(table.rows, column)}
     levels = sorted(set(means.values()), reverse=True)
     return frozenset(i for i in means if means[i] == levels[1]) if len(means) > 2 and len(levels) > 1 else frozenset()
 
@@ -183,10 +183,11 @@ def table_block(table: Table, number: str) -> Block:
             if any(_is_best(c) and c.beside for c in row.cells):
                 lines.append(Line("our best", [accuracy(c.beside) if _is_best(c) and c.beside else "" for c in row.cells] + blank, "sub"))
     notes = [
-        "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column. "
+        "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column, of "
+        "those over the seeds that most have. "
         "Only done runs are averaged.",
-        f"Δ {base}: mean difference paired by seed ± half-width of its 95 % t-interval (none for one seed); over all pairs: pooled, "
-        "pairs of unlike students taken as independent, (k/m) where only k pairs have it. "
+        f"Δ {base}: mean difference paired by seed ± half-width of its 95 % t-interval (none for one seed, nor where all are alike); over all "
+        "pairs: pooled, pairs of unlike students taken as independent, (k/m) where only k pairs have it. "
         "† stands at 5 % after Holm's correction, over the cells of the table and over the methods.",
         shared_test_set(table),
     ]
@@ -255,7 +256,7 @@ def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
     """Students that one preparation serves: the runs of the method with this pair's teacher, all its pairs and seeds but the skipped ones."""
     row = main_row(table.rows, method)
     cells = [c for p, c in zip(table.pairs, row.cells, strict=True) if p.teacher == pair[0]] if row else []
-    return max(1, sum(cell.others.get(seed) != "skipped" for cell in cells for seed in table.seeds))
+    return max(1, sum(len(cell.values) + sum(state != "skipped" for state in cell.others.values()) for cell in cells))
 
 
 def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table: Table, alone: bool = False) -> float | None:

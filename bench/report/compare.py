@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from bench import statistics
-from bench.report.table import ResultSet, Table, differences, main_row
+from bench.report.table import ResultSet, Table, differences, main_row, ranked
 from bench.statistics import ASSUMED, Difference, Verdict
 
 ALPHA = 0.05
@@ -24,8 +24,8 @@ class Compared:
 
     @property
     def clear(self) -> bool:
-        """Whether it stands after Holm's correction at 5 %."""
-        return self.holm is not None and self.holm <= ALPHA
+        """Whether it stands after Holm's correction at 5 %, and on as many runs as a claim needs."""
+        return self.holm is not None and self.holm <= ALPHA and self.difference.n >= statistics.CLAIM
 
 
 @dataclass
@@ -55,8 +55,6 @@ def p_value(difference: Difference) -> float | None:
     """Two-sided p-value of Student's t against zero, from the half-width; None where there is no interval."""
     if difference.half is None or not difference.df:
         return None
-    if difference.half == 0:
-        return 1.0 if difference.mean == 0 else 0.0
     from scipy.special import stdtr  # imported here: the report starts without it
 
     error = difference.half / statistics.t_quantile(round(difference.df, 6))
@@ -90,7 +88,7 @@ def against(table: Table, baseline: str) -> Comparison | None:
 
 
 def leaders(table: Table) -> dict[int, Leader]:
-    """Column -> its leader among complete cells; columns with fewer than two of them have none.
+    """Column -> its leader among comparable cells; columns with fewer than two of them have none.
 
     Winner against runner-up at the plain level is a valid test of "the best is the best" (Hung and Fithian, Rank verification for exponential
     families, 2019), so only the number of columns is corrected for.
@@ -98,8 +96,7 @@ def leaders(table: Table) -> dict[int, Leader]:
     found: dict[int, tuple[int, int, tuple[int, ...]]] = {}
     ahead: dict[int, Difference] = {}
     for j in range(len(table.pairs)):
-        complete = [i for i, row in enumerate(table.rows) if row.cells[j].complete]
-        order = sorted(complete, key=lambda i: -table.rows[i].cells[j].summary.mean)
+        order = sorted(ranked(table.rows, j), key=lambda i: -table.rows[i].cells[j].summary.mean)
         if len(order) < 2:
             continue
         best = table.rows[order[0]].cells[j].values

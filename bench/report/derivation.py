@@ -22,7 +22,7 @@ def _ours(table: Table, cell: Cell, base: Cell | None) -> list[str]:
     if d and base:
         text = f"Paired difference to {table.baseline}: {d.mean:+.4f} over {count(d.n, 'seed')}."
         sd = summarise(list(paired(cell.values, base.values).values())).sd
-        if sd is not None:
+        if d.half is not None:
             text += f" 95 % interval: ± t({d.n - 1}) × sd / √n = {t_quantile(d.n - 1):.3f} × {sd:.4f} / {math.sqrt(d.n):.4f} = ± {d.half:.4f}."
         found.append(text)
     return found

@@ -50,7 +50,7 @@ def leader_line(table: Table, column: int, found: dict[int, Leader]) -> str:
         return f"{text}; it shares no seed with {_title(table, leader.runner_up)}, the next, so the lead cannot be judged."
     text += f", {d.mean:.2f} ahead of {_title(table, leader.runner_up)}"
     if d.half is None:
-        return f"{text}. With one seed there is no saying how sure that is."
+        return f"{text}. {'With one seed' if d.n == 1 else 'With differences that are all alike'} there is no saying how sure that is."
     text += f" (95 % interval {signed(d.mean - d.half)} to {signed(d.mean + d.half)})."
     others = [_title(table, i) for i in leader.rivals]
     if leader.ahead.clear:
@@ -67,10 +67,12 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     whole = {i: c for i, c in versus.pooled.items() if table.rows[i].cells and not table.rows[i].variant}
     if not whole:
         return []
-    best = max(whole, key=lambda i: whole[i].difference.mean)
+    most = max(table.rows[i].pooled_pairs for i in whole)  # the others' means are over other pairs
+    best = max((i for i in whole if table.rows[i].pooled_pairs == most), key=lambda i: whole[i].difference.mean)
     d = whole[best].difference
     base = clean(versus.title, 40)
-    over = f"Over {count(len(table.pairs), 'pair')}" if len(table.pairs) > 1 else "On this pair"
+    of = f" of {len(table.pairs)}" if most < len(table.pairs) else ""
+    over = f"Over {most}{of} pairs" if len(table.pairs) > 1 else "On this pair"
     gain = signed(d.mean) + ("" if d.half is None else f" ± {d.half:.2f}")
     word = f"{_title(table, best)} is furthest above {base}" if d.mean > 0 else f"no method is above {base} and {_title(table, best)} comes nearest"
     lines = [f"{over}, {word}: {gain} points ({count(d.n, 'paired run')})."]

@@ -101,6 +101,9 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
     few, many = is_few(table), len(table.pairs) > 1
     found = [row.pooled if many else row.cells[0].difference if row.cells else None for row in table.rows]
     gains = ["" if d is None else f"{d.mean:+.2f}" if few else signed(d).replace(" ±", " ± ") for d in found]
+    if many:
+        of = [f" ({row.pooled_pairs}/{len(table.pairs)})" * (0 < row.pooled_pairs < len(table.pairs)) for row in table.rows]
+        gains = [gain + part for gain, part in zip(gains, of, strict=True)]
     extra = [((f"Δ {table.base_title}", "all pairs" if many else ""), gains)]
     extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy for row in table.rows]))
     extra.append((("memory", ""), [times(row.memory) for row in table.rows]))

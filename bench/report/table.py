@@ -9,17 +9,15 @@ from typing import Any
 
 from bench import statistics
 from bench.errors import StoreError, unknown
-from bench.plan.identity import canonical
 from bench.plan.profiles import ALL_PAIRS, ROWS
 from bench.plan.protocols import Protocol
-from bench.report import cost_sheets, planned, published
+from bench.report import cost_sheets, planned, published, variants
 from bench.report.planned import Planned
 from bench.report.published import Published
 from bench.statistics import Difference, Summary, Verdict
 from bench.store.files import Problem, folders
 from bench.store.records import AtUse
 from bench.store.runs import RunView, scan
-from bench.text import settings_text
 
 PAIRS = tuple((pair.teacher, pair.student) for pair in ALL_PAIRS)
 OWN = "own runs"
@@ -121,7 +119,7 @@ class Table:
     protocol: Protocol
     precision: str
     baseline: str
-    seeds: list[int]
+    seeds: list[int]  # planned or met
     pairs: list[Pair]
     rows: list[Row]
     facts: dict[str, list[str]]
@@ -167,34 +165,6 @@ def name(architecture: str) -> str:
 def _place(value: Any, order: Iterable[Any]) -> tuple[int, str]:
     known = list(order)
     return (known.index(value) if value in known else len(known), str(value))
-
-
-def _variants(runs: list[RunView], planned: set[str], own: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """For the runs of one method and pair: run id -> label of its variant (empty for the main one), and run id -> why it is left out.
-
-    The main one is the planned one, else the newest version, else the one with most runs. Where an ablation is planned, `own` holds the
-    values that it changes as the main one has them. Older versions are left out; other settings get a row.
-    """
-    groups: dict[tuple[int, str], list[RunView]] = defaultdict(list)
-    for run in runs:
-        groups[run.known.method_version, canonical(run.known.hyper)].append(run)
-
-    def rank(key: tuple[int, str]) -> tuple[Any, ...]:
-        return (any(r.id in planned for r in groups[key]), key[0], len(groups[key]), key[1])
-
-    version = max(groups, key=rank)[0]
-    hypers = {key: members[0].known.hyper for key, members in groups.items()}
-    main = max((k for k in groups if k[0] == version), key=lambda k: (all(hypers[k].get(name) == v for name, v in own.items()), *rank(k)))
-    base = hypers[main] | own
-    labels, out = {}, {}
-    for key, members in groups.items():
-        for run in members:
-            if key[0] != version:
-                out[run.id] = f"version {key[0]} of {run.method}; the table shows version {version}"
-            else:
-                hyper = hypers[key]
-                labels[run.id] = settings_text({k: hyper.get(k) for k in base.keys() | hyper.keys() if hyper.get(k) != base.get(k)})
-    return labels, out
 
 
 def _mixed(runs: list[RunView], pair: Pair) -> str:
@@ -253,13 +223,17 @@ def build_table(
         titles.setdefault(run.method, run.title)
     found: dict[tuple[str, str], dict[tuple[str | None, str], list[RunView]]] = defaultdict(lambda: defaultdict(list))
     out: dict[str, str] = dict(untrained)
+    asked = plan.runs
+    shown = variants.versions(usable, asked)
     for pair in pairs:
         members = [r for r in usable if r.student == pair.student and r.teacher in (pair.teacher, None)]
+        out |= variants.left_out(members, asked, shown)
         by_method: dict[str, list[RunView]] = defaultdict(list)
         for run in members:
-            by_method[run.method].append(run)
+            if run.id not in out:
+                by_method[run.method].append(run)
         for method, several in by_method.items():
-            labels, left = _variants(several, plan.runs, plan.changes(pair.key, method)[0])
+            labels, left = variants.rows(several, plan, asked, pair.key)
             out |= left
             for run in several:
                 if run.id in labels:
@@ -268,11 +242,12 @@ def build_table(
         if pair.error:
             excluded.append(Problem(pair.title, pair.error))
         pair.top1 = next((r.record.teacher.test_top1 for r in members if r.record and r.teacher and r.id not in out), None)
-    for method in titles:
+    for method in plan.titles:
         for variant in {plan.changes(pair.key, method)[1] for pair in pairs} or {""}:
             found[method, variant]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
-    seeds = list(plan.seeds) or sorted({r.seed for r in runs})
+    met = sorted({r.seed for r in runs})
+    seeds = list(plan.seeds) or met
     order = [*plan.titles, *ROWS]
     rows = []
     for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), k[1])):
@@ -292,7 +267,7 @@ def build_table(
     warnings = _warnings(counted)
     for row in rows if sheet else ():
         warnings += _add_costs(row, pairs, sheet)
-    return Table(protocol, precision, baseline, seeds, pairs, rows, facts, sheet, excluded, warnings)
+    return Table(protocol, precision, baseline, sorted({*seeds, *met}), pairs, rows, facts, sheet, excluded, warnings)
 
 
 def _cell(
@@ -326,8 +301,17 @@ def differences(rows: list[Row], pairs: list[Pair], base: Row) -> tuple[dict[tup
     return statistics.differences(values, [cell.values for cell in base.cells], [pair.student for pair in pairs])
 
 
+def ranked(rows: list[Row], column: int) -> list[int]:
+    """The rows whose means in a column can be ranked: complete cells over the same seeds, those that most rows have."""
+    by_seeds: dict[frozenset[int], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if row.cells[column].complete:
+            by_seeds[frozenset(row.cells[column].values)].append(i)
+    return max(by_seeds.items(), key=lambda found: (len(found[1]), len(found[0])))[1] if by_seeds else []
+
+
 def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
-    """Paired differences to the baseline row, pooled over pairs, and the best complete cell of each column."""
+    """Paired differences to the baseline row, pooled over pairs, and the best of the comparable cells of each column."""
     base = main_row(rows, baseline)
     cells, pooled = differences(rows, pairs, base) if base else ({}, {})
     for (i, j), difference in cells.items():
@@ -335,7 +319,7 @@ def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
     for i, difference in pooled.items():
         rows[i].pooled, rows[i].pooled_pairs = difference, sum(row == i for row, _ in cells)
     for column in range(len(pairs)):
-        means = {i: round(row.cells[column].summary.mean, 2) for i, row in enumerate(rows) if row.cells[column].complete}
+        means = {i: round(rows[i].cells[column].summary.mean, 2) for i in ranked(rows, column)}
         for i in (i for i in means if len(means) > 1 and means[i] == max(means.values())):
             rows[i].cells[column].best = True
 

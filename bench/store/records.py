@@ -44,6 +44,8 @@ class Config(Struct, frozen=True, kw_only=True):
     identity: Identity
     method_source: Text = ""
     title: Text = ""
+    changed: dict[str, Any] = {}
+    """Of a variant, the settings that its method's own row has otherwise."""
 
     def __post_init__(self) -> None:
         check_protocol(self.identity.protocol)

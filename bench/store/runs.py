@@ -4,11 +4,12 @@ JSON files are replaced atomically (temporary file in the same folder, flush, fs
 write each. Files and rows carry a CRC-32. The final record is written last, once, and names the SHA-256 of the configuration and of the rows.
 """
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 from bench.errors import StoreError, UsageError
@@ -48,12 +49,17 @@ def check_config(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def write_config(folder: Path, identity: dict[str, Any], method_source: str, title: str) -> dict[str, Any]:
-    """Make the run's folder and write its config.json once; a folder that has one is checked instead and left as it is. Raises as check_config."""
+def write_config(
+    folder: Path, identity: dict[str, Any], method_source: str, title: str, changed: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Make the run's folder and write its config.json once; a folder that has one is checked instead and left as it is. Raises as check_config.
+
+    `changed`: of a variant, the settings that its method's own row has otherwise."""
     if (folder / "config.json").exists():
         return check_config(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config := {"format": FORMAT, "identity": identity, "method_source": method_source, "title": title})
+    config = {"format": FORMAT, "identity": identity, "method_source": method_source, "title": title}
+    write_json(folder / "config.json", config := config | ({"changed": dict(changed)} if changed else {}))
     sync_folder(folder.parent)
     return config
 
@@ -152,6 +158,7 @@ class RunView:
     epoch: int | None = None
     record: Record | None = field(default=None, repr=False)
     curve: list[float] = field(default_factory=list, repr=False)
+    changed: dict[str, Any] = field(default_factory=dict)  # of a variant: see Config
 
     id = property(attrgetter("folder.name"))
     teacher = property(attrgetter("known.teacher"))
@@ -177,7 +184,7 @@ def read_run(folder: Path) -> RunView:
     if folder.name != name:
         raise StoreError(f"{where}: belongs to a run {name}, not to this folder")
     protocol = known_protocol(identity["protocol"], known.protocol)
-    view = RunView(folder, identity, known, protocol, config.title or known.method, config.method_source, "planned")
+    view = RunView(folder, identity, known, protocol, config.title or known.method, config.method_source, "planned", changed=config.changed)
     if _finished(view) or (status := read_status(folder)) is None:
         return view
     if status.status == "done":

@@ -1,8 +1,10 @@
 """A run's folder as its trainer writes it: configuration, rows, status, log, final record."""
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -25,9 +27,9 @@ STATUS_SECONDS = 2.0
 class RunFolder:
     """results/runs/<run id>/ under a lease of its own."""
 
-    def __init__(self, results: Path, member: Member, title: str = "") -> None:
+    def __init__(self, results: Path, member: Member, title: str = "", changed: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.results, self.member, self.id = results, member, member.run.id
-        self.title = title or member.method.title
+        self.title, self.changed = title or member.method.title, changed
         self.path = results / "runs" / self.id
         self.lease = Lease(self.path)
         self.attempt, self.epochs = 1, 0  # epochs: how many have a row
@@ -53,7 +55,7 @@ class RunFolder:
         run = self.member.run
         checkpoint.sweep(self.results, self.id)
         self._source = registry.source_hash(run.method)  # now: the files may change while the run trains
-        write_config(self.path, run.identity(), self._source, self.title)
+        write_config(self.path, run.identity(), self._source, self.title, self.changed)
         if mend_torn_tail(self.path / "epochs.jsonl"):
             self.log("cut an unfinished last row")
         rows = read_rows(self.path / "epochs.jsonl", self.id).rows

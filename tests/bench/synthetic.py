@@ -44,7 +44,7 @@ def add_run(results: Path, run: identity.Run, top1: float, status: str = "done",
     folder = results / "runs" / run.id
     source = record.pop("method_source", "a" * 16)
     curve = record.pop("curve", None)  # epoch -> top-1, in place of the plain one
-    write_config(folder, run.identity(), source, record.pop("title", TITLES.get(run.method, run.method)))
+    write_config(folder, run.identity(), source, record.pop("title", TITLES.get(run.method, run.method)), record.pop("changed", {}))
     epochs = run.protocol.epochs
     count = epochs if rows is None else rows
     tops: list[float] = []

@@ -67,8 +67,8 @@ def mean_and_sd(values: Sequence[float], digits: int) -> str:
 
 
 def shown(found: Difference | None, digits: int = 2) -> str:
-    """"+0.61 ± 0.32"; below three seeds "+0.61 (2 seeds)"; empty where there is none."""
+    """"+0.61 ± 0.32"; below three seeds, and without an interval, "+0.61 (2 seeds)"; empty where there is none."""
     if found is None:
         return ""
     text = f"{found.mean:+.{digits}f}"
-    return f"{text} ({count(found.n, 'seed')})" if found.n < CLAIM else f"{text} ± {found.half:.{digits}f}"
+    return f"{text} ({count(found.n, 'seed')})" if found.n < CLAIM or found.half is None else f"{text} ± {found.half:.{digits}f}"

@@ -6,7 +6,7 @@ import pytest
 
 from bench.plan.profiles import ALL_PAIRS, ROWS
 from bench.plan.protocols import PROTOCOLS
-from bench.report import page, render, table
+from bench.report import compare, page, render, sentences, table
 from bench.report.short import LINES, short
 from tests.bench.synthetic import CRD, PAIRS, add_cost, add_plan, add_run, fill, run_of
 
@@ -35,6 +35,20 @@ def test_many_rows_and_pairs_are_cut_with_a_word(tmp_path):
     assert len(text.splitlines()) == LINES
     assert re.search(r"^\d+ more methods in the files below\.$", text, re.M)
     assert re.search(r"^Not shown for want of room: \d+ pairs; they", text, re.M)
+
+
+def test_a_mean_over_some_pairs_says_so(tmp_path):
+    for seed in (1, 2, 3):
+        for student, top1 in (("resnet20", 69.0), ("resnet32", 70.0)):
+            add_run(tmp_path, run_of("student", None, student, seed, CRD), top1 + seed / 10)
+            add_run(tmp_path, run_of("at", "resnet110", student, seed, CRD), top1 + 1 + seed / 7)
+        add_run(tmp_path, run_of("kd", "resnet110", "resnet20", seed, CRD), 72 + seed / 8)
+    add_plan(tmp_path, [("resnet110", "resnet20"), ("resnet110", "resnet32")], ("student", "kd", "at"), (1, 2, 3), CRD)
+    lines = printed(tmp_path, 160).splitlines()
+    assert [line.rstrip().endswith("(1/2)") for line in lines if line.startswith(("KD", "AT"))] == [True, False]
+    (own, *_) = table.build(tmp_path)
+    said = sentences.pooled_lines(own.tables[0], compare.against(own.tables[0], "student"))
+    assert said[0].startswith("Over 2 pairs, AT is furthest above Student")  # KD's mean is higher, and of one pair
 
 
 def test_one_pair_has_difference_speed_and_memory(tmp_path):

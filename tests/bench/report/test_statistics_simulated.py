@@ -178,4 +178,4 @@ def test_p_values_against_scipy():
     for values in np.random.default_rng(9).normal(0.3, 0.3, (20, 3)).tolist():
         assert compare.p_value(statistics.difference(values)) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     assert compare.p_value(statistics.difference([0.4])) is None
-    assert compare.p_value(statistics.difference([0.5, 0.5])) == 0.0 and compare.p_value(statistics.difference([0.0, 0.0])) == 1.0
+    assert compare.p_value(statistics.difference([63.1 - 61.6, 62.9 - 61.4])) is None  # alike but for rounding: accuracies come in steps

@@ -9,7 +9,7 @@ import pytest
 
 from bench.errors import StoreError, UsageError
 from bench.plan.protocols import PROTOCOLS
-from bench.report import blocks, published, table
+from bench.report import blocks, compare, published, table
 from bench.report.table import Row, Table
 from bench.store.files import write_json
 from tests.bench.synthetic import CRD, PAIRS, SHORT, add_cost, add_plan, add_run, fill, run_of
@@ -82,6 +82,23 @@ def test_an_incomplete_cell_is_never_the_best(tmp_path):
         for seed, top1 in enumerate(tops, 1):
             add(tmp_path, method, seed, top1)
     assert {r.method: r.cells[0].best for r in only(tmp_path).rows} == {"student": False, "kd": True, "at": False}
+
+
+def test_the_best_is_found_among_cells_of_the_same_seeds(tmp_path):
+    for seed, top1 in ((1, 69.0), (2, 69.2), (3, 69.1), (4, 71.0)):
+        add(tmp_path, "student", seed, top1)
+    for seed in (1, 2, 3):
+        for method, top1 in (("at", 70.0), ("rkd", 69.5), ("sp", 69.4)):
+            add(tmp_path, method, seed, top1)
+    add(tmp_path, "kd", 4, 70.9)  # above AT's mean, and below the student of its only seed
+    add_plan(tmp_path, [R20], ("student", "at", "rkd", "sp"), (1, 2, 3))
+    t = only(tmp_path)
+    assert [r.method for r in t.rows if r.cells[0].best] == ["at"]
+    assert [t.rows[i].method for i in blocks.second_best(t, 0)] == ["rkd"] and t.rows[compare.leaders(t)[0].runner_up].method == "rkd"
+    add_plan(tmp_path, [R20], ("student", "kd"), (4,))
+    t = only(tmp_path)
+    assert not any(r.cells[0].best for r in t.rows)
+    assert t.seeds == [1, 2, 3, 4] and "4 seeds (1, 2, 3, 4)" in blocks.conditions(t)  # planned or met
 
 
 def test_planned_cells_are_missing_until_they_run(tmp_path):

@@ -65,6 +65,54 @@ def test_the_own_row_stays_the_own_row_whatever_was_planned_last(tmp_path):
     assert rows(tmp_path)["iep", ""].cells[0].published.top1 == 68.57
 
 
+@pytest.mark.parametrize("own_seeds", [(), (1,)])
+def test_a_variant_stays_one_when_the_plan_is_overwritten(tmp_path, own_seeds):
+    """Three seeds of a variant are no own row, not even beside one seed of the method's own settings."""
+    for seed in (1, 2, 3):
+        add_run(tmp_path, iep(seed, {"iterations": 3}), 67.0, changed={"iterations": 3})
+    for seed in own_seeds:
+        add_run(tmp_path, iep(seed, {}), 68.0)
+    add_plan(tmp_path, [WRN], ("student",), (1, 2, 3), QUARTER)
+    found = rows(tmp_path)
+    assert found["iep", "iterations=3"].cells[0].values == {1: 67.0, 2: 67.0, 3: 67.0}
+    assert (("iep", "") in found) == bool(own_seeds)
+
+
+def test_a_plan_that_has_a_variants_settings_as_its_own_shows_it_as_the_own_row(tmp_path):
+    add_run(tmp_path, iep(1, {"iterations": 3}), 67.0, changed={"iterations": 3})
+    plan_of(tmp_path, {})
+    plan = read_json(tmp_path / "plan.json")
+    for cell in plan["cells"]:
+        if cell["method"] == "iep":
+            cell["run"] = iep(cell["seed"], {"iterations": 3}).id
+    write_json(tmp_path / "plan.json", plan)
+    assert rows(tmp_path)["iep", ""].cells[0].values == {1: 67.0}
+
+
+@pytest.mark.parametrize("changes", [{"teacher_hash": "old"}, {"method_version": 0}, {"data_hash": "e" * 16}], ids=["teacher", "version", "data"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_not_the_planned_run_does_not_stand_in_its_place(tmp_path, changes, trained):
+    for seed in (1, 2, 3):
+        add_run(tmp_path, run_of("student", *R20, seed), 69.0)
+        add_run(tmp_path, run_of("kd", *R20, seed, **changes), 70.0)
+    if trained:
+        add_run(tmp_path, run_of("kd", *R20, 1), 71.0)
+    add_plan(tmp_path, [R20], ("student", "kd"), (1, 2))
+    (own, *_) = table.build(tmp_path)
+    found = rows(tmp_path)["kd", ""].cells[0]
+    assert found.values == ({1: 71.0} if trained else {}) and found.others[2] == "missing" and not own.tables[0].pairs[0].error
+    assert len(own.tables[0].excluded) == 3  # the unplanned seed 3 is one of a kind with them
+
+
+def test_one_version_of_a_method_is_shown_on_all_pairs(tmp_path):
+    other = ("resnet110", "resnet32")
+    for pair, version in ((R20, 1), (other, 2)):
+        add_run(tmp_path, run_of("kd", *pair, 1, method_version=version), 70.0)
+    (own, *_) = table.build(tmp_path)
+    assert [c.values for c in rows(tmp_path)["kd", ""].cells] == [{}, {1: 70.0}]
+    assert "version 1 of kd; the table shows version 2" in own.tables[0].excluded[0].reason
+
+
 def test_two_ablations_without_the_own_row_are_told_apart(tmp_path):
     for changed, top1 in (({"iterations": 3}, 67.0), ({"iterations": 4}, 66.0)):
         add_run(tmp_path, iep(1, changed), top1)
