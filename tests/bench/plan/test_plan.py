@@ -78,6 +78,7 @@ def test_overrides_reach_the_group_and_the_cells_say_so():
     found = plan_of(hyper=(("kd", "temperature", "2"), ("kd", "alpha", "0.9")))
     assert all(g.overrides("kd") == {"temperature": "2", "alpha": "0.9"} and not g.overrides("at") for g in found.groups)
     assert {c.method: c.changed for c in found.cells} == {"student": (), "kd": (("temperature", "4", "2"),), "at": ()}
+    assert all(g.variant("kd") == {"temperature": "2"} and not g.variant("at") for g in found.groups)  # alpha is the own row's
     written = as_json(found, {})["cells"]
     assert [c.get("changed") for c in written[:3]] == [None, {"temperature": ["4", "2"]}, None]
 

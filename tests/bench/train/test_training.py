@@ -198,6 +198,13 @@ def test_divergence_and_failure_stay_with_their_learner(tmp_path, stray_methods,
     assert read_status(views["raises"].folder).attempt == 2
 
 
+def test_a_run_says_what_makes_it_a_variant(tmp_path):
+    changed = (("student", "kept", 2.0),)  # of a method of the plan that the group was made for
+    assert group_job.run_group(dataclasses.replace(group("student", teacher=None), changed=changed), execution(tmp_path)) == DONE
+    (view,) = scan(tmp_path)[0]
+    assert view.changed == {"kept": 2.0} and view.record
+
+
 def test_done_is_not_run_again(tmp_path):
     assert group_job.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
     first = records(tmp_path)["student"]
