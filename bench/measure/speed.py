@@ -21,7 +21,7 @@ from bench.errors import UsageError, check_known
 from bench.measure import ceilings, meters
 from bench.measure.probes import exclusive
 from bench.options import DeviceOption, ResultsOption, ThreadsOption
-from bench.plan import protocols
+from bench.plan import names, protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import PAIRS, PROFILES, Pair
@@ -102,6 +102,7 @@ def filled(options: Speed, device: torch.device) -> Speed:
     paper = PROFILES["paper"]
     for precision in options.precisions:
         check_known("precision", precision, PRECISIONS)
+    names.check_methods(options.methods)
     if options.steps is not None and options.steps < 1:
         raise UsageError(f"--steps {options.steps}: at least 1")
     return dataclasses.replace(
@@ -119,9 +120,9 @@ def random_images(count: int, test: int) -> data.Dataset:
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count + test, 3, 32, 32), generator=g, dtype=torch.uint8)
     labels = torch.arange(count + test) % 100
-    names, half = tuple(str(i) for i in range(100)), (0.5, 0.5, 0.5)
+    classes, half = tuple(str(i) for i in range(100)), (0.5, 0.5, 0.5)
     a, b = slice(count), slice(count, None)
-    return data.Dataset("random", pixels[a], labels[a], pixels[b], labels[b], names, (0,) * 100, half, half, "0" * 16)
+    return data.Dataset("random", pixels[a], labels[a], pixels[b], labels[b], classes, (0,) * 100, half, half, "0" * 16)
 
 
 def _measure(

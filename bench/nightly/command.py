@@ -59,7 +59,7 @@ class Nightly(DeviceOption, ResultsOption):
             shutil.rmtree(folder, ignore_errors=True)
             plan = measure.Plan()
             try:
-                parts = measure.run(plan, folder, self.device, self.workers or _workers(self.device))
+                parts = measure.run(plan, folder, self.device, _workers(self.device) if self.workers is None else self.workers)
             except measure.NightStopped as stopped:
                 print("stopped; nothing was added to the history")
                 return stopped.code

@@ -31,6 +31,6 @@ class Profiles:
         print("\nprotocols")
         for one in protocols.PROTOCOLS.values():
             milestones = "/".join(map(str, one.milestones))
-            part = f", {one.sample_rate:.0%} of the training set" if one.sample_rate < 1 else ""
+            part = f", {100 * one.sample_rate:g}% of the training set" if one.sample_rate < 1 else ""
             print(f"  {one.name}: {one.dataset}, {one.epochs} epochs, lr {one.lr} x{one.decay} after {milestones}, batch {one.batch}{part}")
         return 0

@@ -59,7 +59,7 @@ class Protocol:
             raise UsageError(f"--sample-rate {rate}: above 0 and at most 1")
         if rate == self.sample_rate:
             return self
-        reason = f"{rate:.0%} of the training set"
+        reason = f"{100 * rate:g}% of the training set"
         return dataclasses.replace(self, sample_rate=rate, trial="; ".join(filter(None, (self.trial, reason))))
 
     def base_rate(self, *, small: bool) -> float:

@@ -47,6 +47,8 @@ def parse_pair(text: str, networks: Sequence[str]) -> Pair:
             raise unknown("network", student if teacher in networks else teacher, list(networks))
     if text in networks:
         raise UsageError(f"pair {text!r} is one network: write teacher-student, as in resnet56-resnet20")
+    if not any(separator in text for separator in "-/"):
+        raise unknown("network", text, list(networks))
     raise unknown("pair", text, [p.name for p in ALL_PAIRS])
 
 

@@ -11,7 +11,8 @@ from bench.text import count
 def steps(table: Table, cell: Cell, base: Cell | None, versus: list[tuple[Comparison, tuple[int, int]]]) -> list[str]:
     """From the runs of a cell to what the table prints, a sentence a step. `base`: the baseline's cell of that pair; `versus`: what the cell is
     held against, and where it stands there."""
-    return [*_ours(table, cell, base), *_corrected(versus), *_published(cell)]
+    trial = ["A trial: no published number stands beside it."] if table.trial and not cell.published else []
+    return [*_ours(table, cell, base), *_corrected(versus), *(trial or _published(cell))]
 
 
 def _ours(table: Table, cell: Cell, base: Cell | None) -> list[str]:

@@ -38,8 +38,10 @@ def select(device: str) -> torch.device:
 
 
 def configure(precision: str, threads: int | None = None, deterministic: bool = False) -> None:
-    """Set torch up for a precision, thread count and determinism. Raises UsageError for an unknown precision."""
+    """Set torch up for a precision, thread count and determinism. Raises UsageError for an unknown precision and fewer threads than one."""
     check_known("precision", precision, PRECISIONS)
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads}: at least 1")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = precision != "fp32"

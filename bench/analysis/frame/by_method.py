@@ -25,7 +25,7 @@ def grouped(students: Sequence[Subject], own: Callable[[RunView], Mapping[str, A
     views = {s.label: read_run(s.file.parent) for s in students}
     names = {label: _row(view, own(view)) for label, view in views.items()}
     found: dict[str, dict[int, Subject]] = {}
-    first: dict[str, tuple[str, str]] = {}
+    first: dict[str, tuple[dict[str, Any], str]] = {}
     protocols: dict[str, str] = {}
     for one in sorted(students, key=lambda s: (s.method != BASELINE, names[s.label], s.seed, s.label)):
         row, identity = names[one.label], dict(views[one.label].identity)
@@ -33,9 +33,10 @@ def grouped(students: Sequence[Subject], own: Callable[[RunView], Mapping[str, A
         protocols.setdefault(canonical(identity["protocol"]), one.label)
         if len(protocols) > 1:
             raise UsageError(f"{' and '.join(protocols.values())} were trained under different protocols: name runs of one")
-        kind, label = first.setdefault(row, (canonical(identity), one.label))
-        if canonical(identity) != kind:
-            raise UsageError(f"{label} and {one.label} are of one method and differ in more than the seed: name the runs of one of them")
+        kind, label = first.setdefault(row, (identity, one.label))
+        if canonical(identity) != canonical(kind):
+            what = ", ".join(sorted(name for name in kind.keys() | identity.keys() if canonical(kind.get(name)) != canonical(identity.get(name))))
+            raise UsageError(f"{label} and {one.label} are of one method and differ in more than the seed ({what}): name the runs of one of them")
         if other := found.setdefault(row, {}).get(one.seed):
             raise UsageError(f"{other.label} and {one.label} are the same method and seed: name one of them")
         found[row][one.seed] = one

@@ -88,7 +88,7 @@ def _data(protocol: Protocol) -> str:
     if protocol.train_images:
         words.append(f"{protocol.train_images} + {protocol.test_images} images")
     if protocol.sample_rate < 1:
-        words.append(f"{protocol.sample_rate:.0%} of the training set")
+        words.append(f"{100 * protocol.sample_rate:g}% of the training set")
     return ", ".join(words)
 
 
@@ -129,6 +129,9 @@ def choose(words: Words, results: Path, dataset: str, data_hash: str, scope: str
         said = f"{', '.join(architectures)} are" if architectures else "none is"
         raise UsageError(f"this analysis sets students beside one teacher, and {said} named: name a pair, as resnet56-resnet20")
     if students_needed and not students:
+        if there := sorted({v.student for v in runs.scan(results)[0] if v.record and v.teacher == architectures[0]} - {s for _, s in words.pairs}):
+            named = " or ".join(f"{architectures[0]}-{s}" for s in there)
+            raise UsageError(f"no student is named, and {results} has finished ones of {architectures[0]}: name a pair, as {named}")
         cure = f"python -m bench run --pairs {architectures[0]}-STUDENT"
         raise UsageError(f"no finished student of {architectures[0]} on {dataset} in {results}: train some with {cure}")
     return [[teacher(results, dataset, architectures[0]), *students]]

@@ -38,7 +38,7 @@ def said(capsys, *arguments) -> str:
 def test_bad_input_is_one_line_and_exit_2(place, images, capsys):
     for arguments, text in (
         (("snc", "resnet8"), "unknown analysis 'snc'; did you mean sync"),
-        (("sync", "resnet9"), "unknown pair 'resnet9'; did you mean"),
+        (("sync", "resnet9"), "unknown network 'resnet9'; did you mean"),
         (("sync", "resnet20"), "no resnet20 teacher for shapes100"),
         (("sync", "resnet8", "--set", "layers=stage9"), "resnet8 has no layer 'stage9'; it has stem, stage1"),
         (("sync", "resnet8", "--set", "epz=1"), "unknown option of sync 'epz'; did you mean eps"),

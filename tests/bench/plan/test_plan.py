@@ -116,7 +116,8 @@ def test_sample_rate_is_for_students_only():
     [
         ({"methods": ("kdd",)}, "unknown method 'kdd'; did you mean kd"),
         ({"pairs": ("bigg-small",)}, "unknown network 'bigg'; did you mean big"),
-        ({"pairs": ("nothing",)}, "unknown pair 'nothing'"),
+        ({"pairs": ("nothing",)}, "unknown network 'nothing'"),
+        ({"pairs": ("no-thing",)}, "unknown pair 'no-thing'"),
         ({"protocol": "crdd"}, "unknown protocol 'crdd'; did you mean crd"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
         ({"epochs": 0}, "--epochs 0: at least 1"),
