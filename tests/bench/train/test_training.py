@@ -104,6 +104,18 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
     assert "went on under other conditions" in warning and "epoch 1, step 3" in warning
 
 
+def test_a_run_that_was_not_deterministic_throughout_is_none(tmp_path, monkeypatch):
+    """Two conditions of three attempts: the last one alone would say yes."""
+    for steps, sure in ((3, True), (2, False)):
+        with monkeypatch.context() as patch:
+            Interrupting(patch, steps)
+            assert group_job.run_group(group("student"), dataclasses.replace(execution(tmp_path), deterministic=sure)) == STOPPED_IN_TIME
+    assert group_job.run_group(group("student"), execution(tmp_path)) == DONE
+    (view,) = scan(tmp_path)[0]
+    assert view.record.deterministic is False
+    assert view.record.changes == ["epoch 1, step 3: deterministic yes -> no", "epoch 2, step 1: deterministic no -> yes"]
+
+
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
     """Four steps an epoch: stopped inside an epoch, before its evaluation, at its end, and in the last epoch."""
