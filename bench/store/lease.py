@@ -176,33 +176,40 @@ def _alive(seen: dict) -> bool | None:
 
 
 def acquire_all(leases: Sequence[Lease], still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> list[bool]:
-    """Take those that no live writer holds: which ones. Counters of holders that cannot be seen are watched together, once.
+    """Take those that no live writer holds: which ones. Counters of holders that cannot be seen are watched together, once; what is held
+    already is beaten meanwhile, since others may be watching it.
 
     `check` is called while waiting and may raise to stop. Raises StoreError; nothing is held then.
     """
     won: dict[Lease, bool] = {}
+
+    def settle(lease: Lease, ours: bool) -> None:
+        won[lease] = ours
+        if ours:
+            _HEART.keep(lease)
+
     try:
-        found = {lease: lease._attempt() for lease in leases}
-        won = {lease: answer is True for lease, answer in found.items()}
-        watched = {lease: seen for lease, seen in found.items() if isinstance(seen, dict)}
+        watched: dict[Lease, dict] = {}
+        for lease in leases:
+            answer = lease._attempt()
+            settle(lease, answer is True)
+            if isinstance(answer, dict):
+                watched[lease] = answer
         until = time.monotonic() + still_seconds
         while watched and time.monotonic() < until:
             check()
             time.sleep(min(1.0, max(0.01, until - time.monotonic())))
             for lease, seen in list(watched.items()):
                 if lease._read() != seen:
-                    won[lease] = lease._attempt() is True  # moved: alive; released: ours
+                    settle(lease, lease._attempt() is True)  # moved: alive; released: ours
                     del watched[lease]
         for lease, seen in watched.items():
-            won[lease] = lease._take(seen)
+            settle(lease, lease._take(seen))
     except BaseException:
         for lease in leases:
             with contextlib.suppress(StoreError):
                 lease.release()
         raise
-    for lease, ours in won.items():
-        if ours:
-            _HEART.keep(lease)
     return [won[lease] for lease in leases]
 
 

@@ -203,6 +203,19 @@ def test_leases_are_beaten_while_the_holder_does_something_long(tmp_path, monkey
     assert json.loads(taken.path.read_text())["token"] == "another"  # what was lost is not beaten
 
 
+def test_what_is_held_is_beaten_while_other_leases_are_watched(tmp_path, monkeypatch):
+    """Whoever watches it from another host would take it otherwise: he waits no longer than we do."""
+    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease_module, "_HEART", lease_module._Heart())
+    free, far = (Lease(tmp_path / name) for name in "ab")
+    for lease in (free, far):
+        lease.path.parent.mkdir()
+    assert far.acquire()
+    rewrite(far, host="elsewhere")
+    assert acquire_all([free, Lease(tmp_path / "b")], still_seconds=1.0) == [True, True]
+    assert free._counter >= 2
+
+
 def test_members_of_a_crashed_node_are_taken_over_together(tmp_path):
     leases = [Lease(tmp_path / str(i)) for i in range(9)]
     for lease in leases:
