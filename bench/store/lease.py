@@ -80,7 +80,7 @@ class Lease:
         return bool(seen) and _alive(seen) is not False
 
     def beat(self) -> None:
-        """Move the counter. Raises LeaseLost."""
+        """Move the counter. Raises LeaseLost, StoreError, OSError."""
         with self._guard:
             self.check()  # before the lock: a folder that was given back is left as it is
             with contextlib.suppress(filelock.Timeout), self._lock(0):  # locked: somebody judges it just now
@@ -89,14 +89,14 @@ class Lease:
                 self._place()
 
     def check(self) -> None:
-        """Raises LeaseLost where the lease is not ours any more."""
+        """Raises LeaseLost where the lease is not ours any more, StoreError where it cannot be read."""
         if not self._is_ours():
             raise LeaseLost(f"{self.path}: the lease was taken by another writer")
 
     def release(self) -> None:
-        """Give the lease back, if it is still ours."""
+        """Give the lease back, if it is still ours; one that cannot be read any more is not."""
         _HEART.forget(self)
-        with self._guard, contextlib.ExitStack() as locked:
+        with self._guard, contextlib.suppress(StoreError), contextlib.ExitStack() as locked:
             if not self._is_ours():
                 return
             with contextlib.suppress(OSError):  # no room for the lock: then nobody can judge the lease either
@@ -207,8 +207,7 @@ def acquire_all(leases: Sequence[Lease], still_seconds: float = STILL_SECONDS, c
             settle(lease, lease._take(seen))
     except BaseException:
         for lease in leases:
-            with contextlib.suppress(StoreError):
-                lease.release()
+            lease.release()
         raise
     return [won[lease] for lease in leases]
 

@@ -105,7 +105,7 @@ class Training:
         print(f"{folder.id} failed: {reason}", flush=True)
         self.trouble = True
         self.gone.add(folder.id)
-        with contextlib.suppress(LeaseLost):
+        with contextlib.suppress(LeaseLost, StoreError):
             folder.lease.check()  # a run that another writer took is not ours to judge
             folder.log("".join(traceback.format_exception(error)).rstrip())
             folder.status("failed", reason, **peak)
@@ -143,7 +143,7 @@ class Training:
                 self._keep(place, 0)
             except LeaseLost as error:
                 self._lost(place, error)
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 self._drop(place.learner, error)
 
     def _epoch(self, epoch: int, first: int) -> bool:
@@ -301,10 +301,7 @@ class Training:
     def _save(self, position: Position) -> None:
         self._count_time()
         for place in list(self.places):
-            try:
-                place.folder.lease.check()
-            except LeaseLost as error:
-                self._lost(place, error)
+            self._holds(place)
         ids = tuple(place.folder.id for place in self.places)
         # The same state twice would push the older generation out.
         if ids and (position, ids) != self._saved_as:
@@ -339,7 +336,20 @@ class Training:
             if not place.learner.finite():
                 self._diverge(place, f"loss is not finite in epoch {epoch}")
 
+    def _holds(self, place: ActiveRun) -> bool:
+        """Whether the run is still ours to write; one that is not is left."""
+        try:
+            place.folder.lease.check()
+            return True
+        except LeaseLost as error:
+            self._lost(place, error)
+        except StoreError as error:
+            self._drop(place.learner, error)
+        return False
+
     def _diverge(self, place: ActiveRun, reason: str) -> None:
+        if not self._holds(place):  # another writer's: not ours to judge
+            return
         self._leave(place)
         self.trouble = True
         place.folder.log(f"diverged: {reason}")

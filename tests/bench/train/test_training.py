@@ -210,6 +210,48 @@ def test_divergence_and_failure_stay_with_their_learner(tmp_path, stray_methods,
     assert read_status(views["raises"].folder).attempt == 2
 
 
+def after_steps(monkeypatch, steps: int, act) -> None:
+    """Does `act` once, after so many steps of the group."""
+    taken, original = [], engine.Eager.step
+
+    def step(runner, start, stop):
+        failed = original(runner, start, stop)
+        taken.append(start)
+        if len(taken) == steps:
+            act()
+        return failed
+
+    monkeypatch.setattr(engine.Eager, "step", step)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["at a save", "at a row"])
+def test_a_lease_that_cannot_be_read_any_more_stops_its_own_run_only(tmp_path, monkeypatch, seconds):
+    def spoil():
+        (lease,) = tmp_path.glob("runs/*-kd-*/lease.json")
+        lease.unlink()
+        lease.mkdir()
+
+    with_teacher(tmp_path)
+    after_steps(monkeypatch, 2, spoil)
+    assert group_job.run_group(group("student", "kd"), execution(tmp_path, checkpoint_seconds=seconds)) == TROUBLE
+    views, problems = scan(tmp_path)
+    assert {view.method: view.status for view in views if view.student == "resnet8"} == {"student": "done"}
+    assert ["-kd-" in problem.where for problem in problems] == [True]
+
+
+def test_a_run_that_another_writer_took_is_not_said_to_have_diverged(tmp_path, stray_methods, monkeypatch):
+    def take():
+        (lease,) = tmp_path.glob("runs/*/lease.json")
+        lease.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "another"}))
+
+    monkeypatch.setattr(registry, "source_hash", lambda name: "0" * 16)
+    stray_methods("turns_nan", _nan_after(1))
+    after_steps(monkeypatch, 2, take)
+    assert group_job.run_group(group("turns_nan", teacher=None), execution(tmp_path)) == TROUBLE
+    (view,) = scan(tmp_path)[0]
+    assert view.status == "running"
+
+
 def test_done_is_not_run_again(tmp_path):
     assert group_job.run_group(group("student", teacher=None), execution(tmp_path)) == DONE
     first = records(tmp_path)["student"]
