@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bench.errors import DONE, TROUBLE
+from bench.errors import DONE, TROUBLE, UsageError
 from bench.plan.protocols import Protocol
 from bench.store import redo, teachers
 from bench.store.runs import scan
-from bench.train import teacher_training
+from bench.train import teacher_networks, teacher_training
 from bench.train.execution import Execution
 from bench.train.learner import Learner
 
@@ -72,3 +72,19 @@ def test_an_absent_teacher_whose_redo_diverged_says_why(tmp_path, train, capsys)
     assert train() == TROUBLE
     assert "diverged: loss is not finite in epoch 1; --redo tries it again" in capsys.readouterr().out
     assert teachers.find(tmp_path, "shapes100", "resnet8") is None
+
+
+def test_a_full_disk_leaves_the_teacher_that_was_to_be_replaced(tmp_path, train, monkeypatch):
+    assert train() == DONE
+    before = teachers.find(tmp_path, "shapes100", "resnet8")
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(teacher_networks, "write_bytes", full)
+    with pytest.raises(UsageError, match="teachers/shapes100-resnet8: No space left on device"):
+        train(again=True)
+    assert teachers.find(tmp_path, "shapes100", "resnet8") == before
+    monkeypatch.undo()
+    assert train() == DONE
+    assert sorted(path.name for path in before.folder.iterdir()) == ["teacher.json", "teacher.pt", "verified.json"]
