@@ -144,12 +144,13 @@ def _checked(options: Equivalence) -> tuple[protocols.Protocol, Pair, tuple[int,
         raise UsageError("candidate and reference are the same precision: name two")
     if not options.margin > 0 or not options.sigma > 0:
         raise UsageError("--margin and --sigma: above 0")
+    names.check_methods(options.methods)
     pair = parse_pair(options.pair, names.networks())
     seeds = parse_seeds(options.seeds)
     if len(seeds) * len(options.methods) < 2:
         raise UsageError("an equivalence study needs two paired runs at least: more --seeds or --methods")
     protocol = protocols.get(options.protocol)
-    return (protocol.scaled(options.epochs) if options.epochs else protocol), pair, seeds
+    return (protocol if options.epochs is None else protocol.scaled(options.epochs)), pair, seeds
 
 
 def _train(options: Equivalence, protocol: protocols.Protocol, pair: Pair, seeds: Sequence[int]) -> int:

@@ -52,6 +52,7 @@ class Nightly(DeviceOption, ResultsOption):
         with history.alone(place):
             rows = history.read(place)  # a damaged history is told before the work, not after
             baseline = history.read_baseline(place)
+            history.read_told(place)
             number = history.last_night(rows, baseline) + 1
             if lost := history.behind(place, rows, baseline):
                 print(f"warning: {lost}; compared with that baseline, nights go on from {number}")
@@ -93,20 +94,29 @@ def make_row(number: int, plan: str, parts: Any, benches: dict[str, dict[str, An
 
 
 def record(place: Path, machine: str, rows: list[Row], row: Row, every_hours: float) -> int:
-    """Append the row, start a baseline where there is none of this plan, print the verdict. Returns the exit code."""
+    """Append the row, start a baseline where there is none of this plan, print the verdict, note that it was. Returns the exit code.
+
+    Raises UsageError where nothing can be written, StoreError for a damaged file.
+    """
     if not row["metrics"]:
         print(clean("regression: no metric could be measured; " + "; ".join(f"{name}: {reason}" for name, reason in row["failures"].items()), 4000))
         return 1
-    history.append(place, row)
+    with history.writing(place):
+        history.append(place, row)
     for name, said in row["failures"].items():
         print(clean(f"not measured: {name}: {said}", 1000))
     baseline = history.read_baseline(place)
     if baseline is None or baseline["row"]["plan"] != row["plan"]:
         reason = "first night on this machine class" if baseline is None else "the nightly plan itself changed"
-        baseline = history.set_baseline(place, row, reason)
+        with history.writing(place):
+            baseline = history.set_baseline(place, row, reason)
         print(f"new baseline on {machine}: {reason}, night {row['night']}, commit {row['commit'] or 'unknown'}")
-    verdict = judge([*rows, row], baseline, every_hours)
-    print("\n".join(verdict_lines(verdict, baseline, machine)))
+    verdict = judge([*rows, row], baseline, every_hours, history.read_told(place))
+    print("\n".join(verdict_lines(verdict, baseline, machine)), flush=True)
+    try:
+        history.set_told(place, row["night"])
+    except OSError as error:
+        print(f"warning: cannot note that this was told ({error.strerror}): what is new tonight will be new again")
     return verdict.code
 
 
@@ -126,7 +136,8 @@ def _accept(options: Nightly) -> int:
         if not rows:
             raise UsageError(f"no night to accept in {place}; run `python -m bench nightly` first")
         _newest(place, rows)
-        history.set_baseline(place, rows[-1], reason)
+        with history.writing(place):
+            history.set_baseline(place, rows[-1], reason)
     print(f"baseline of {machine}: night {rows[-1]['night']}, commit {rows[-1]['commit'] or 'unknown'} ({reason})")
     return 0
 

@@ -1,4 +1,5 @@
-"""The files of a machine class below results/nightly: history.jsonl (one checked row a night, appended), baseline.json (replaced whole).
+"""The files of a machine class below results/nightly: history.jsonl (one checked row a night, appended), baseline.json (replaced whole),
+told.json (the last night whose verdict was printed).
 
 A row: {"format", "night" (counter from 1), "date" (ISO, UTC), "commit", "plan" (hash of what was run), "parts", "facts" (versions and
 settings that may change), "sources" (method -> hash), "failures" (method -> reason), "metrics"}. A metric: {"method", "pair", "metric",
@@ -7,6 +8,7 @@ nights are paired by them), "bits" (replicate -> hash, where runs can be bit-equ
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,6 +57,15 @@ def alone(place: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """A full disk, or what else keeps a file in `place` from being written, is a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write in {place}: {error.strerror or error}; free some space or choose another --results folder") from None
 
 
 def content(path: Path) -> bytes | None:
@@ -129,3 +140,20 @@ def set_baseline(place: Path, row: Row, reason: str) -> dict[str, Any]:
     baseline = {"format": FORMAT, **facts, "row": row, "earlier": earlier}
     write_json(place / "baseline.json", baseline)
     return baseline
+
+
+def read_told(place: Path) -> float:
+    """The last night whose verdict was printed; infinity where no file says: then all of them count as told. Raises StoreError."""
+    path = place / "told.json"
+    data = content(path)
+    if data is None:
+        return math.inf
+    night = checked(path, data).get("night")
+    if not isinstance(night, int):
+        raise StoreError(f"{path}: names no night; remove it")
+    return night
+
+
+def set_told(place: Path, night: int) -> None:
+    """Note that the verdict of this night was printed. Raises OSError."""
+    write_json(place / "told.json", {"format": FORMAT, "night": night})

@@ -1,7 +1,7 @@
 """What a history means tonight: every night since the baseline is taken through the alarm again, so no other state is kept.
 
-A regression is new on the night that confirms it (exit code 1) and on a later night only where it got worse; until the baseline is moved
-or it goes away it is listed as still open. No torch here.
+A regression is new on the night that confirms it (exit code 1) and on a later night only where it got worse, or where that night was killed
+before it could say so; until the baseline is moved or it goes away it is listed as still open. No torch here.
 """
 
 import math
@@ -82,8 +82,11 @@ def before(rows: Sequence[Row], baseline: dict[str, Any]) -> list[Row]:
     return [row for row in rows if row["night"] < first["night"] and row["plan"] == first["plan"]]
 
 
-def judge(rows: Sequence[Row], baseline: dict[str, Any], every_hours: float = 24.0) -> Verdict:
-    """The verdict on the last of `rows` (oldest first, all of one machine class) against the baseline."""
+def judge(rows: Sequence[Row], baseline: dict[str, Any], every_hours: float = 24.0, told: float = math.inf) -> Verdict:
+    """The verdict on the last of `rows` (oldest first, all of one machine class) against the baseline.
+
+    `told`: the last night whose verdict anybody saw; what later ones found and is still open is new tonight.
+    """
     nights = since(rows, baseline)
     keys = list(dict.fromkeys(key for row in nights for key in row["metrics"]))
     replay = _Replay(nights, keys)
@@ -91,8 +94,10 @@ def judge(rows: Sequence[Row], baseline: dict[str, Any], every_hours: float = 24
         replay.learn_from([*earlier, nights[0]])
     verdict = Verdict(nights[-1]["night"], len(keys))
     for index in range(1, len(nights)):
-        verdict.new, verdict.resolved = [], []
+        if nights[index - 1]["night"] <= told:
+            verdict.new, verdict.resolved = [], []
         replay.take(index, verdict)
+    verdict.new = [finding for finding in verdict.new if replay.findings.get(finding.key) is finding]
     reported = {(finding.key, finding.kind) for finding in verdict.new}
     verdict.open = [f for f in replay.findings.values() if (f.key, f.kind) not in reported]
     tonight = nights[-1]["metrics"]

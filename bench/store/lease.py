@@ -26,6 +26,8 @@ NAME = "lease.json"
 BEAT_SECONDS = 15.0
 STILL_SECONDS = 90.0
 """How long a counter must stand still before its lease is taken."""
+RELEASE_SECONDS = 10.0
+"""How long who gives a lease back waits for somebody who judges it; that takes no time unless his process is stopped."""
 VIEW = ("host", "boot", "processes")
 """Where these agree, process numbers mean the same."""
 
@@ -66,6 +68,7 @@ class Lease:
         self.path = folder / NAME
         self.token = secrets.token_hex(8)
         self._counter = 0
+        self._guard = threading.Lock()  # a beat must not put back what is being released
 
     def acquire(self, still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> bool:
         """Take the lease; False where a live writer holds it. May wait `still_seconds` for a counter to move. Raises StoreError."""
@@ -77,33 +80,38 @@ class Lease:
         return bool(seen) and _alive(seen) is not False
 
     def beat(self) -> None:
-        """Move the counter. Raises LeaseLost."""
-        with contextlib.suppress(filelock.Timeout), self._lock(0):  # locked: somebody judges it just now
-            self.check()
-            self._counter += 1
-            self._place()
+        """Move the counter. Raises LeaseLost, StoreError, OSError."""
+        with self._guard:
+            self.check()  # before the lock: a folder that was given back is left as it is
+            with contextlib.suppress(filelock.Timeout), self._lock(0):  # locked: somebody judges it just now
+                self.check()
+                self._counter += 1
+                self._place()
 
     def check(self) -> None:
-        """Raises LeaseLost where the lease is not ours any more."""
-        seen = self._read()
-        if seen is None or seen.get("token") != self.token:
+        """Raises LeaseLost where the lease is not ours any more, StoreError where it cannot be read."""
+        if not self._is_ours():
             raise LeaseLost(f"{self.path}: the lease was taken by another writer")
 
     def release(self) -> None:
-        """Give the lease back, if it is still ours."""
+        """Give the lease back, if it is still ours; one that cannot be read any more is not."""
         _HEART.forget(self)
-        seen = self._read()
-        if seen is not None and seen.get("token") == self.token:
-            self.path.unlink(missing_ok=True)
-            self._lock_file.unlink(missing_ok=True)  # it is asked for only where a lease stands
+        with self._guard, contextlib.suppress(StoreError), contextlib.ExitStack() as locked:
+            if not self._is_ours():
+                return
+            with contextlib.suppress(OSError):  # no room for the lock: then nobody can judge the lease either
+                locked.enter_context(self._lock(RELEASE_SECONDS))
+            if self._is_ours():
+                self.path.unlink(missing_ok=True)
 
-    @property
-    def _lock_file(self) -> Path:
-        return self.path.with_name(f".{NAME}.lock")
+    def _is_ours(self) -> bool:
+        seen = self._read()
+        return seen is not None and seen.get("token") == self.token
 
     def _lock(self, timeout: float = -1) -> filelock.FileLock:
-        """Keeps apart those who judge the same stale lease; the kernel drops it with its holder."""
-        return filelock.FileLock(self._lock_file, timeout=timeout)
+        """Keeps apart those who judge the same stale lease; the kernel drops it with its holder. Its file stays: who waits for one that was
+        taken away, and who finds none and makes a new one, would both have it."""
+        return filelock.FileLock(self.path.with_name(f".{NAME}.lock"), timeout=timeout)
 
     def _draft(self) -> Path:
         pid = os.getpid()
@@ -168,33 +176,39 @@ def _alive(seen: dict) -> bool | None:
 
 
 def acquire_all(leases: Sequence[Lease], still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> list[bool]:
-    """Take those that no live writer holds: which ones. Counters of holders that cannot be seen are watched together, once.
+    """Take those that no live writer holds: which ones. Counters of holders that cannot be seen are watched together, once; what is held
+    already is beaten meanwhile, since others may be watching it.
 
     `check` is called while waiting and may raise to stop. Raises StoreError; nothing is held then.
     """
     won: dict[Lease, bool] = {}
+
+    def settle(lease: Lease, ours: bool) -> None:
+        won[lease] = ours
+        if ours:
+            _HEART.keep(lease)
+
     try:
-        found = {lease: lease._attempt() for lease in leases}
-        won = {lease: answer is True for lease, answer in found.items()}
-        watched = {lease: seen for lease, seen in found.items() if isinstance(seen, dict)}
+        watched: dict[Lease, dict] = {}
+        for lease in leases:
+            answer = lease._attempt()
+            settle(lease, answer is True)
+            if isinstance(answer, dict):
+                watched[lease] = answer
         until = time.monotonic() + still_seconds
         while watched and time.monotonic() < until:
             check()
             time.sleep(min(1.0, max(0.01, until - time.monotonic())))
             for lease, seen in list(watched.items()):
                 if lease._read() != seen:
-                    won[lease] = lease._attempt() is True  # moved: alive; released: ours
+                    settle(lease, lease._attempt() is True)  # moved: alive; released: ours
                     del watched[lease]
         for lease, seen in watched.items():
-            won[lease] = lease._take(seen)
+            settle(lease, lease._take(seen))
     except BaseException:
         for lease in leases:
-            with contextlib.suppress(StoreError):
-                lease.release()
+            lease.release()
         raise
-    for lease, ours in won.items():
-        if ours:
-            _HEART.keep(lease)
     return [won[lease] for lease in leases]
 
 

@@ -4,6 +4,7 @@ JSON files are replaced atomically (temporary file in the same folder, flush, fs
 write each. Files and rows carry a CRC-32. The final record is written last, once, and names the SHA-256 of the configuration and of the rows.
 """
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from bench.errors import StoreError, UsageError
 from bench.plan.identity import FORMAT, canonical, digest
 from bench.plan.protocols import Protocol
 from bench.store.files import Problem, folders, read, read_json, sha256, sync_folder, typed, write_json
+from bench.store.lease import NAME as LEASE
 from bench.store.lease import Lease
 from bench.store.records import Config, Identity, Record, Status, known_protocol
 from bench.store.rows import curve, read_rows
@@ -25,6 +27,8 @@ STATUSES: tuple[str, ...] = get_args(get_type_hints(Status)["status"])
 
 GONE = "it stopped without a word, and nobody runs it"
 """The reason of a run whose status says that it is running and whose lease nobody holds."""
+_RUN = re.compile(r"\S+-s-?\d+-[0-9a-f]{10}")
+"""The name of a run: see plan.identity.Run.id."""
 
 
 def _differences(kept: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -207,12 +211,25 @@ def _finished(view: RunView) -> bool:
 
 
 def scan(results: Path) -> tuple[list[RunView], list[Problem]]:
-    """All runs below `results`/runs by name, and those that cannot be trusted with the reason. No such folder reads as no runs."""
+    """All runs below `results`/runs by name, and those that cannot be trusted with the reason. No such folder, and one of a run that was not
+    begun yet, read as no runs."""
     views, problems = [], []
     names, problem = folders(results, "runs")
     for name in names:
         try:
             views.append(read_run(results / "runs" / name))
         except StoreError as error:
-            problems.append(Problem(name, str(error).removeprefix(f"{results}{os.sep}")))
+            if _begun(results / "runs" / name):
+                problems.append(Problem(name, str(error).removeprefix(f"{results}{os.sep}")))
     return views, problem + problems
+
+
+def _begun(folder: Path) -> bool:
+    """Whether anything is there that is not of a run's first moment: its writer makes the folder and holds the lease, and waits for those of
+    the group's other members before it writes more."""
+    if not _RUN.fullmatch(folder.name):
+        return True
+    try:
+        return any(not name.startswith(".") and name != LEASE for name in os.listdir(folder))
+    except OSError:  # it cannot be looked at, which is a problem
+        return True

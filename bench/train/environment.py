@@ -132,12 +132,12 @@ def clocks() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def conditions(device: torch.device, code: str | None, engine: str) -> dict[str, str]:
+def conditions(device: torch.device, code: str | None, engine: str, deterministic: bool) -> dict[str, str]:
     """What the last bits of a run depend on besides its identity: a run that is resumed under others may end with other ones.
 
     `code`: the suite's commit.
     """
-    said = {"device": device_facts(device)["name"], "commit": code, "engine": engine}
+    said = {"device": device_facts(device)["name"], "commit": code, "engine": engine, "deterministic": "yes" if deterministic else "no"}
     said |= {name: versions()[name] for name in ("torch", "cuda", "cudnn")}
     if device.type == "cpu":
         said["threads"] = torch.get_num_threads()

@@ -44,9 +44,9 @@ def run_group(group: Group, execution: Execution) -> int:
         job = GroupJob(group, execution, stop)
         if any(m.run.teacher and not done(job, m) for m in job.members):
             job.teacher()  # a bad teacher stops the job before a run folder is touched
+        held, skipped_live = _claim(job)
     except Stopped:
         return stop.code
-    held, skipped_live = _claim(job)
     try:
         code = _train_parts(job, held)
     finally:

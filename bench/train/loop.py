@@ -41,19 +41,22 @@ class ActiveRun:
         self.inference = member.method.inference(member.hyper, member.setting)
         self.best_top1, self.best_epoch, self.seconds, self.pretraining_seconds = -1.0, 0, 0.0, 0.0
         self.tested: dict[str, float] = {}
+        self.deterministic = conditions["deterministic"] == "yes"  # so far, of all attempts
         if restored.state is not None:
             learner.load(restored.state)
             kept = restored.state["progress"]
             self.best_top1, self.best_epoch, self.seconds, self.tested = kept["best_top1"], kept["best_epoch"], kept["seconds"], kept["tested"]
             self.pretraining_seconds = kept.get("pretraining_seconds", 0.0)
             self.changes = list(kept.get("changes", ()))
-            if new := environment.changes(kept.get("conditions", conditions), conditions):
+            before = {"deterministic": conditions["deterministic"]} | kept.get("conditions", conditions)  # an older version's does not say
+            self.deterministic &= kept.get("deterministic", True)
+            if new := environment.changes(before, conditions):
                 self.changes.append(f"epoch {restored.position.epoch}, step {restored.position.step}: {', '.join(new)}")
                 folder.log(f"conditions differ from those before, and the last bits may with them: {', '.join(new)}")
 
     def state(self) -> dict[str, Any]:
         progress = {"best_top1": self.best_top1, "best_epoch": self.best_epoch, "seconds": self.seconds, "tested": self.tested}
-        progress |= {"conditions": self.conditions, "changes": self.changes}
+        progress |= {"conditions": self.conditions, "changes": self.changes, "deterministic": self.deterministic}
         if self.pretraining_seconds:
             progress["pretraining_seconds"] = self.pretraining_seconds
         return {**self.learner.state(), "progress": progress}
@@ -82,10 +85,15 @@ class Training:
     def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
         """Take a member in. Raises RuntimeError or KeyError where a checkpoint does not fit it."""
         learner.start(self.job.images.train_labels)
-        conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name)
+        execution = self.job.execution
+        conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name, execution.deterministic)
         self.places.append(ActiveRun(folder, learner, built, restored, conditions))
         if restored.state is not None:
             folder.log(f"attempt {folder.attempt}: resumed at epoch {self.position.epoch}, step {self.position.step}")
+            if self.position > START and (past := folder.missed(e for e in execution.keep_epochs if e < self.position.epoch)):
+                said = f"weights asked for after epochs that are past are not kept: {', '.join(map(str, past))}"
+                folder.log(said)
+                print(f"{folder.id}: {said}", flush=True)
         else:
             folder.log(f"attempt {folder.attempt}: started")
 
@@ -97,7 +105,7 @@ class Training:
         print(f"{folder.id} failed: {reason}", flush=True)
         self.trouble = True
         self.gone.add(folder.id)
-        with contextlib.suppress(LeaseLost):
+        with contextlib.suppress(LeaseLost, StoreError):
             folder.lease.check()  # a run that another writer took is not ours to judge
             folder.log("".join(traceback.format_exception(error)).rstrip())
             folder.status("failed", reason, **peak)
@@ -135,7 +143,7 @@ class Training:
                 self._keep(place, 0)
             except LeaseLost as error:
                 self._lost(place, error)
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 self._drop(place.learner, error)
 
     def _epoch(self, epoch: int, first: int) -> bool:
@@ -260,7 +268,7 @@ class Training:
             "versions": environment.versions(),
             "engine": self.engine.ran(learner),
             "threads": torch.get_num_threads(),
-            "deterministic": job.execution.deterministic,
+            "deterministic": place.deterministic,
             "commit": job.commit,
             "changes": place.changes,
             "weights_sha256": state_hash(learner.student.state_dict()),
@@ -293,10 +301,7 @@ class Training:
     def _save(self, position: Position) -> None:
         self._count_time()
         for place in list(self.places):
-            try:
-                place.folder.lease.check()
-            except LeaseLost as error:
-                self._lost(place, error)
+            self._holds(place)
         ids = tuple(place.folder.id for place in self.places)
         # The same state twice would push the older generation out.
         if ids and (position, ids) != self._saved_as:
@@ -331,7 +336,20 @@ class Training:
             if not place.learner.finite():
                 self._diverge(place, f"loss is not finite in epoch {epoch}")
 
+    def _holds(self, place: ActiveRun) -> bool:
+        """Whether the run is still ours to write; one that is not is left."""
+        try:
+            place.folder.lease.check()
+            return True
+        except LeaseLost as error:
+            self._lost(place, error)
+        except StoreError as error:
+            self._drop(place.learner, error)
+        return False
+
     def _diverge(self, place: ActiveRun, reason: str) -> None:
+        if not self._holds(place):  # another writer's: not ours to judge
+            return
         self._leave(place)
         self.trouble = True
         place.folder.log(f"diverged: {reason}")

@@ -1,7 +1,7 @@
 """A run's folder as its trainer writes it: configuration, rows, status, log, final record."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -111,3 +111,7 @@ class RunFolder:
         """Keep the student's weights after an epoch. Raises LeaseLost and OSError."""
         self.lease.check()
         snapshots.write(self.path, epoch, pickled(plain(student)), state_hash(student))
+
+    def missed(self, epochs: Iterable[int]) -> list[int]:
+        """Which of these epochs have no weights kept."""
+        return [epoch for epoch in epochs if not snapshots.place(self.path, epoch).exists()]

@@ -108,13 +108,10 @@ def import_file(
 def publish(
     results: Path, dataset: str, data_hash: str, architecture: str, state: dict[str, Tensor], measured: dict[str, float], record: dict[str, Any]
 ) -> TeacherFile:
-    """Write a teacher's weights and record; the record last, so that a teacher is there whole or not at all."""
+    """Write a teacher's weights and record; the record last, so that a teacher is there whole or not at all. One that it replaces stays until
+    the new weights are written. Raises UsageError where that cannot be."""
     place = folder(results, dataset, architecture)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "teacher.json").unlink(missing_ok=True)
-    write_bytes(place / "teacher.pt", pickled(plain(state)))
     found = state_hash(state)
-    write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
     full = {
         "format": FORMAT,
         "architecture": architecture,
@@ -126,7 +123,15 @@ def publish(
         **record,
     }
     teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
-    write_json(place / "teacher.json", full)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        write_bytes(place / "teacher.new.pt", pickled(plain(state)))
+        (place / "teacher.json").unlink(missing_ok=True)
+        (place / "teacher.new.pt").replace(place / "teacher.pt")
+        write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
+        write_json(place / "teacher.json", full)
+    except OSError as error:
+        raise UsageError(f"cannot write {place}: {error.strerror}; free some space or choose another --results folder") from None
     return teacher
 
 

@@ -1,15 +1,18 @@
 """Training a teacher: as a plain student of its own architecture, whose last weights are then published."""
 
+import contextlib
 from pathlib import Path
 
 from bench import data
-from bench.errors import DONE, UsageError
+from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store import redo
-from bench.store.runs import read_record
+from bench.store.records import Status
+from bench.store.runs import read_record, read_status
 from bench.store.teachers import find
 from bench.store.weights import read_state, state_hash
+from bench.text import say
 from bench.train import group_job
 from bench.train.context import runs_of
 from bench.train.execution import Execution
@@ -17,20 +20,25 @@ from bench.train.teacher_networks import publish
 
 
 def train(architecture: str, protocol: Protocol, seed: int, precision: str, execution: Execution) -> int:
-    """Train a teacher as a plain student of its own architecture, then publish its last-epoch weights. Returns an exit code."""
+    """Train a teacher as a plain student of its own architecture, then publish its last-epoch weights. Returns an exit code; TROUBLE, and
+    nothing is published, where the run was left alone because it diverged before. Raises UsageError where its weights are not its record's."""
     results = Path(execution.results)
     dataset = data.load(protocol, Path(execution.data_root) if execution.data_root else None, execution.download)
     if find(results, dataset.name, architecture) and not execution.redo:
         return DONE
     group = Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
     run = runs_of(group, dataset, None)[0].run
-    if execution.redo and not redo.pending(results, run.id):
-        redo.begin(results, [run.id])
+    if execution.redo:
+        _begin_again(results, run.id)
     code = group_job.run_group(group, execution)
     if code != DONE:
         return code
-    place = results / "runs" / run.id
+    again = redo.pending(results, run.id)
+    place = (redo.root(results) if again else results) / "runs" / run.id
     record = read_record(place)
+    if again or record is None:
+        say(f"{run.id} {_standing(place)}; --redo tries it again")
+        return TROUBLE
     state = read_state(place / "student.pt")
     if state_hash(state) != record.weights_sha256:
         raise UsageError(f"{place / 'student.pt'} is not what its record names; train it again: python -m bench teachers train {architecture} --redo")
@@ -38,3 +46,29 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
     measured = {"top1": record.test_top1, "top5": record.test_top5}
     publish(results, dataset.name, dataset.hash, architecture, state, measured, {**facts, "precision": precision})
     return DONE
+
+
+def _begin_again(results: Path, run: str) -> None:
+    """Mark a run as to be trained again. One that is marked goes on where it was stopped; one that diverged then is cleared and starts over.
+
+    Raises UsageError where it is being trained.
+    """
+    if redo.pending(results, run):
+        found = _status(redo.root(results) / "runs" / run)
+        if found is None or found.status != "diverged":
+            return
+        redo.drop(results, run)
+    redo.begin(results, [run])
+
+
+def _standing(folder: Path) -> str:
+    """Why a run is not done, in words."""
+    found = _status(folder)
+    return f"{found.status}: {found.reason}" if found else "is not done"
+
+
+def _status(folder: Path) -> Status | None:
+    """A run's status, as far as it can be read: it is not fsynced, and after a crash of the machine it may be anything."""
+    with contextlib.suppress(StoreError):
+        return read_status(folder)
+    return None

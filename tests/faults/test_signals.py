@@ -1,15 +1,17 @@
 """Faults 3, 4, 5 and 18: signals that land anywhere in a step, an evaluation or a save; preemption through submitit; clocks that jump."""
 
+import json
 import os
 import random
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME
+from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE
 from bench.launch.tasks import Job
 from bench.store.rows import read_rows
 from bench.store.runs import scan
@@ -97,6 +99,27 @@ def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroke
     assert lives.outcome(results) == unbroken
     logs = [p.read_text() for p in results.glob("runs/*s1*/log.txt")]
     assert all("interrupted: SIGUSR2" in text and "attempt 2: resumed at epoch" in text for text in logs)
+
+
+def watches_a_lease(folder: Path, number: int) -> int:
+    """A life that gets the signal while it watches the counters of another host's leases; 1 where the job was not queued again as it should."""
+    queued: list[int] = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(number))  # as submitit's handler stands there
+    timer = threading.Timer(1.0, kills_itself, (number,))
+    timer.start()
+    code = Job(group_job.run_group)({"group": lives.group()}, lives.execution(folder))
+    return code if bool(queued) == (number == signal.SIGUSR2) else TROUBLE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_stop_while_a_lease_is_watched_is_a_stop(results, halfway, number):
+    shutil.copytree(halfway, results, dirs_exist_ok=True)
+    leases = list(results.glob("runs/*/lease.json"))
+    for path in leases:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere"}))
+    before = [path.read_bytes() for path in leases]
+    assert lives.live(lambda: watches_a_lease(results, number)) == (INTERRUPTED if number == signal.SIGTERM else STOPPED_IN_TIME)
+    assert [path.read_bytes() for path in leases] == before
 
 
 def test_a_time_limit_stops_at_a_step_as_often_as_needed(results, unbroken):

@@ -146,6 +146,8 @@ def test_a_stop_is_passed_on_and_nothing_is_judged(tmp_path, monkeypatch):
         ({"pair": "resnet56"}, "teacher-student"),
         ({"seeds": ("1",), "methods": ("kd",)}, "two paired runs"),
         ({"protocol": "crdd"}, "did you mean crd"),
+        ({"epochs": 0}, "--epochs 0: at least 1"),
+        ({"methods": ("student", "kdd")}, "unknown method 'kdd'"),
     ],
 )
 def test_bad_input(tmp_path, changes, text):

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.errors import UsageError
-from bench.nightly import history
+from bench.errors import StoreError, UsageError
+from bench.nightly import command, history
 from bench.nightly.command import Nightly, read_benchmarks
 from bench.nightly.trend import trends
 from tests.bench.nightly.rows import METHODS, night
@@ -59,10 +59,82 @@ def test_nights_of_a_machine(tmp_path, plan, capsys):
     place = history.folder(tmp_path, "here")
     assert [row["night"] for row in history.read(place)] == list(range(1, 9))
     assert history.read_baseline(place)["reason"] == "meant"
-    assert sorted(p.name for p in place.iterdir() if p.name != ".lock") == ["baseline.json", "history.jsonl"]  # the runs are gone
+    assert sorted(p.name for p in place.iterdir() if p.name != ".lock") == ["baseline.json", "history.jsonl", "told.json"]  # the runs are gone
     found = trends(tmp_path)["here"]
     assert len(found["nights"]) == 8
     assert [b["reason"] for b in found["baselines"]] == ["first night on this machine class", "meant"]
+
+
+def killed(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_what_a_killed_night_found_rings_on_the_next_one_and_once(tmp_path, plan, capsys, monkeypatch):
+    """Killed after its row was appended and before it said anything."""
+    for _ in range(5):
+        assert go(tmp_path) == 0
+    plan.worse = {"kd": 7.0}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command, "judge", killed)
+        go(tmp_path)
+    capsys.readouterr()
+    assert go(tmp_path) == 1
+    said = capsys.readouterr().out
+    assert said.count("regression: kd") == 1 and "night 6" in said and "still open" not in said
+    assert go(tmp_path) == 0
+    assert "still open (night 6)" in capsys.readouterr().out
+
+
+def test_what_a_killed_night_found_and_is_gone_again_does_not_ring(tmp_path, plan, capsys, monkeypatch):
+    for _ in range(5):
+        assert go(tmp_path) == 0
+    plan.worse = {"kd": 7.0}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command, "judge", killed)
+        go(tmp_path)
+    plan.worse = None
+    assert go(tmp_path) == 0
+    assert "resolved: kd" in capsys.readouterr().out
+
+
+def test_a_history_of_an_earlier_version_rings_for_nothing_old(tmp_path, plan):
+    for _ in range(5):
+        assert go(tmp_path) == 0
+    plan.worse = {"kd": 7.0}
+    assert go(tmp_path) == 1
+    (history.folder(tmp_path, "here") / "told.json").unlink()
+    assert go(tmp_path) == 0
+
+
+def test_a_damaged_note_of_what_was_told_is_named_before_the_work(tmp_path, plan):
+    assert go(tmp_path) == 0
+    (history.folder(tmp_path, "here") / "told.json").write_text("{}")
+    with pytest.raises(StoreError, match="told.json"):
+        go(tmp_path)
+    assert plan.ran == 1
+
+
+def full(*arguments):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["append_row", "write_json"])
+def test_a_full_disk_is_one_line(tmp_path, plan, monkeypatch, name):
+    monkeypatch.setattr(history, name, full)
+    with pytest.raises(UsageError, match="cannot write in .*: No space left on device"):
+        go(tmp_path)
+
+
+def test_a_verdict_that_cannot_be_noted_rings_all_the_same(tmp_path, plan, monkeypatch, capsys):
+    for _ in range(5):
+        assert go(tmp_path) == 0
+    plan.worse = {"kd": 7.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "write_json", full)
+        assert go(tmp_path) == 1
+    assert "will be new again" in capsys.readouterr().out
+    assert go(tmp_path) == 1
+    assert go(tmp_path) == 0
 
 
 def test_another_machine_class_starts_a_new_baseline(tmp_path, plan, capsys):

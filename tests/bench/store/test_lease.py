@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +100,90 @@ def test_beating_moves_the_counter(tmp_path):
         assert json.loads(lease.path.read_text())["counter"] == expected
 
 
+def in_thread(work) -> tuple[threading.Thread, list]:
+    """`work` under way, and where its result will stand."""
+    results: list = []
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread.start()
+    return thread, results
+
+
+def test_a_beat_does_not_put_back_what_is_released(tmp_path):
+    lease = Lease(tmp_path)
+    assert lease.acquire()
+    draft, drafting = lease._draft, threading.Event()
+
+    def slow():
+        drafting.set()
+        time.sleep(0.3)
+        return draft()
+
+    lease._draft = slow
+    beat, _ = in_thread(lease.beat)
+    assert drafting.wait(20)
+    lease.release()
+    beat.join(20)
+    assert not Lease(tmp_path).held() and not (tmp_path / NAME).exists()
+    with pytest.raises(LeaseLost):
+        lease.beat()
+
+
+def test_a_release_does_not_take_away_another_writers_lease(tmp_path):
+    """A holder that stood still for so long that it was judged to be dead goes on just then, and gives its lease back."""
+    late = Lease(tmp_path)
+    assert late.acquire()
+    rewrite(late, host="elsewhere")
+    new, read = Lease(tmp_path), late._read
+    takes: list = []
+
+    def reads():
+        """The lease is taken right after it was looked at, unless that has to wait."""
+        seen = read()
+        takes.append(in_thread(lambda: new.acquire(still_seconds=0.1)))
+        takes[-1][0].join(0.5)
+        return seen
+
+    late._read = reads
+    late.release()
+    for thread, _ in takes:
+        thread.join(20)
+    if any(won for _, results in takes for won in results):
+        new.check()
+
+
+def test_a_stale_lease_has_one_taker_whoever_gives_one_back(tmp_path, monkeypatch):
+    """Between the acts of a release another writer comes and dies; of two that judge its lease one has it."""
+    first, stale, second, third = (Lease(tmp_path) for _ in range(4))
+    assert first.acquire()
+    placing, go_on = threading.Event(), threading.Event()
+    place, unlink, takers = second._place, Path.unlink, []
+
+    def paused():
+        placing.set()
+        go_on.wait(20)
+        place()
+
+    def removed(path, missing_ok=False):
+        unlink(path, missing_ok)
+        if path == first.path and not takers:
+            takers.append(None)
+            assert stale.acquire()
+            rewrite(stale, started="1")
+            takers[0] = in_thread(second.acquire)
+            placing.wait(1)  # it may have to wait for the lock
+
+    second._place = paused
+    monkeypatch.setattr(Path, "unlink", removed)
+    first.release()
+    assert placing.wait(20)
+    takers.append(in_thread(third.acquire))
+    takers[1][0].join(1)
+    go_on.set()
+    for thread, _ in takers:
+        thread.join(20)
+    assert sorted(results for _, results in takers) == [[False], [True]]
+
+
 def test_leases_are_beaten_while_the_holder_does_something_long(tmp_path, monkeypatch):
     """An evaluation or a preparation that takes minutes: another host sees the counters move."""
     monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.05)
@@ -115,6 +201,19 @@ def test_leases_are_beaten_while_the_holder_does_something_long(tmp_path, monkey
     rewrite(leases[1], token="another")
     time.sleep(0.2)
     assert json.loads(taken.path.read_text())["token"] == "another"  # what was lost is not beaten
+
+
+def test_what_is_held_is_beaten_while_other_leases_are_watched(tmp_path, monkeypatch):
+    """Whoever watches it from another host would take it otherwise: he waits no longer than we do."""
+    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease_module, "_HEART", lease_module._Heart())
+    free, far = (Lease(tmp_path / name) for name in "ab")
+    for lease in (free, far):
+        lease.path.parent.mkdir()
+    assert far.acquire()
+    rewrite(far, host="elsewhere")
+    assert acquire_all([free, Lease(tmp_path / "b")], still_seconds=1.0) == [True, True]
+    assert free._counter >= 2
 
 
 def test_members_of_a_crashed_node_are_taken_over_together(tmp_path):
@@ -140,7 +239,7 @@ def _compete(folder, barrier, wins):
     if lease.acquire():
         with wins.get_lock():
             wins.value += 1
-        time.sleep(0.3)
+    barrier.wait()  # the holder lives until all have looked
     os._exit(0)
 
 

@@ -290,6 +290,19 @@ def test_scan_without_runs(tmp_path):
     assert scan(tmp_path) == ([], [])
 
 
+def test_a_run_that_was_not_begun_is_none(tmp_path):
+    """Its writer holds the lease while it waits for the leases of the group's other members, or was stopped then."""
+    waiting, stopped, killed = (tmp_path / "runs" / synthetic.run_of("kd", "resnet56", "resnet20", seed).id for seed in (1, 2, 3))
+    for folder in (waiting, stopped, killed):
+        folder.mkdir(parents=True)
+    assert Lease(waiting).acquire()
+    (killed / ".config.json.12ab.tmp").write_text("{")
+    assert scan(tmp_path) == ([], [])
+    (stopped / "epochs.jsonl").touch()
+    (tmp_path / "runs" / "a copy").mkdir()
+    assert [problem.where for problem in scan(tmp_path)[1]] == ["a copy", stopped.name]
+
+
 def test_no_torch():
     code = "import sys, bench.store.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,18 +1,21 @@
 """Weights kept on the way (--keep-epochs): those of that epoch, and nothing of the run changes for it."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from bench.__main__ import parse
-from bench.errors import DONE, TROUBLE, StoreError, UsageError
+from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, StoreError, UsageError
 from bench.launch.run import _kept, make_plan
 from bench.plan.groups import Group
 from bench.plan.protocols import PROTOCOLS, Protocol
 from bench.store import snapshots
 from bench.store.runs import scan
 from bench.store.weights import read_state, state_hash
-from bench.train import group_job
+from bench.train import group_job, run_folder
 from bench.train.execution import Execution
+from bench.train.stop import Stop
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=100, test_images=100, image_size=16, batch=50)
 
@@ -65,3 +68,17 @@ def test_a_snapshot_that_cannot_be_written_fails_the_run_and_the_next_launch_kee
     assert view.status == "failed" and "No space left" in view.reason
     assert group_job.run_group(group, execution) == DONE
     assert list(snapshots.kept(view.folder)) == [0, 1, 2]
+
+
+def test_epochs_that_are_past_when_a_run_goes_on_are_named(tmp_path, monkeypatch):
+    group = Group(None, "resnet8", 1, TINY, "tf32", ("student",))
+    execution = Execution(str(tmp_path), device="cpu", threads=torch.get_num_threads(), checkpoint_seconds=0, keep_epochs=(1,))
+    rows = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "code", property(lambda stop: STOPPED_IN_TIME if rows else None))
+        patch.setattr(run_folder, "append_row", lambda path, row, write=run_folder.append_row: (write(path, row), rows.append(row)))
+        assert group_job.run_group(group, execution) == STOPPED_IN_TIME
+    assert group_job.run_group(group, dataclasses.replace(execution, keep_epochs=(0, 1, 2))) == DONE
+    (view,) = scan(tmp_path)[0]
+    assert list(snapshots.kept(view.folder)) == [1, 2]
+    assert (view.folder / "log.txt").read_text().count("weights asked for after epochs that are past are not kept: 0\n") == 1

@@ -104,6 +104,18 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
     assert "went on under other conditions" in warning and "epoch 1, step 3" in warning
 
 
+def test_a_run_that_was_not_deterministic_throughout_is_none(tmp_path, monkeypatch):
+    """Two conditions of three attempts: the last one alone would say yes."""
+    for steps, sure in ((3, True), (2, False)):
+        with monkeypatch.context() as patch:
+            Interrupting(patch, steps)
+            assert group_job.run_group(group("student"), dataclasses.replace(execution(tmp_path), deterministic=sure)) == STOPPED_IN_TIME
+    assert group_job.run_group(group("student"), execution(tmp_path)) == DONE
+    (view,) = scan(tmp_path)[0]
+    assert view.record.deterministic is False
+    assert view.record.changes == ["epoch 1, step 3: deterministic yes -> no", "epoch 2, step 1: deterministic no -> yes"]
+
+
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
     """Four steps an epoch: stopped inside an epoch, before its evaluation, at its end, and in the last epoch."""
@@ -203,6 +215,48 @@ def test_a_run_says_what_makes_it_a_variant(tmp_path):
     assert group_job.run_group(dataclasses.replace(group("student", teacher=None), changed=changed), execution(tmp_path)) == DONE
     (view,) = scan(tmp_path)[0]
     assert view.changed == {"kept": 2.0} and view.record
+
+
+def after_steps(monkeypatch, steps: int, act) -> None:
+    """Does `act` once, after so many steps of the group."""
+    taken, original = [], engine.Eager.step
+
+    def step(runner, start, stop):
+        failed = original(runner, start, stop)
+        taken.append(start)
+        if len(taken) == steps:
+            act()
+        return failed
+
+    monkeypatch.setattr(engine.Eager, "step", step)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["at a save", "at a row"])
+def test_a_lease_that_cannot_be_read_any_more_stops_its_own_run_only(tmp_path, monkeypatch, seconds):
+    def spoil():
+        (lease,) = tmp_path.glob("runs/*-kd-*/lease.json")
+        lease.unlink()
+        lease.mkdir()
+
+    with_teacher(tmp_path)
+    after_steps(monkeypatch, 2, spoil)
+    assert group_job.run_group(group("student", "kd"), execution(tmp_path, checkpoint_seconds=seconds)) == TROUBLE
+    views, problems = scan(tmp_path)
+    assert {view.method: view.status for view in views if view.student == "resnet8"} == {"student": "done"}
+    assert ["-kd-" in problem.where for problem in problems] == [True]
+
+
+def test_a_run_that_another_writer_took_is_not_said_to_have_diverged(tmp_path, stray_methods, monkeypatch):
+    def take():
+        (lease,) = tmp_path.glob("runs/*/lease.json")
+        lease.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "another"}))
+
+    monkeypatch.setattr(registry, "source_hash", lambda name: "0" * 16)
+    stray_methods("turns_nan", _nan_after(1))
+    after_steps(monkeypatch, 2, take)
+    assert group_job.run_group(group("turns_nan", teacher=None), execution(tmp_path)) == TROUBLE
+    (view,) = scan(tmp_path)[0]
+    assert view.status == "running"
 
 
 def test_done_is_not_run_again(tmp_path):

@@ -1,0 +1,90 @@
+"""A teacher that diverges: its training says so and publishes nothing, and --redo tries it again."""
+
+import pytest
+import torch
+
+from bench.errors import DONE, TROUBLE, UsageError
+from bench.plan.protocols import Protocol
+from bench.store import redo, teachers
+from bench.store.runs import scan
+from bench.train import teacher_networks, teacher_training
+from bench.train.execution import Execution
+from bench.train.learner import Learner
+
+TINY = Protocol("tiny", dataset="shapes100", epochs=1, milestones=(), train_images=100, test_images=100, image_size=16, batch=64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Trains the teacher below tmp_path; `finite`: whether its loss stays so."""
+
+    def call(finite: bool = True, again: bool = False) -> int:
+        monkeypatch.setattr(Learner, "finite", lambda learner: finite)
+        execution = Execution(str(tmp_path), device="cpu", threads=1, deterministic=True, redo=again)
+        return teacher_training.train("resnet8", TINY, 0, "tf32", execution)
+
+    return call
+
+
+def test_a_teacher_that_diverged_is_told_again_and_its_leftovers_are_not_published(tmp_path, train, capsys):
+    assert train(finite=False) == TROUBLE
+    capsys.readouterr()
+    ((view,), _) = scan(tmp_path)
+    said = f"{view.id} diverged: loss is not finite in epoch 1; --redo tries it again\n"
+    for left in (False, True):
+        if left:
+            (view.folder / "student.pt").write_bytes(b"left by another version")
+        assert train() == TROUBLE
+        assert capsys.readouterr().out == said
+    assert teachers.find(tmp_path, "shapes100", "resnet8") is None
+    assert train(again=True) == DONE
+    assert teachers.find(tmp_path, "shapes100", "resnet8")
+
+
+def test_a_redo_that_diverged_is_tried_again_and_publishes_nothing_meanwhile(tmp_path, train, capsys):
+    assert train() == DONE
+    place = teachers.find(tmp_path, "shapes100", "resnet8").folder
+    before = (place / "teacher.json").stat().st_mtime_ns
+    assert train(finite=False, again=True) == TROUBLE
+    capsys.readouterr()
+    assert train(finite=False, again=True) == TROUBLE  # tried, not left
+    assert "diverged: loss is not finite in epoch 1" in capsys.readouterr().out
+    assert (place / "teacher.json").stat().st_mtime_ns == before
+    assert train(again=True) == DONE
+    (view,) = scan(tmp_path)[0]
+    assert view.status == "done" and not redo.pending(tmp_path, view.id)
+    assert (place / "teacher.json").stat().st_mtime_ns > before
+
+
+def test_an_absent_teacher_whose_redo_diverged_says_why(tmp_path, train, capsys):
+    assert train() == DONE
+    assert train(finite=False, again=True) == TROUBLE
+    place = teachers.find(tmp_path, "shapes100", "resnet8").folder
+    (place / "teacher.json").unlink()
+    capsys.readouterr()
+    assert train() == TROUBLE
+    assert "diverged: loss is not finite in epoch 1; --redo tries it again" in capsys.readouterr().out
+    assert teachers.find(tmp_path, "shapes100", "resnet8") is None
+
+
+def test_a_full_disk_leaves_the_teacher_that_was_to_be_replaced(tmp_path, train, monkeypatch):
+    assert train() == DONE
+    before = teachers.find(tmp_path, "shapes100", "resnet8")
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(teacher_networks, "write_bytes", full)
+    with pytest.raises(UsageError, match="teachers/shapes100-resnet8: No space left on device"):
+        train(again=True)
+    assert teachers.find(tmp_path, "shapes100", "resnet8") == before
+    monkeypatch.undo()
+    assert train() == DONE
+    assert sorted(path.name for path in before.folder.iterdir()) == ["teacher.json", "teacher.pt", "verified.json"]
