@@ -128,11 +128,23 @@ class Ledger:
         return any(run and redo.pending(self.results, run) for run in self.runs().values())
 
     def end_redo(self) -> list[str]:
-        """After a launch that came to its end: what could not be trained again keeps its old results. Which runs those are."""
-        left = [run for run in dict.fromkeys(self.runs().values()) if run and redo.pending(self.results, run)]
-        for run in left:
-            redo.drop(self.results, run)
-        return left
+        """After a launch that came to its end: a run that diverged would do so again, so it keeps its old results. Which runs those are.
+
+        One without old results is put in their place. What failed or was killed stays pending, with its checkpoints: the same --redo goes on.
+        """
+        over = [run for run in dict.fromkeys(self.runs().values()) if run and redo.pending(self.results, run) and self._diverged_again(run)]
+        kept = [run for run in over if is_done(self.results / "runs" / run)]
+        for run in over:
+            (redo.drop if run in kept else redo.publish)(self.results, run)
+        return kept
+
+    def _diverged_again(self, run: str) -> bool:
+        """Whether a run that is pending came to an end without a record; a status that cannot be read says nothing."""
+        try:
+            status = read_status(redo.root(self.results) / "runs" / run)
+        except StoreError:
+            return False
+        return status is not None and status.status in ("diverged", "skipped")
 
     def write_plan(self) -> None:
         """Leave plan.json for the report. Raises UsageError where nothing can be written."""

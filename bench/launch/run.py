@@ -337,6 +337,8 @@ def _run_here(
     if options.redo and not outcome.code:
         for run in book.end_redo():
             print(f"{run} could not be trained again: its old results stay")
+        if book.resumes_redo():
+            print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
     write_report(execution)
     return outcome.code or (DONE if done == planned else TROUBLE)
 

@@ -21,7 +21,7 @@ from bench.plan.registries import read
 from bench.plan.selection import Selection
 from bench.store import redo
 from bench.store.lease import Lease
-from bench.store.runs import scan
+from bench.store.runs import read_status, scan, write_status
 from bench.train import group_job, loop, teacher_networks
 from bench.train.execution import Execution
 
@@ -115,13 +115,43 @@ def test_a_stopped_one_goes_on_and_the_old_results_stand_meanwhile(results, plan
     assert train(results, later) == [DONE] and later.counts() == (2, 2)
 
 
-def test_one_that_fails_keeps_its_old_results(results, plan, monkeypatch):
+def test_one_that_fails_keeps_its_old_results_and_what_it_has_trained(results, plan, monkeypatch):
     before, book = content(results), ledger(results, plan)
     book.begin_redo()
     monkeypatch.setattr(loop.Training, "_finish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert train(results, book) == [TROUBLE, TROUBLE]
-    assert len(book.end_redo()) == 2 and content(results) == before
+    assert train(results, book, checkpoint_seconds=0.0) == [TROUBLE, TROUBLE]
+    assert not book.end_redo() and content(results) == before
     assert ledger(results, plan, again=False).counts() == (2, 2)
+    monkeypatch.undo()
+    later = ledger(results, plan)
+    later.begin_redo()
+    assert train(results, later) == [DONE, DONE] and later.counts() == (2, 2)
+    assert [v.record.attempts for v in scan(results)[0]] == [2, 2]  # it went on where it had failed
+
+
+def stands(results: Path, run: str, status: str) -> None:
+    """A run that is trained again and came to this status."""
+    write_status(redo.root(results) / "runs" / run, status, reason="loss is not finite in epoch 1")
+
+
+def test_one_that_diverges_keeps_its_old_results(results, plan):
+    before, book = content(results), ledger(results, plan)
+    book.begin_redo()
+    diverged, killed = sorted(path.name for path in (results / "runs").iterdir())
+    stands(results, diverged, "diverged")
+    stands(results, killed, "running")  # by a job that was killed without a word
+    assert book.end_redo() == [diverged] and content(results) == before
+    assert not redo.pending(results, diverged) and redo.pending(results, killed)
+
+
+def test_one_that_diverges_without_old_results_says_so(results, plan):
+    book = ledger(results, plan)
+    run, _ = sorted(path.name for path in (results / "runs").iterdir())
+    shutil.rmtree(results / "runs" / run)
+    book.begin_redo()
+    stands(results, run, "diverged")
+    assert not book.end_redo() and not redo.pending(results, run)
+    assert read_status(results / "runs" / run).status == "diverged"
 
 
 @pytest.mark.parametrize("renames", [0, 1])
