@@ -131,12 +131,13 @@ class Ledger:
         """After a launch that came to its end: a run that diverged would do so again, so it keeps its old results. Which runs those are.
 
         One without old results is put in their place. What failed or was killed stays pending, with its checkpoints: the same --redo goes on.
+        What another launch trains is left to it.
         """
         over = [run for run in dict.fromkeys(self.runs().values()) if run and redo.pending(self.results, run) and self._diverged_again(run)]
-        kept = [run for run in over if is_done(self.results / "runs" / run)]
-        for run in over:
-            (redo.drop if run in kept else redo.publish)(self.results, run)
-        return kept
+        without = [run for run in over if not is_done(self.results / "runs" / run)]
+        for run in without:
+            redo.publish(self.results, run)
+        return [run for run in over if run not in without and redo.drop(self.results, run)]
 
     def _diverged_again(self, run: str) -> bool:
         """Whether a run that is pending came to an end without a record; a status that cannot be read says nothing."""

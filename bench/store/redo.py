@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.errors import UsageError
+from bench.errors import StoreError, UsageError
 from bench.store.lease import Lease, acquire_all
 
 
@@ -68,6 +68,14 @@ def recover(results: Path) -> None:
                 aside.rename(old)
 
 
-def drop(results: Path, run: str) -> None:
-    """Forget that a run was to be trained again: the old one stays."""
+def drop(results: Path, run: str) -> bool:
+    """Forget that a run was to be trained again: the old one stays. False, and nothing is touched, where somebody trains it."""
+    lease = Lease(_new(results, run))
+    try:
+        if lease.held() or not lease.acquire():
+            return False
+    except (OSError, StoreError):  # published meanwhile, no room for a lease, or one that cannot be read: nothing is lost by leaving it
+        return False
     shutil.rmtree(_new(results, run), ignore_errors=True)
+    lease.release()
+    return True

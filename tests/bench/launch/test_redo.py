@@ -144,6 +144,19 @@ def test_one_that_diverges_keeps_its_old_results(results, plan):
     assert not redo.pending(results, diverged) and redo.pending(results, killed)
 
 
+def test_what_another_launch_trains_is_left_to_it(results, plan):
+    book = ledger(results, plan)
+    book.begin_redo()
+    run, _ = sorted(path.name for path in (results / "runs").iterdir())
+    stands(results, run, "diverged")
+    live = Lease(redo.root(results) / "runs" / run)
+    assert live.acquire()
+    assert not book.end_redo() and redo.pending(results, run)
+    live.check()
+    live.release()
+    assert book.end_redo() == [run] and not redo.pending(results, run)
+
+
 def test_one_that_diverges_without_old_results_says_so(results, plan):
     book = ledger(results, plan)
     run, _ = sorted(path.name for path in (results / "runs").iterdir())
