@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -78,7 +79,7 @@ class Ledger:
 
     def done(self, run: str | None) -> bool:
         """Whether the run's final record is there and sound, and it is not to be trained again."""
-        if self.redo and run is not None and (redo.pending(self.results, run) or not (self._begun or self.resumes_redo())):
+        if self.redo and run is not None and (redo.pending(self.results, run) or (not self._begun and run in self._to_mark)):
             return False
         return run is not None and is_done(self.results / "runs" / run)
 
@@ -114,18 +115,28 @@ class Ledger:
                 found[run] = f"{status.status}: {status.reason or 'no reason given'}"
         return found
 
+    @cached_property
+    def _to_mark(self) -> frozenset[str]:
+        """The runs that `begin_redo` is going to mark, as they are before it."""
+        runs = self._known()
+        return frozenset(runs) - redo.covered(self.results, runs)
+
+    def _known(self) -> list[str]:
+        """The ids of the plan's runs, as far as they are known, each once."""
+        return [run for run in dict.fromkeys(self.runs().values()) if run]
+
     def begin_redo(self) -> None:
-        """Mark the plan's runs as to be trained again, unless an earlier --redo of them was stopped: then that one goes on.
+        """Mark the plan's runs as to be trained again. Where an earlier --redo of some of them was stopped, that one goes on: what it has done is
+        not done once more, and what it did not cover is marked too.
 
         Raises UsageError, and marks none, where one is being trained.
         """
-        if not self.resumes_redo():
-            redo.begin(self.results, [run for run in dict.fromkeys(self.runs().values()) if run])
+        redo.begin(self.results, self._known())
         self._begun = True
 
     def resumes_redo(self) -> bool:
         """Whether an earlier --redo of some of these runs was stopped before all were done."""
-        return any(run and redo.pending(self.results, run) for run in self.runs().values())
+        return any(redo.pending(self.results, run) for run in self._known())
 
     def end_redo(self) -> list[str]:
         """After a launch that came to its end: a run that diverged would do so again, so it keeps its old results. Which runs those are.
@@ -133,7 +144,7 @@ class Ledger:
         One without old results is put in their place. What failed or was killed stays pending, with its checkpoints: the same --redo goes on.
         What another launch trains is left to it.
         """
-        over = [run for run in dict.fromkeys(self.runs().values()) if run and redo.pending(self.results, run) and self._diverged_again(run)]
+        over = [run for run in self._known() if redo.pending(self.results, run) and self._diverged_again(run)]
         without = [run for run in over if not is_done(self.results / "runs" / run)]
         for run in without:
             redo.publish(self.results, run)

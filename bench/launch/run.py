@@ -94,7 +94,7 @@ def run(options: Run) -> int:
         if slurm and not options.yes:
             _ask("Train these runs again on Slurm? The old results stay until the new ones are there.", "add --yes")
         if book.resumes_redo():
-            print("an earlier --redo of these runs was stopped: this goes on with it")
+            print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
         book.begin_redo()
     book.write_plan()
     execution = Execution(

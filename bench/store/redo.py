@@ -2,6 +2,8 @@
 
 results/redo/ is laid out as results/ is: a run being trained again has its folder in results/redo/runs, and takes the old one's place in
 results/runs in two renames when it is done. Whatever ends it before leaves the old run as it was.
+
+Its redo.json names the runs of the --redo it belongs to: as long as one of them is pending, those that are not were trained again by it.
 """
 
 import contextlib
@@ -10,7 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.errors import StoreError, UsageError
+from bench.store.files import read_json, write_json
 from bench.store.lease import Lease, acquire_all
+
+COVERS = "redo.json"
 
 
 def root(results: Path) -> Path:
@@ -27,17 +32,34 @@ def pending(results: Path, run: str) -> bool:
     return _new(results, run).exists()
 
 
+def covered(results: Path, runs: Iterable[str]) -> set[str]:
+    """The runs of every stopped --redo of which one of these is still pending. One whose redo.json is missing or damaged speaks for itself only."""
+    found = {run for run in runs if pending(results, run)}
+    for run in tuple(found):
+        with contextlib.suppress(StoreError):
+            found.update((read_json(_new(results, run) / COVERS) or {}).get("runs", ()))
+    return found
+
+
 def begin(results: Path, runs: Iterable[str]) -> None:
-    """Mark runs as to be trained again. Raises UsageError, and marks none, where one of them is being trained."""
+    """Mark runs as to be trained again, but those that a stopped --redo of some of them covers: it is gone on with, what it has done stays done.
+
+    Raises UsageError, and marks none, where one that would be marked is being trained.
+    """
     runs = list(runs)
-    there = [run for run in runs if (results / "runs" / run).exists()]
+    before = covered(results, runs)
+    fresh = [run for run in runs if run not in before]
+    there = [run for run in fresh if (results / "runs" / run).exists()]
     leases = [Lease(results / "runs" / run) for run in there]
     won = acquire_all(leases)
     try:
         if not all(won):
             raise UsageError(f"{there[won.index(False)]} is being trained; stop that before --redo")
-        for run in runs:
+        for run in fresh:  # all of them first: killed in between, the next --redo marks the rest
             _new(results, run).mkdir(parents=True, exist_ok=True)
+        for run in runs if fresh else ():
+            with contextlib.suppress(FileNotFoundError):  # done by it before, or just now
+                write_json(_new(results, run) / COVERS, {"runs": sorted(before.union(runs))}, durable=False)
     except OSError as error:
         raise UsageError(f"cannot write below {root(results)}: {error.strerror}") from None
     finally:
@@ -54,6 +76,7 @@ def publish(results: Path, run: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         old.rename(aside)
     _new(results, run).rename(old)
+    (old / COVERS).unlink(missing_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
 
 

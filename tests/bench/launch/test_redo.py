@@ -115,6 +115,35 @@ def test_a_stopped_one_goes_on_and_the_old_results_stand_meanwhile(results, plan
     assert train(results, later) == [DONE] and later.counts() == (2, 2)
 
 
+def test_a_wider_one_goes_on_with_a_stopped_one_and_redoes_the_rest_too(results, plan):
+    three = expand(dataclasses.replace(PROFILE, seeds=(1, 2, 3)), Selection(), read(TINY))
+    assert train(results, ledger(results, three, again=False)) == [DONE]
+    files = {path.parent.name: path.stat().st_ino for path in results.glob("runs/*/record.json")}
+    first = ledger(results, plan)  # seeds 1 and 2
+    first.begin_redo()
+    groups = first.groups_left()
+    assert group_job.run_group(groups[0], execution(results)) == DONE
+    assert group_job.run_group(groups[1], execution(results, stop_after_seconds=0.001)) == STOPPED_IN_TIME
+    wider = ledger(results, three)
+    assert wider.counts() == (1, 3)  # as the plan is printed: what the stopped one has done stays done
+    wider.begin_redo()
+    assert wider.counts() == (1, 3) and ledger(results, plan).counts() == (1, 2) and ledger(results, three).counts() == (1, 3)
+    again = {path.name for path in redo.root(results).glob("runs/*")}
+    assert again == {run for run in files if f"-s{groups[0].seed}-" not in run}
+    assert train(results, wider) == [DONE, DONE] and wider.counts() == (3, 3)
+    assert all(path.stat().st_ino != files[path.parent.name] for path in results.glob("runs/*/record.json"))
+    assert not list(results.glob("**/redo.json")) and ledger(results, three).counts() == (0, 3)  # the next one begins anew
+
+
+def test_one_that_was_killed_while_it_marked_its_runs_marks_the_rest(results, plan):
+    run, other = sorted(path.name for path in (results / "runs").iterdir())
+    (redo.root(results) / "runs" / run).mkdir(parents=True)
+    book = ledger(results, plan)
+    assert book.counts() == (0, 2)
+    book.begin_redo()
+    assert redo.pending(results, run) and redo.pending(results, other)
+
+
 def test_one_that_fails_keeps_its_old_results_and_what_it_has_trained(results, plan, monkeypatch):
     before, book = content(results), ledger(results, plan)
     book.begin_redo()
