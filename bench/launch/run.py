@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench import data
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, check_known
 from bench.launch import estimate, ledger
+from bench.launch.description import Forecast, describe, task_name
 from bench.launch.ledger import Ledger
 from bench.launch.local import Pool
 from bench.launch.options import Run
@@ -25,9 +25,8 @@ from bench.plan.groups import Group
 from bench.plan.names import parse_teacher
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
-from bench.store.records import Teacher
 from bench.store.runs import scan
-from bench.text import clean, count, duration, say, table
+from bench.text import clean, duration, say, table
 from bench.train import engine, environment, group_job, teacher_networks, teacher_training
 from bench.train.execution import Execution
 
@@ -67,6 +66,7 @@ def run(options: Run) -> int:
     results = options.results.absolute()
     if results.exists() and not results.is_dir():
         raise UsageError(f"--results {options.results} is no folder; choose another --results folder")
+    keep_epochs = _kept(options, the_plan)
     named = [parse_teacher(text) for text in options.teacher]
     files = teacher_networks.given(named, the_plan.teachers, results, the_plan.protocol, root)
     dataset = None
@@ -76,27 +76,16 @@ def run(options: Run) -> int:
         if not options.dry_run:
             raise
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
+    book = Ledger(results, the_plan, dataset, options.redo, files)
+    book.check_teachers()
     if files and not options.dry_run:
         teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
-    book = Ledger(results, the_plan, dataset, options.redo, files if options.dry_run else {})
-    book.check_teachers()
     left = forecast(the_plan, book, slots, device)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
     for warning in ledger.changed_sources(scan(results)[0]):
         say(f"warning: {warning}")
     if options.dry_run:
         return DONE
-    if not slurm:
-        _refuse_days(options, left)
-
-    folder = fresh_folder(results)
-    if options.redo:
-        if slurm and not options.yes:
-            _ask("Train these runs again on Slurm? The old results stay until the new ones are there.", "add --yes")
-        if book.resumes_redo():
-            print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
-        book.begin_redo()
-    book.write_plan()
     execution = Execution(
         results=str(results),
         data_root=str(root.absolute()),
@@ -105,10 +94,18 @@ def run(options: Run) -> int:
         engine=options.engine,
         deterministic=options.deterministic,
         checkpoint_seconds=options.checkpoint_seconds,
-        keep_epochs=_kept(options, the_plan),
+        keep_epochs=keep_epochs,
     )
+    jobs = _cluster_jobs(options, the_plan, book, execution) if slurm else []
+    _ask_first(options, left, jobs, slurm)
+    if options.redo:
+        if book.resumes_redo():
+            print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
+        book.begin_redo()
+    folder = fresh_folder(results)
+    book.write_plan()
     if slurm:
-        return _submit(options, the_plan, book, execution, folder)
+        return _submit(options, jobs, execution, folder)
     until = started + 60 * options.time_budget if options.time_budget is not None else None
     return _run_here(options, the_plan, book, execution, folder, slots, until)
 
@@ -152,18 +149,6 @@ def visible_gpus() -> list[str]:
     return (named or [str(i) for i in range(count)])[:count]
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What is left of a plan here: teachers and groups with their seconds, and the time on all slots."""
-
-    teachers: list[str]
-    groups: list[Group]
-    by_group: tuple[float, ...]
-    seconds: float  # of one slot
-    elapsed: float  # on all slots
-    source: str
-
-
 def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None) -> Forecast:
     """What is left and how long it will take, from measured costs where there are any."""
     todo, missing = book.groups_left(), book.teachers_missing()
@@ -176,44 +161,6 @@ def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     at_once = len(slots) if kind == "cuda" else min(len(slots), max(1, usable_cores() // threads))
     elapsed = estimate.spread(own.by_group, at_once) + max(estimate.spread(cost.by_group, len(slots)), cost.seconds / at_once)
     return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source)
-
-
-def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str, left: Forecast) -> str:
-    """The plan as text: what differs from the protocol, teachers to train, groups with their methods, what is done or skipped, the cost."""
-    p = the_plan.protocol
-    trial = f" (a trial: {p.trial})" if p.trial else ""
-    lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {count(p.epochs, 'epoch')}{trial}, precision {the_plan.precision}"]
-    changed = dict.fromkeys((c.method, *change) for c in the_plan.cells for change in c.changed)
-    lines += [  # one that joined its method later is not named at its default
-        f"  set: {method}.{field} = {here} instead of {'its default' if own is None else own}" for method, field, own, here in changed
-    ]
-    done, planned = book.counts()
-    lines.append(f"{count(planned, 'run')}, {done} done; {count(len(left.groups), 'group')} and {count(len(left.teachers), 'teacher')} to train")
-    epochs = the_plan.teacher_protocol.epochs
-    lines += [f"  teacher {name}: measured and imported first, from {path}" for name, path in book.given.items() if book.teacher(name) is None]
-    lines += [f"  teacher {name}: {count(epochs, 'epoch')} of {the_plan.teacher_protocol.name}" for name in left.teachers]
-    lines += [f"  teacher {t.architecture}: {t.record.source}, {t.record.test_top1:.2f} % top-1, {_way(t.record)}" for t in book.teachers_there()]
-    lines += [
-        f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(left.groups, left.by_group, strict=True)
-    ]
-    skipped = dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in the_plan.cells if c.skipped)
-    lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
-    if not left.seconds:
-        return "\n".join([*lines, f"total: nothing left to train ({place})"])
-    on_cpu = device is not None and device["type"] == "cpu"
-    one = (device["name"] if device else "GPU") + (f" slot of {count(slots[0].threads, 'core')}" if on_cpu else "")
-    several = f", {duration(left.elapsed)} on {len(slots)} slots" if len(slots) > 1 else ""
-    return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
-
-
-def _way(record: Teacher) -> str:
-    """How a teacher at hand was trained, as far as its record says."""
-    return f"under {record.protocol}{f' ({record.trial})' if record.trial else ''}" if record.protocol else "elsewhere"
-
-
-def task_name(group: Group) -> str:
-    """A group's name among the jobs; its numbers' identity is the runs' own."""
-    return f"{group.teacher}-{group.student}-s{group.seed}"
 
 
 def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
@@ -343,23 +290,37 @@ def _run_here(
     return outcome.code or (DONE if done == planned else TROUBLE)
 
 
-def _submit(options: Run, the_plan: Plan, book: Ledger, execution: Execution, folder: Path) -> int:
-    """Submit everything to Slurm and return."""
+def _cluster_jobs(options: Run, the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
+    """What is submitted to a cluster, the report last; nothing where nothing is left."""
     teachers, groups = teacher_tasks(the_plan, book, execution), group_tasks(the_plan, book, execution)
     everything = tuple(t.name for t in teachers + groups)
     probes = probe_tasks(the_plan, execution, {}, everything) if options.costs else []
-    last = tuple(t.name for t in teachers + groups + probes)
-    final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, last)
     if not everything and not probes:
-        return write_report(execution)
-    if not options.yes:
-        _ask(f"Submit {len(last) + 1} jobs to Slurm?", "add --yes")
+        return []
+    final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, tuple(t.name for t in teachers + groups + probes))
     execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
-    tasks = [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
-    for name, job in submit_slurm(tasks, options, 0 if execution.device == "cpu" else 1, folder).items():
+    return [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
+
+
+def _submit(options: Run, jobs: list[Task], execution: Execution, folder: Path) -> int:
+    """Submit everything to Slurm and return."""
+    if not jobs:
+        return write_report(execution)
+    for name, job in submit_slurm(jobs, options, 0 if execution.device == "cpu" else 1, folder).items():
         print(f"  {job}  {name}")
     print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
     return DONE
+
+
+def _ask_first(options: Run, left: Forecast, jobs: list[Task], slurm: bool) -> None:
+    """The questions before anything is started or marked. Raises UsageError where the answer to one is no."""
+    if not slurm:
+        _refuse_days(options, left)
+        return
+    if options.redo and not options.yes:
+        _ask("Train these runs again on Slurm? The old results stay until the new ones are there.", "add --yes")
+    if jobs and not options.yes:
+        _ask(f"Submit {len(jobs)} jobs to Slurm?", "add --yes")
 
 
 def _refuse_days(options: Run, left: Forecast) -> None:

@@ -67,6 +67,10 @@ def content(results: Path) -> dict[str, bytes]:
     return {str(p.relative_to(results)): p.read_bytes() for p in sorted((results / "runs").rglob("*")) if p.is_file()}
 
 
+def everything(results: Path) -> list[tuple[str, int]]:
+    return sorted((str(path.relative_to(results)), path.lstat().st_ino) for path in results.rglob("*"))
+
+
 def train(results: Path, book: Ledger, **changes) -> list[int]:
     return [group_job.run_group(group, execution(results, **changes)) for group in book.groups_left()]
 
@@ -233,6 +237,32 @@ def test_who_declines_loses_nothing(results, plan, monkeypatch):
         launch.run(options)
     launch.run(dataclasses.replace(options, dry_run=True))
     assert content(results) == before and not redo.root(results).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "answers", "said"),
+    [
+        ({"cluster": "slurm"}, ("y", ""), "nothing was started"),  # to the number of jobs
+        ({"cluster": "slurm", "redo": False, "methods": ("student",)}, ("",), "nothing was started"),
+        ({"cluster": "slurm", "yes": True, "keep_epochs": ("3",)}, (), "--keep-epochs 3: training ends with epoch 2"),
+        ({"keep_epochs": ("3",)}, (), "--keep-epochs 3: training ends with epoch 2"),
+        ({"profile": None}, ("n",), "nothing was started"),  # it takes days
+    ],
+)
+def test_what_is_refused_has_written_nothing(results, plan, monkeypatch, changes, answers, said):
+    if not changes.get("redo", True):
+        shutil.rmtree(next((results / "runs").iterdir()))
+    before = everything(results)
+    monkeypatch.setattr(launch, "make_plan", lambda options: plan)
+    monkeypatch.setattr(launch, "on_slurm", lambda: True)
+    monkeypatch.setattr(launch, "DAY", 0.0)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    replies = iter(answers)
+    monkeypatch.setattr("builtins.input", lambda question: next(replies))
+    options = Run(profile="tiny", results=results, redo=True, cluster="local", device="cpu", threads=1, costs=False)
+    with pytest.raises(UsageError, match=said):
+        launch.run(dataclasses.replace(options, **changes))
+    assert everything(results) == before
 
 
 @pytest.mark.parametrize(
