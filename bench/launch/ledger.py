@@ -32,7 +32,9 @@ class Ledger:
         self._ids: dict[tuple[Group, str | None], dict[str, str | None]] = {}
 
     def teacher(self, architecture: str) -> teachers.TeacherFile | None:
-        return teachers.find(self.results, self.plan.protocol.dataset, architecture)
+        """The teacher that the plan's runs may learn from: another launch may have left one that does not fit since `check_teachers`."""
+        found = teachers.find(self.results, self.plan.protocol.dataset, architecture)
+        return found if found and not teachers.unfit(found, self.plan.teacher_protocol) else None
 
     def teachers_missing(self) -> list[str]:
         """Architectures that a group with something left needs and that are not there, largest first."""
@@ -44,20 +46,10 @@ class Ledger:
         return [found for name in self.plan.teachers if (found := self.teacher(name))]
 
     def check_teachers(self) -> None:
-        """Raises UsageError for a teacher that was trained here in another way than this plan trains its own.
-
-        What was imported is taken as it is. A trial may have a teacher of the whole schedule.
-        """
-        wanted = self.plan.teacher_protocol
-        for found in self.teachers_there():
-            record = found.record
-            same = (record.protocol or wanted.name) == wanted.name and record.trial in (None, "", wanted.trial)
-            if record.source == "trained" and not same:
-                ways = [f"{name}{f' ({trial})' if trial else ''}" for name, trial in ((record.protocol, record.trial), (wanted.name, wanted.trial))]
-                raise UsageError(
-                    f"the teacher in {found.folder} was trained under {ways[0]}, this plan trains its own under {ways[1]}; "
-                    f"remove that folder to have it trained anew, or use another --results"
-                )
+        """Raises UsageError for a teacher that was trained here in another way than this plan trains its own."""
+        for name in self.plan.teachers:
+            if found := teachers.find(self.results, self.plan.protocol.dataset, name):
+                teachers.check(found, self.plan.teacher_protocol)
 
     def ids(self, group: Group) -> dict[str, str | None]:
         """Run ids by method of a group; None where a method cannot do the pair or its teacher is not there yet."""

@@ -167,5 +167,5 @@ def _last_words(job: Any) -> str:
     with contextlib.suppress(OSError):
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("submitit ")]
         if lines:
-            return f"{lines[-1][:200]} (log: {path})"
+            return f"{lines[-1].removeprefix('bench.errors.UsageError: ')[:400]} (log: {path})"
     return f"ended without finishing (log: {path})"

@@ -184,7 +184,8 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     tasks = []
     for group in book.groups_left():
         after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
-        tasks.append(Task(task_name(group), group_job.run_group, {"group": group}, execution, lambda group=group: book.finished(group), after))
+        arguments = {"group": group, "teacher_protocol": the_plan.teacher_protocol}
+        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, lambda group=group: book.finished(group), after))
     return sorted(tasks, key=lambda t: bool(t.after))
 
 

@@ -8,7 +8,7 @@ from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store import redo
 from bench.store.runs import read_record
-from bench.store.teachers import find
+from bench.store.teachers import check, find
 from bench.store.weights import read_state, state_hash
 from bench.train import group_job
 from bench.train.context import runs_of
@@ -17,10 +17,20 @@ from bench.train.teacher_networks import publish
 
 
 def train(architecture: str, protocol: Protocol, seed: int, precision: str, execution: Execution) -> int:
-    """Train a teacher as a plain student of its own architecture, then publish its last-epoch weights. Returns an exit code."""
+    """Train a teacher as a plain student of its own architecture, then publish its last-epoch weights. Returns an exit code.
+
+    Raises UsageError where one stands there that does not fit this protocol, unless it is to be trained again.
+    """
     results = Path(execution.results)
     dataset = data.load(protocol, Path(execution.data_root) if execution.data_root else None, execution.download)
-    if find(results, dataset.name, architecture) and not execution.redo:
+
+    def there() -> bool:
+        found = None if execution.redo else find(results, dataset.name, architecture)
+        if found:
+            check(found, protocol)
+        return found is not None
+
+    if there():
         return DONE
     group = Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
     run = runs_of(group, dataset, None)[0].run
@@ -29,6 +39,8 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
     code = group_job.run_group(group, execution)
     if code != DONE:
         return code
+    if there():  # another writer's, of meanwhile: students may learn from it already
+        return DONE
     place = results / "runs" / run.id
     record = read_record(place)
     state = read_state(place / "student.pt")
