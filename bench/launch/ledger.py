@@ -1,5 +1,6 @@
 """What is done of a plan and what is left, read from the results folder."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,6 +13,7 @@ from bench.plan.expand import Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
 from bench.store import redo, teachers
 from bench.store.files import write_json
+from bench.store.lease import Lease
 from bench.store.runs import RunView, is_done, read_status
 from methods import registry
 
@@ -29,6 +31,7 @@ class Ledger:
         self.results, self.plan, self.dataset, self.redo, self.given = results, the_plan, dataset, redo_done, given
         self._begun = False
         redo.recover(results)
+        self._leases: dict[Path, Lease] = {}
         self._ids: dict[tuple[Group, str | None], dict[str, str | None]] = {}
 
     def teacher(self, architecture: str) -> teachers.TeacherFile | None:
@@ -78,6 +81,17 @@ class Ledger:
     def finished(self, group: Group) -> bool:
         """Whether every run of a group is done."""
         return all(self.done(run) for run in self.ids(group).values())
+
+    def missing(self, group: Group) -> dict[str, bool]:
+        """The runs of a group that are not done, by id (by method where that is not known yet), and whether a live writer holds each."""
+        return {run or method: run is not None and self._held(run) for method, run in self.ids(group).items() if not self.done(run)}
+
+    def _held(self, run: str) -> bool:
+        """Whether somebody trains a run, here or anywhere; of a lease that cannot be read nobody knows."""
+        root = redo.root(self.results) if redo.pending(self.results, run) else self.results
+        with contextlib.suppress(StoreError):
+            return self._leases.setdefault(root / run, Lease(root / "runs" / run)).live()
+        return False
 
     def groups_left(self) -> list[Group]:
         """The plan's groups, longest first, without what is done."""

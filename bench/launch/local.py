@@ -29,6 +29,12 @@ class _Running:
     task: Task
     job: Any
     claim: filelock.BaseFileLock
+    others: frozenset[str]  # the runs that were another launch's when it began
+
+    def left_to_others(self) -> bool:
+        """Whether what it has not done is what another launch does, or had begun before: nothing failed here."""
+        missing = self.task.missing()
+        return bool(missing) and all(held or run in self.others for run, held in missing.items())
 
 
 class Pool:
@@ -48,7 +54,7 @@ class Pool:
         previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             while waiting or self.running:
-                self._collect(on_end)
+                waiting += self._collect(on_end)
                 self.outcome.code = self._over(until)
                 if self.outcome.code:
                     break
@@ -57,7 +63,7 @@ class Pool:
                 time.sleep(POLL_SECONDS)
         finally:
             self._end_all()
-            self._collect(on_end)
+            waiting += self._collect(on_end)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         for task in waiting:
@@ -76,8 +82,9 @@ class Pool:
     def _catch(self, number: int, frame: object) -> None:
         self._caught = number
 
-    def _collect(self, on_end: Callable[[Task], None]) -> None:
-        """Free the slots whose job's process has ended."""
+    def _collect(self, on_end: Callable[[Task], None]) -> list[Task]:
+        """Free the slots whose job's process has ended. Gives the tasks that wait again, for runs that another launch does."""
+        again = []
         for index, running in list(self.running.items()):
             if not running.job.done():
                 continue
@@ -87,9 +94,13 @@ class Pool:
             running.claim.release()
             if running.task.succeeded():
                 self.outcome.succeeded.append(running.task.name)
+            elif running.left_to_others():
+                again.append(running.task)
+                continue
             else:
                 self.outcome.unfinished[running.task.name] = _last_words(running.job)
             on_end(running.task)
+        return again
 
     def _fill(self, waiting: list[Task], names: set[str], until: float | None) -> None:
         """Start what can start on free slots."""
@@ -107,6 +118,9 @@ class Pool:
                 continue
             if any(name not in self.outcome.succeeded for name in needed):
                 continue
+            missing = task.missing()
+            if missing and all(missing.values()):
+                continue  # another launch does all of it: look again later
             claim = filelock.FileLock(self.locks / f"{task.name}.lock")
             try:
                 claim.acquire(timeout=0)
@@ -118,7 +132,8 @@ class Pool:
                 self.outcome.succeeded.append(task.name)
                 continue
             index = free.pop(0)
-            self.running[index] = _Running(task, self._submit(index, task, until), claim)
+            others = frozenset(run for run, held in missing.items() if held)
+            self.running[index] = _Running(task, self._submit(index, task, until), claim, others)
 
     def _submit(self, index: int, task: Task, until: float | None):
         import submitit

@@ -1,6 +1,7 @@
 """`run`: from the command line's options to a plan, what is left of it, the jobs that do it, and the report."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -174,7 +175,11 @@ def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Ta
         def there(name=name) -> bool:
             return book.teacher(name) is not None
 
-        tasks.append(Task(f"teacher-{name}", teacher_training.train, {"architecture": name, **common}, execution, there, whole=whole))
+        def missing(name=name) -> dict[str, bool]:
+            return book.missing(teacher_training.group_of(name, **common))
+
+        arguments = {"architecture": name, **common}
+        tasks.append(Task(f"teacher-{name}", teacher_training.train, arguments, execution, there, missing=missing, whole=whole))
     return tasks
 
 
@@ -185,7 +190,8 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     for group in book.groups_left():
         after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
         arguments = {"group": group, "teacher_protocol": the_plan.teacher_protocol}
-        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, lambda group=group: book.finished(group), after))
+        finished, missing = functools.partial(book.finished, group), functools.partial(book.missing, group)
+        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, finished, after, missing))
     return sorted(tasks, key=lambda t: bool(t.after))
 
 

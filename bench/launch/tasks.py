@@ -6,7 +6,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Task:
     execution: Execution
     succeeded: Callable[[], bool]  # read from the results folder
     after: tuple[str, ...] = ()  # tasks of the same launch that must have succeeded
+    missing: Callable[[], Mapping[str, bool]] = dict  # the runs it has left to do, and whether another launch does each; read there too
     whole: bool = False  # nothing else can run meanwhile: on a CPU it takes the cores of all slots
 
 

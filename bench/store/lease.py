@@ -66,6 +66,7 @@ class Lease:
         self.path = folder / NAME
         self.token = secrets.token_hex(8)
         self._counter = 0
+        self._watched: tuple[dict | None, float] = None, 0.0  # what `live` saw last, and since when
 
     def acquire(self, still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> bool:
         """Take the lease; False where a live writer holds it. May wait `still_seconds` for a counter to move. Raises StoreError."""
@@ -75,6 +76,16 @@ class Lease:
         """Whether somebody holds it, as far as can be told at once: a holder whose process cannot be seen is taken at its word."""
         seen = self._read()
         return bool(seen) and _alive(seen) is not False
+
+    def live(self) -> bool:
+        """As `held`, for whoever asks again and again: a holder whose process cannot be seen is dead once its counter stood still for long.
+        Raises StoreError."""
+        seen = self._read()
+        if not seen or (alive := _alive(seen)) is False:
+            return False
+        if seen != self._watched[0]:
+            self._watched = seen, time.monotonic()
+        return alive is True or time.monotonic() - self._watched[1] < STILL_SECONDS
 
     def beat(self) -> None:
         """Move the counter. Raises LeaseLost."""

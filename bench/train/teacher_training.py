@@ -16,6 +16,11 @@ from bench.train.execution import Execution
 from bench.train.teacher_networks import publish
 
 
+def group_of(architecture: str, protocol: Protocol, seed: int, precision: str) -> Group:
+    """The group of the one run that a teacher comes from."""
+    return Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
+
+
 def train(architecture: str, protocol: Protocol, seed: int, precision: str, execution: Execution) -> int:
     """Train a teacher as a plain student of its own architecture, then publish its last-epoch weights. Returns an exit code.
 
@@ -32,7 +37,7 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
 
     if there():
         return DONE
-    group = Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
+    group = group_of(architecture, protocol, seed, precision)
     run = runs_of(group, dataset, None)[0].run
     if execution.redo and not redo.pending(results, run.id):
         redo.begin(results, [run.id])

@@ -140,6 +140,52 @@ def test_done_by_another_launcher_meanwhile_is_not_run(folder):
     assert outcome.succeeded == ["there"] and not fakes.events(folder)
 
 
+@dataclasses.dataclass
+class Shared:
+    """Runs of a task by name: done where their file is there, and held by another launch for a while."""
+
+    folder: Path
+    names: tuple[str, ...]
+    held: dict[str, float]  # until then, by the monotonic clock
+
+    def __call__(self) -> dict[str, bool]:
+        return {name: time.monotonic() < self.held.get(name, 0.0) for name in self.names if not (self.folder / f"{name}.done").exists()}
+
+    def task(self, **changes) -> Task:
+        return dataclasses.replace(task(self.folder, self.names[0], **changes), missing=self, succeeded=lambda: not self())
+
+
+def test_what_another_launch_trains_is_waited_for_and_taken_over_where_it_stops(folder):
+    shared = Shared(folder, ("a",), {"a": time.monotonic() + 2.0})
+    outcome = pool(folder, [Slot(None, 1)]).run([shared.task(), task(folder, "b")])
+    assert outcome.succeeded == ["b", "a"] and not outcome.unfinished and outcome.code == 0
+    begun = {name: at for kind, name, _, at in fakes.events(folder) if kind == "start"}
+    assert begun["a"] >= shared.held["a"] and begun["b"] < shared.held["a"]  # the slot did not stand idle
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_job_that_left_a_run_to_another_launch_looks_for_it_again(folder, stopped):
+    """The other launch is stopped in the middle of that run, or brings it to its end."""
+    shared = Shared(folder, ("mine", "shared"), {"shared": time.monotonic() + 600})
+
+    def other(running: list[str]) -> None:
+        if (folder / "mine.done").exists() and shared.held.pop("shared", None) and not stopped:
+            (folder / "shared.done").touch()
+
+    one = dataclasses.replace(shared.task(), function=fakes.one_after_the_other, arguments={"names": shared.names})
+    running = pool(folder, [Slot(None, 1)])
+    running.watch = other
+    outcome = running.run([one])
+    assert outcome.succeeded == ["mine"] and not outcome.unfinished
+    assert [name for kind, name, *_ in fakes.events(folder) if kind == "start"] == ["mine", "shared"][: 1 + stopped]
+
+
+def test_a_run_that_failed_here_is_not_waited_for(folder):
+    shared = Shared(folder, ("mine", "shared"), {"shared": time.monotonic() + 600})
+    outcome = pool(folder, [Slot(None, 1)]).run([shared.task(function=fakes.crash)])
+    assert "RuntimeError: mine went wrong" in outcome.unfinished["mine"]
+
+
 @pytest.mark.slow
 def test_four_launchers_run_each_task_once(folder):
     names = [f"t{i}" for i in range(8)]

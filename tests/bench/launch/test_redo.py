@@ -200,6 +200,18 @@ def test_one_that_diverges_without_old_results_says_so(results, plan):
     assert read_status(results / "runs" / run).status == "diverged"
 
 
+def test_what_is_missing_of_a_group_and_who_holds_it(results, plan):
+    book = ledger(results, plan)
+    book.begin_redo()
+    group = plan.groups[0]
+    (run,) = book.ids(group).values()
+    assert book.missing(group) == {run: False}
+    live = Lease(redo.root(results) / "runs" / run)  # of the training that goes on, not of the old results
+    assert live.acquire() and book.missing(group) == {run: True}
+    live.release()
+    assert book.missing(group) == {run: False} and not ledger(results, plan, again=False).missing(group)
+
+
 @pytest.mark.parametrize("renames", [0, 1])
 def test_a_kill_while_the_new_one_takes_its_place_loses_neither(results, plan, monkeypatch, renames):
     book = ledger(results, plan)
