@@ -228,8 +228,8 @@ def run_probes(group: Group, execution: Execution) -> int:
 
 
 def write_report(execution: Execution) -> int:
-    """The tables and the page, by their own command."""
-    return subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode
+    """The tables and the page, by their own command, which says what is wrong. Returns DONE or TROUBLE."""
+    return TROUBLE if subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode else DONE
 
 
 def finish(the_plan: Plan, execution: Execution) -> int:
@@ -293,8 +293,8 @@ def _run_here(
             print(f"{run} could not be trained again: its old results stay")
         if book.resumes_redo():
             print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
-    write_report(execution)
-    return outcome.code or (DONE if done == planned else TROUBLE)
+    reported = write_report(execution)
+    return outcome.code or (reported if done == planned else TROUBLE)
 
 
 def _cluster_jobs(options: Run, the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:

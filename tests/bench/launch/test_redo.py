@@ -277,6 +277,18 @@ def test_what_is_refused_has_written_nothing(results, plan, monkeypatch, changes
     assert everything(results) == before
 
 
+def test_a_launch_whose_report_cannot_be_written_ends_with_trouble(results, plan, monkeypatch, capfd):
+    monkeypatch.setattr(launch, "make_plan", lambda options: plan)
+    options = Run(profile="tiny", results=results, cluster="local", device="cpu", threads=1, costs=False)
+    assert launch.run(options) == DONE
+    shutil.rmtree(results / "report")
+    (results / "report").touch()
+    capfd.readouterr()
+    assert launch.run(options) == TROUBLE
+    said = capfd.readouterr()
+    assert "2 of 2 runs done" in said.out and "cannot write the report" in said.err
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
