@@ -341,5 +341,10 @@ def _ask(question: str, otherwise: str) -> None:
     """Raises UsageError where the answer is no, or nobody is there to ask."""
     if not sys.stdin.isatty():
         raise UsageError(f"{question.rstrip('?')}? Nobody is there to ask; {otherwise}")
-    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:  # Ctrl-D
+        print()
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was started")

@@ -129,9 +129,10 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
         launch._refuse_days(asked, days)
     launch._refuse_days(Run(), launch.Forecast([], [], (), 60, 60, ""))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda question: "n")
-    with pytest.raises(UsageError, match="nothing was started"):
-        launch._refuse_days(Run(), days)
+    for answer in (lambda question: "n", lambda question: (_ for _ in ()).throw(EOFError)):  # no, and Ctrl-D
+        monkeypatch.setattr("builtins.input", answer)
+        with pytest.raises(UsageError, match="nothing was started"):
+            launch._refuse_days(Run(), days)
 
 
 def test_the_plan_shows_every_changed_setting(tmp_path):
