@@ -53,10 +53,11 @@ class Pool:
         self.outcome = Outcome()
         previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
-            while waiting or self.running:
+            while True:
                 waiting += self._collect(on_end)
-                self.outcome.code = self._over(until)
-                if self.outcome.code:
+                left = waiting or self.running
+                self.outcome.code = self._over(until if left else None)  # what is done was done in time
+                if self.outcome.code or not left:
                     break
                 self._fill(waiting, names, until)
                 self.watch([r.task.name for r in self.running.values()])

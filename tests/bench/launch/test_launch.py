@@ -242,6 +242,12 @@ def test_time_budget_ends_with_75_and_the_next_launch_goes_on(folder):
     assert launcher(folder, "b", "0", "1").wait(120) == 0
 
 
+def test_a_launch_that_did_everything_ended_in_time(folder):
+    """The last job ends within the grace that a launch out of time gives to what it has not started yet."""
+    outcome = pool(folder, [Slot(None, 1)]).run([task(folder, "a", function=fakes.unhurried)], time.monotonic() + local.GRACE_SECONDS + 5.0)
+    assert outcome.succeeded == ["a"] and outcome.code == 0
+
+
 def test_preemption_starts_the_same_job_again(folder):
     process = launcher(folder, "a", "300", "1")
     first = started(folder, 1)[0]
