@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME
-from bench.launch.tasks import Job, Outcome, Slot, Task, child_environment, own_folder, pid_file
+from bench.launch.tasks import NOT_STARTED, Job, Outcome, Slot, Task, child_environment, own_folder, pid_file
 from bench.launch.threads import cores
 
 POLL_SECONDS = 0.2
@@ -68,7 +68,7 @@ class Pool:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         for task in waiting:
-            self.outcome.unfinished.setdefault(task.name, "not started")
+            self.outcome.unfinished.setdefault(task.name, NOT_STARTED)
         if self.outcome.unfinished:
             self.outcome.code = self.outcome.code or self._over(until)
         return self.outcome
@@ -127,14 +127,28 @@ class Pool:
                 claim.acquire(timeout=0)
             except filelock.Timeout:
                 continue  # another launcher runs it: look again later
-            waiting.remove(task)
+            except OSError as error:
+                self._give_up(task, waiting, error)
+                continue
             if task.succeeded():  # meanwhile, by another launcher
+                waiting.remove(task)
                 claim.release()
                 self.outcome.succeeded.append(task.name)
                 continue
-            index = free.pop(0)
             others = frozenset(run for run, held in missing.items() if held)
-            self.running[index] = _Running(task, self._submit(index, task, until), claim, others)
+            try:
+                self.running[free[0]] = _Running(task, self._submit(free[0], task, until), claim, others)
+            except OSError as error:
+                claim.release()
+                self._give_up(task, waiting, error)
+                continue
+            waiting.remove(task)
+            free.pop(0)
+
+    def _give_up(self, task: Task, waiting: list[Task], error: OSError) -> None:
+        """What cannot be started, on a full disk say, takes nothing with it that runs."""
+        waiting.remove(task)
+        self.outcome.unfinished[task.name] = f"could not be started: {error.strerror or error}"
 
     def _submit(self, index: int, task: Task, until: float | None):
         import submitit

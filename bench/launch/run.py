@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import data
@@ -17,7 +18,7 @@ from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.progress import Progress
 from bench.launch.slurm import on_slurm, submit_slurm
-from bench.launch.tasks import Slot, Task, fresh_folder
+from bench.launch.tasks import Outcome, Slot, Task, fresh_folder
 from bench.launch.threads import cores as usable_cores
 from bench.measure import probes
 from bench.plan import protocols, registries
@@ -259,14 +260,14 @@ def _run_here(
         if not folder.exists():
             return  # the results folder was removed: it is not made anew for a plan
         if task.name.startswith("teacher-") or task.succeeded():
-            book.write_plan()
+            _leave_plan(book, show.say)
         show.say(f"{task.name}: {'done' if task.succeeded() else 'ended, not all done'}")
 
     pool = Pool(slots, folder, locks, show.update)
     outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
     show.update(force=True)
     show.close()
-    troubles = book.troubles() | {name: text for name, text in outcome.unfinished.items() if text != "not started"}
+    probed = Outcome()
     if not outcome.code and options.costs:
         alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
         pool = Pool(alone, folder / "costs", locks, show.update)
@@ -274,27 +275,36 @@ def _run_here(
         execution = dataclasses.replace(execution, threads=alone[0].threads)  # as the pool will have it: costs are named by it
         probed = pool.run(probe_tasks(the_plan, execution, device), until, ended)
         show.close()
-        outcome.code = probed.code
-        troubles |= {name: text for name, text in probed.unfinished.items() if text != "not started"}
     if not folder.exists():
         raise UsageError(f"{book.results} was removed while its runs were trained; nothing more was written")
-    book.write_plan()
+    code, troubles = outcome.code or probed.code, book.troubles() | outcome.reasons() | probed.reasons()
+    written = _leave_plan(book, print)
     done, planned = book.counts()
     if troubles:
         print("\n".join(table(sorted(troubles.items()), ("not finished", "reason"))))
     print(f"{done} of {planned} runs done in {book.results}")
-    if outcome.code == INTERRUPTED:
+    if code == INTERRUPTED:
         print("interrupted; the same command goes on from here")
-        return outcome.code
-    if outcome.code == STOPPED_IN_TIME:
+        return code
+    if code == STOPPED_IN_TIME:
         print("time budget used up; the same command goes on from here")
-    if options.redo and not outcome.code:
+    if options.redo and not code:
         for run in book.end_redo():
             print(f"{run} could not be trained again: its old results stay")
         if book.resumes_redo():
             print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
     reported = write_report(execution)
-    return outcome.code or (reported if done == planned else TROUBLE)
+    return code or (reported if done == planned and written else TROUBLE)
+
+
+def _leave_plan(book: Ledger, tell: Callable[[str], None]) -> bool:
+    """Leave plan.json as far as the runs are known now. False, with a warning, where that cannot be written: no reason to end what runs."""
+    try:
+        book.write_plan()
+    except UsageError as error:
+        tell(f"warning: {error}")
+        return False
+    return True
 
 
 def _cluster_jobs(options: Run, the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:

@@ -16,6 +16,7 @@ from bench.train.execution import Execution
 
 AFTERLIFE_SECONDS = 3600.0
 """How long a job stopped by Slurm waits for its end: longer than the grace time that clusters give."""
+NOT_STARTED = "not started"
 _TERMINAL = {signal.SIGINT, signal.SIGHUP}
 
 
@@ -48,6 +49,10 @@ class Outcome:
     succeeded: list[str] = field(default_factory=list)
     unfinished: dict[str, str] = field(default_factory=dict)  # name -> what is known of the reason
     code: int = 0  # 0, bench.errors.STOPPED_IN_TIME or INTERRUPTED
+
+    def reasons(self) -> dict[str, str]:
+        """Why tasks did not finish, without those whose turn did not come."""
+        return {name: text for name, text in self.unfinished.items() if text != NOT_STARTED}
 
 
 class Job:

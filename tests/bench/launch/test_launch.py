@@ -155,6 +155,23 @@ class Shared:
         return dataclasses.replace(task(self.folder, self.names[0], **changes), missing=self, succeeded=lambda: not self())
 
 
+def test_what_cannot_be_started_takes_nothing_with_it(folder, monkeypatch):
+    import submitit
+
+    submit = submitit.LocalExecutor.submit
+
+    def full(executor, job, arguments, execution):
+        if arguments["name"] == "a":
+            raise OSError(28, "No space left on device")
+        return submit(executor, job, arguments, execution)
+
+    monkeypatch.setattr(submitit.LocalExecutor, "submit", full)
+    tasks = [task(folder, "a"), task(folder, "b"), task(folder, "c", after=("a",))]
+    outcome = pool(folder, [Slot(None, 1)]).run(tasks)
+    assert outcome.succeeded == ["b"] and outcome.code == 0
+    assert outcome.unfinished == {"a": "could not be started: No space left on device", "c": "needs a, which did not finish"}
+
+
 def test_what_another_launch_trains_is_waited_for_and_taken_over_where_it_stops(folder):
     shared = Shared(folder, ("a",), {"a": time.monotonic() + 2.0})
     outcome = pool(folder, [Slot(None, 1)]).run([shared.task(), task(folder, "b")])

@@ -14,12 +14,13 @@ from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
 from bench.launch import run as launch
 from bench.launch.ledger import Ledger
 from bench.launch.options import Run
+from bench.launch.tasks import Outcome
 from bench.plan.expand import expand
 from bench.plan.profiles import Pair, Profile
 from bench.plan.protocols import Protocol
 from bench.plan.registries import read
 from bench.plan.selection import Selection
-from bench.store import redo
+from bench.store import files, redo
 from bench.store.lease import Lease
 from bench.store.runs import read_status, scan, write_status
 from bench.train import group_job, loop, teacher_networks
@@ -287,6 +288,27 @@ def test_a_launch_whose_report_cannot_be_written_ends_with_trouble(results, plan
     assert launch.run(options) == TROUBLE
     said = capfd.readouterr()
     assert "2 of 2 runs done" in said.out and "cannot write the report" in said.err
+
+
+def test_a_full_disk_hides_no_reason(results, plan, monkeypatch, capfd):
+    """The launcher's own disk fills up while it trains: what ended, and why, is told all the same."""
+    shutil.rmtree(next((results / "runs").iterdir()))
+
+    class Filling:
+        def __init__(self, *arguments):
+            pass
+
+        def run(self, tasks, until, on_end):
+            monkeypatch.setattr(files, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            on_end(dataclasses.replace(tasks[0], succeeded=lambda: True))
+            return Outcome(unfinished={tasks[0].name: "failed: No space left on device"})
+
+    monkeypatch.setattr(launch, "Pool", Filling)
+    monkeypatch.setattr(launch, "make_plan", lambda options: plan)
+    options = Run(profile="tiny", results=results, cluster="local", device="cpu", threads=1, costs=False)
+    assert launch.run(options) == TROUBLE
+    said = capfd.readouterr().out
+    assert said.count("warning: cannot write") == 2 and "failed: No space left on device" in said and "1 of 2 runs done" in said
 
 
 @pytest.mark.parametrize(
