@@ -191,8 +191,8 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     for group in book.groups_left():
         after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
         arguments = {"group": group, "teacher_protocol": the_plan.teacher_protocol}
-        finished, missing = functools.partial(book.finished, group), functools.partial(book.missing, group)
-        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, finished, after, missing))
+        finished, left = functools.partial(book.finished, group), functools.partial(book.missing, group)
+        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, finished, after, left))
     return sorted(tasks, key=lambda t: bool(t.after))
 
 
