@@ -153,7 +153,7 @@ class Ledger:
         over = [run for run in self._known() if redo.pending(self.results, run) and self._diverged_again(run)]
         without = [run for run in over if not is_done(self.results / "runs" / run)]
         for run in without:
-            redo.publish(self.results, run)
+            redo.settle(self.results, run)
         return [run for run in over if run not in without and redo.drop(self.results, run)]
 
     def _diverged_again(self, run: str) -> bool:

@@ -108,6 +108,10 @@ class Lease:
             self.path.unlink(missing_ok=True)
             self._lock_file.unlink(missing_ok=True)  # it is asked for only where a lease stands
 
+    def moved(self, folder: Path) -> None:
+        """The folder was renamed to this one while the lease was held."""
+        self.path = folder / NAME
+
     @property
     def _lock_file(self) -> Path:
         return self.path.with_name(f".{NAME}.lock")

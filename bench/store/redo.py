@@ -8,7 +8,7 @@ Its redo.json names the runs of the --redo it belongs to: as long as one of them
 
 import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench.errors import StoreError, UsageError
@@ -68,37 +68,59 @@ def begin(results: Path, runs: Iterable[str]) -> None:
                 lease.release()
 
 
-def publish(results: Path, run: str) -> None:
-    """Put a finished run in the old one's place."""
+def publish(results: Path, run: str, lease: Lease) -> None:
+    """Put a finished run in the old one's place. `lease`: that of the new one, which is held; it goes along."""
     old, aside = results / "runs" / run, root(results) / "replaced" / run
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         old.rename(aside)
     _new(results, run).rename(old)
+    lease.moved(old)
     (old / COVERS).unlink(missing_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _owned(results: Path, run: str) -> Iterator[Lease | None]:
+    """The lease of a pending run, held meanwhile; None where another holds it, where it is pending no more, or where no lease can be written."""
+    lease = Lease(_new(results, run))
+    try:
+        ours = not lease.held() and lease.acquire()
+    except (OSError, StoreError):  # StoreError: a lease that cannot be read; whatever it is, the run is left as it stands
+        ours = False
+    try:
+        yield lease if ours else None
+    finally:
+        if ours:
+            lease.release()
+
+
+def settle(results: Path, run: str) -> bool:
+    """Put a pending run that nobody trains in the old one's place. Whether that was done."""
+    with _owned(results, run) as lease:
+        if lease:
+            publish(results, run, lease)
+        return lease is not None
+
+
 def recover(results: Path) -> None:
-    """Finish what a kill between the two renames left, and take away what it did not."""
+    """Finish what a kill between the two renames left, and take away what it did not. What is being published just now is left alone."""
     with contextlib.suppress(FileNotFoundError):
         for aside in sorted((root(results) / "replaced").iterdir()):
             old = results / "runs" / aside.name
-            if old.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                aside.rename(old)
+            with _owned(results, aside.name) as lease:
+                if lease is None and pending(results, aside.name):
+                    continue
+                if old.exists():
+                    shutil.rmtree(aside, ignore_errors=True)
+                else:
+                    aside.rename(old)
 
 
 def drop(results: Path, run: str) -> bool:
     """Forget that a run was to be trained again: the old one stays. False, and nothing is touched, where somebody trains it."""
-    lease = Lease(_new(results, run))
-    try:
-        if lease.held() or not lease.acquire():
-            return False
-    except (OSError, StoreError):  # published meanwhile, no room for a lease, or one that cannot be read: nothing is lost by leaving it
-        return False
-    shutil.rmtree(_new(results, run), ignore_errors=True)
-    lease.release()
-    return True
+    with _owned(results, run) as lease:
+        if lease:
+            shutil.rmtree(_new(results, run), ignore_errors=True)
+        return lease is not None

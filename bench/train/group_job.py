@@ -63,8 +63,7 @@ def done(job: GroupJob, member: Member) -> bool:
     """Whether nothing is left to do for a member."""
     folder = _folder(job, member)
     if redo.pending(job.results, folder.id) and is_done(folder.path):
-        redo.publish(job.results, folder.id)  # it was finished, and cut off before it took its place
-        return True
+        return redo.settle(job.results, folder.id)  # it was finished, and cut off before it took its place
     return bool(member.skipped) or folder.settled()
 
 

@@ -235,6 +235,31 @@ def test_a_kill_while_the_new_one_takes_its_place_loses_neither(results, plan, m
     assert set(train(results, later)) == {DONE} and later.counts() == (2, 2) and not later.end_redo()
 
 
+def test_a_launch_that_looks_while_the_new_one_takes_its_place_is_not_in_its_way(results, plan, monkeypatch):
+    book, real = ledger(results, plan), Path.rename
+    book.begin_redo()
+
+    def rename(path, target):
+        done = real(path, target)
+        ledger(results, plan)  # another launch begins, or a --dry-run
+        return done
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert train(results, book) == [DONE, DONE] and book.counts() == (2, 2)
+    monkeypatch.undo()
+    assert not scan(results)[1] and not list(redo.root(results).glob("*/*")) and not list(results.glob("runs/*/*lease*"))
+
+
+def test_one_that_is_finished_and_not_yet_in_its_place_waits_for_whoever_holds_it(results, plan):
+    book = ledger(results, plan)
+    book.begin_redo()
+    run, _ = sorted(path.name for path in (results / "runs").iterdir())
+    live = Lease(redo.root(results) / "runs" / run)
+    assert live.acquire() and not redo.settle(results, run) and redo.pending(results, run)
+    live.release()
+    assert redo.settle(results, run) and not redo.pending(results, run)
+
+
 def test_who_declines_loses_nothing(results, plan, monkeypatch):
     """Asked on a terminal, refused for want of anybody to ask, on a cluster."""
     before = content(results)
