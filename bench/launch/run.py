@@ -58,7 +58,7 @@ def run(options: Run) -> int:
     slurm = options.cluster == "slurm" or (options.cluster == "auto" and on_slurm())
     if options.cluster == "slurm" and not on_slurm():
         raise UsageError("--cluster slurm: no Slurm controller answers here (sinfo), or this is already a job of it; use --cluster local")
-    if options.time_budget is not None and options.time_budget <= 0:
+    if options.time_budget is not None and not options.time_budget > 0:  # nan too
         raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
     check_known("engine", options.engine, ("auto", *engine.NAMES))
     if not slurm and not options.dry_run:
@@ -294,7 +294,7 @@ def _run_here(
         if book.resumes_redo():
             print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
     reported = write_report(execution)
-    return code or (reported if done == planned and written else TROUBLE)
+    return code or (reported if done == planned and written and not probed.unfinished else TROUBLE)
 
 
 def _leave_plan(book: Ledger, tell: Callable[[str], None]) -> bool:

@@ -42,6 +42,8 @@ LOCAL = ("--cluster", "local", "--device", "cpu")
         (("run", "--profile", "smoke", *LOCAL, "--epochs", "0"), "--epochs 0: at least 1"),
         (("run", "--profile", "smoke", *LOCAL, "--precision", "fp8"), "unknown precision 'fp8'"),
         (("run", "--profile", "smoke", *LOCAL, "--time-budget", "0"), "--time-budget"),
+        (("run", "--profile", "smoke", *LOCAL, "--time-budget", "nan"), "--time-budget nan: minutes, above 0"),
+        (("teachers", "train", "resnet20", "--time-budget", "nan"), "--time-budget nan: minutes, above 0"),
         (("run", "--profile", "smoke", *LOCAL, "--threads", "0"), "at least 1"),
         (("run", "--profile", "smoke", "--cluster", "local", "--device", "tpu"), "device 'tpu'"),
         (("run", "--pairs", "resnet20-resnet8", "--methods", "kd", *LOCAL), "cifar-100-python"),

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -313,6 +314,15 @@ def test_a_launch_whose_report_cannot_be_written_ends_with_trouble(results, plan
     assert launch.run(options) == TROUBLE
     said = capfd.readouterr()
     assert "2 of 2 runs done" in said.out and "cannot write the report" in said.err
+
+
+def test_a_cost_that_could_not_be_measured_is_trouble(results, plan, monkeypatch, capfd):
+    outcomes = iter([Outcome(), Outcome(unfinished={"costs-resnet14-resnet8": "the probe failed"})])
+    monkeypatch.setattr(launch, "Pool", lambda *_: SimpleNamespace(run=lambda *_: next(outcomes)))
+    monkeypatch.setattr(launch, "make_plan", lambda options: plan)
+    assert launch.run(Run(profile="tiny", results=results, cluster="local", device="cpu", threads=1)) == TROUBLE
+    said = capfd.readouterr().out
+    assert "2 of 2 runs done" in said and "the probe failed" in said
 
 
 def test_a_full_disk_hides_no_reason(results, plan, monkeypatch, capfd):
