@@ -1,7 +1,9 @@
 """What is done of a plan and what is left, read from the results folder."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +13,7 @@ from bench.plan.expand import Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
 from bench.store import redo, teachers
 from bench.store.files import write_json
+from bench.store.lease import Lease
 from bench.store.runs import RunView, is_done, read_status
 from methods import registry
 
@@ -28,10 +31,13 @@ class Ledger:
         self.results, self.plan, self.dataset, self.redo, self.given = results, the_plan, dataset, redo_done, given
         self._begun = False
         redo.recover(results)
+        self._leases: dict[Path, Lease] = {}
         self._ids: dict[tuple[Group, str | None], dict[str, str | None]] = {}
 
     def teacher(self, architecture: str) -> teachers.TeacherFile | None:
-        return teachers.find(self.results, self.plan.protocol.dataset, architecture)
+        """The teacher that the plan's runs may learn from: another launch may have left one that does not fit since `check_teachers`."""
+        found = teachers.find(self.results, self.plan.protocol.dataset, architecture)
+        return found if found and not teachers.unfit(found, self.plan.teacher_protocol) else None
 
     def teachers_missing(self) -> list[str]:
         """Architectures that a group with something left needs and that are not there, largest first."""
@@ -43,20 +49,10 @@ class Ledger:
         return [found for name in self.plan.teachers if (found := self.teacher(name))]
 
     def check_teachers(self) -> None:
-        """Raises UsageError for a teacher that was trained here in another way than this plan trains its own.
-
-        What was imported is taken as it is. A trial may have a teacher of the whole schedule.
-        """
-        wanted = self.plan.teacher_protocol
-        for found in self.teachers_there():
-            record = found.record
-            same = (record.protocol or wanted.name) == wanted.name and record.trial in (None, "", wanted.trial)
-            if record.source == "trained" and not same:
-                ways = [f"{name}{f' ({trial})' if trial else ''}" for name, trial in ((record.protocol, record.trial), (wanted.name, wanted.trial))]
-                raise UsageError(
-                    f"the teacher in {found.folder} was trained under {ways[0]}, this plan trains its own under {ways[1]}; "
-                    f"remove that folder to have it trained anew, or use another --results"
-                )
+        """Raises UsageError for a teacher that was trained here in another way than this plan trains its own."""
+        for name in self.plan.teachers:
+            if found := teachers.find(self.results, self.plan.protocol.dataset, name):
+                teachers.check(found, self.plan.teacher_protocol)
 
     def ids(self, group: Group) -> dict[str, str | None]:
         """Run ids by method of a group; None where a method cannot do the pair or its teacher is not there yet."""
@@ -78,13 +74,24 @@ class Ledger:
 
     def done(self, run: str | None) -> bool:
         """Whether the run's final record is there and sound, and it is not to be trained again."""
-        if self.redo and run is not None and (redo.pending(self.results, run) or not (self._begun or self.resumes_redo())):
+        if self.redo and run is not None and (redo.pending(self.results, run) or (not self._begun and run in self._to_mark)):
             return False
         return run is not None and is_done(self.results / "runs" / run)
 
     def finished(self, group: Group) -> bool:
         """Whether every run of a group is done."""
         return all(self.done(run) for run in self.ids(group).values())
+
+    def missing(self, group: Group) -> dict[str, bool]:
+        """The runs of a group that are not done, by id (by method where that is not known yet), and whether a live writer holds each."""
+        return {run or method: run is not None and self._held(run) for method, run in self.ids(group).items() if not self.done(run)}
+
+    def _held(self, run: str) -> bool:
+        """Whether somebody trains a run, here or anywhere; of a lease that cannot be read nobody knows."""
+        root = redo.root(self.results) if redo.pending(self.results, run) else self.results
+        with contextlib.suppress(StoreError):
+            return self._leases.setdefault(root / run, Lease(root / "runs" / run)).live()
+        return False
 
     def groups_left(self) -> list[Group]:
         """The plan's groups, longest first, without what is done."""
@@ -114,25 +121,48 @@ class Ledger:
                 found[run] = f"{status.status}: {status.reason or 'no reason given'}"
         return found
 
+    @cached_property
+    def _to_mark(self) -> frozenset[str]:
+        """The runs that `begin_redo` is going to mark, as they are before it."""
+        runs = self._known()
+        return frozenset(runs) - redo.covered(self.results, runs)
+
+    def _known(self) -> list[str]:
+        """The ids of the plan's runs, as far as they are known, each once."""
+        return [run for run in dict.fromkeys(self.runs().values()) if run]
+
     def begin_redo(self) -> None:
-        """Mark the plan's runs as to be trained again, unless an earlier --redo of them was stopped: then that one goes on.
+        """Mark the plan's runs as to be trained again. Where an earlier --redo of some of them was stopped, that one goes on: what it has done is
+        not done once more, and what it did not cover is marked too.
 
         Raises UsageError, and marks none, where one is being trained.
         """
-        if not self.resumes_redo():
-            redo.begin(self.results, [run for run in dict.fromkeys(self.runs().values()) if run])
+        redo.begin(self.results, self._known())
         self._begun = True
 
     def resumes_redo(self) -> bool:
         """Whether an earlier --redo of some of these runs was stopped before all were done."""
-        return any(run and redo.pending(self.results, run) for run in self.runs().values())
+        return any(redo.pending(self.results, run) for run in self._known())
 
     def end_redo(self) -> list[str]:
-        """After a launch that came to its end: what could not be trained again keeps its old results. Which runs those are."""
-        left = [run for run in dict.fromkeys(self.runs().values()) if run and redo.pending(self.results, run)]
-        for run in left:
-            redo.drop(self.results, run)
-        return left
+        """After a launch that came to its end: a run that diverged would do so again, so it keeps its old results. Which runs those are.
+
+        One without old results is put in their place. What failed or was killed stays pending, with its checkpoints: the same --redo goes on.
+        What another launch trains is left to it.
+        """
+        over = [run for run in self._known() if redo.pending(self.results, run) and self._diverged_again(run)]
+        without = [run for run in over if not is_done(self.results / "runs" / run)]
+        for run in without:
+            redo.settle(self.results, run)
+        return [run for run in over if run not in without and redo.drop(self.results, run)]
+
+    def _diverged_again(self, run: str) -> bool:
+        """Whether a run that is pending came to an end without a record; a status that cannot be read says nothing."""
+        try:
+            status = read_status(redo.root(self.results) / "runs" / run)
+        except StoreError:
+            return False
+        return status is not None and status.status in ("diverged", "skipped")
 
     def write_plan(self) -> None:
         """Leave plan.json for the report. Raises UsageError where nothing can be written."""

@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME
-from bench.launch.tasks import Job, Outcome, Slot, Task, child_environment, own_folder, pid_file
+from bench.launch.tasks import NOT_STARTED, Job, Outcome, Slot, Task, child_environment, own_folder, pid_file
 from bench.launch.threads import cores
 
 POLL_SECONDS = 0.2
@@ -29,6 +29,12 @@ class _Running:
     task: Task
     job: Any
     claim: filelock.BaseFileLock
+    others: frozenset[str]  # the runs that were another launch's when it began
+
+    def left_to_others(self) -> bool:
+        """Whether what it has not done is what another launch does, or had begun before: nothing failed here."""
+        missing = self.task.missing()
+        return bool(missing) and all(held or run in self.others for run, held in missing.items())
 
 
 class Pool:
@@ -47,21 +53,22 @@ class Pool:
         self.outcome = Outcome()
         previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
-            while waiting or self.running:
-                self._collect(on_end)
-                self.outcome.code = self._over(until)
-                if self.outcome.code:
+            while True:
+                waiting += self._collect(on_end)
+                left = waiting or self.running
+                self.outcome.code = self._over(until if left else None)  # what is done was done in time
+                if self.outcome.code or not left:
                     break
                 self._fill(waiting, names, until)
                 self.watch([r.task.name for r in self.running.values()])
                 time.sleep(POLL_SECONDS)
         finally:
             self._end_all()
-            self._collect(on_end)
+            waiting += self._collect(on_end)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         for task in waiting:
-            self.outcome.unfinished.setdefault(task.name, "not started")
+            self.outcome.unfinished.setdefault(task.name, NOT_STARTED)
         if self.outcome.unfinished:
             self.outcome.code = self.outcome.code or self._over(until)
         return self.outcome
@@ -76,8 +83,9 @@ class Pool:
     def _catch(self, number: int, frame: object) -> None:
         self._caught = number
 
-    def _collect(self, on_end: Callable[[Task], None]) -> None:
-        """Free the slots whose job's process has ended."""
+    def _collect(self, on_end: Callable[[Task], None]) -> list[Task]:
+        """Free the slots whose job's process has ended. Gives the tasks that wait again, for runs that another launch does."""
+        again = []
         for index, running in list(self.running.items()):
             if not running.job.done():
                 continue
@@ -87,9 +95,13 @@ class Pool:
             running.claim.release()
             if running.task.succeeded():
                 self.outcome.succeeded.append(running.task.name)
+            elif running.left_to_others():
+                again.append(running.task)
+                continue
             else:
                 self.outcome.unfinished[running.task.name] = _last_words(running.job)
             on_end(running.task)
+        return again
 
     def _fill(self, waiting: list[Task], names: set[str], until: float | None) -> None:
         """Start what can start on free slots."""
@@ -107,18 +119,36 @@ class Pool:
                 continue
             if any(name not in self.outcome.succeeded for name in needed):
                 continue
+            missing = task.missing()
+            if missing and all(missing.values()):
+                continue  # another launch does all of it: look again later
             claim = filelock.FileLock(self.locks / f"{task.name}.lock")
             try:
                 claim.acquire(timeout=0)
             except filelock.Timeout:
                 continue  # another launcher runs it: look again later
-            waiting.remove(task)
+            except OSError as error:
+                self._give_up(task, waiting, error)
+                continue
             if task.succeeded():  # meanwhile, by another launcher
+                waiting.remove(task)
                 claim.release()
                 self.outcome.succeeded.append(task.name)
                 continue
-            index = free.pop(0)
-            self.running[index] = _Running(task, self._submit(index, task, until), claim)
+            others = frozenset(run for run, held in missing.items() if held)
+            try:
+                self.running[free[0]] = _Running(task, self._submit(free[0], task, until), claim, others)
+            except OSError as error:
+                claim.release()
+                self._give_up(task, waiting, error)
+                continue
+            waiting.remove(task)
+            free.pop(0)
+
+    def _give_up(self, task: Task, waiting: list[Task], error: OSError) -> None:
+        """What cannot be started, on a full disk say, takes nothing with it that runs."""
+        waiting.remove(task)
+        self.outcome.unfinished[task.name] = f"could not be started: {error.strerror or error}"
 
     def _submit(self, index: int, task: Task, until: float | None):
         import submitit
@@ -167,5 +197,5 @@ def _last_words(job: Any) -> str:
     with contextlib.suppress(OSError):
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("submitit ")]
         if lines:
-            return f"{lines[-1][:200]} (log: {path})"
+            return f"{lines[-1].removeprefix('bench.errors.UsageError: ')[:400]} (log: {path})"
     return f"ended without finishing (log: {path})"

@@ -1,8 +1,9 @@
 """The live table of a launch, read from the runs' status.json only. No torch here."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,16 +21,26 @@ ENOUGH = 0.02
 HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
 
 
-def statuses(results: Path, since: float = 0.0) -> list[Status]:
-    """The status.json of every run changed since `since` (seconds since the epoch, by file time), by run id; unreadable ones are left out."""
+def statuses(results: Path, since: float = 0.0, known: Mapping[Path, int] | None = None) -> list[Status]:
+    """The status.json of every run changed since `since` (seconds since the epoch, by file time), by run id; unreadable ones are left out.
+
+    `known`: the `stamps` of an earlier look; what has another one now, or none then, changed since, whatever became of the clock.
+    """
     found = []
-    for path in sorted([*(results / "runs").glob("*/status.json"), *redo.root(results).glob("runs/*/status.json")]):
-        try:
-            if path.stat().st_mtime >= since:
+    for path, stamp in stamps(results).items():
+        if stamp >= since * 1e9 or (known is not None and known.get(path) != stamp):
+            with contextlib.suppress(OSError, StoreError):
                 found.append(read_status(path.parent))
-        except (OSError, StoreError):
-            continue
     return [s for s in found if s]
+
+
+def stamps(results: Path) -> dict[Path, int]:
+    """The file times (ns) of every status.json, by path."""
+    found = {}
+    for path in sorted([*(results / "runs").glob("*/status.json"), *redo.root(results).glob("runs/*/status.json")]):
+        with contextlib.suppress(OSError):
+            found[path] = path.stat().st_mtime_ns
+    return found
 
 
 def _text(value: float | None, form: str, unit: str = "") -> str:
@@ -73,6 +84,7 @@ class Progress:
         self.out = out or sys.stdout
         self.terminal = self.out.isatty()
         self._since = time.time() - 5.0  # file times, coarser than the clock on some file systems
+        self._known = stamps(results)
         self._started = time.monotonic()
         self._looked = float("-inf")
         self._display: Any = None  # rich's, on a terminal
@@ -88,7 +100,7 @@ class Progress:
         if not force and now - self._looked < (TABLE_SECONDS if self.terminal else LINE_SECONDS):
             return
         self._looked = now
-        seen = statuses(self.results, self._since)
+        seen = statuses(self.results, self._since, self._known)
         ours = [s for s in seen if self.counted(s.run or "") is not None]
         running = [s for s in ours if s.status == "running"]
         summary = self._summary(ours, running, tasks, now)

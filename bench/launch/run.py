@@ -1,22 +1,24 @@
 """`run`: from the command line's options to a plan, what is left of it, the jobs that do it, and the report."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import data
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, check_known
 from bench.launch import estimate, ledger
+from bench.launch.description import Forecast, describe, task_name
 from bench.launch.ledger import Ledger
 from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.progress import Progress
 from bench.launch.slurm import on_slurm, submit_slurm
-from bench.launch.tasks import Slot, Task, fresh_folder
+from bench.launch.tasks import Outcome, Slot, Task, fresh_folder
 from bench.launch.threads import cores as usable_cores
 from bench.measure import probes
 from bench.plan import protocols, registries
@@ -25,9 +27,8 @@ from bench.plan.groups import Group
 from bench.plan.names import parse_teacher
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
-from bench.store.records import Teacher
 from bench.store.runs import scan
-from bench.text import clean, count, duration, say, table
+from bench.text import clean, duration, say, table
 from bench.train import engine, environment, group_job, teacher_networks, teacher_training
 from bench.train.execution import Execution
 
@@ -57,7 +58,7 @@ def run(options: Run) -> int:
     slurm = options.cluster == "slurm" or (options.cluster == "auto" and on_slurm())
     if options.cluster == "slurm" and not on_slurm():
         raise UsageError("--cluster slurm: no Slurm controller answers here (sinfo), or this is already a job of it; use --cluster local")
-    if options.time_budget is not None and options.time_budget <= 0:
+    if options.time_budget is not None and not options.time_budget > 0:  # nan too
         raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
     check_known("engine", options.engine, ("auto", *engine.NAMES))
     if not slurm and not options.dry_run:
@@ -67,6 +68,7 @@ def run(options: Run) -> int:
     results = options.results.absolute()
     if results.exists() and not results.is_dir():
         raise UsageError(f"--results {options.results} is no folder; choose another --results folder")
+    keep_epochs = _kept(options, the_plan)
     named = [parse_teacher(text) for text in options.teacher]
     files = teacher_networks.given(named, the_plan.teachers, results, the_plan.protocol, root)
     dataset = None
@@ -76,27 +78,16 @@ def run(options: Run) -> int:
         if not options.dry_run:
             raise
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
+    book = Ledger(results, the_plan, dataset, options.redo, files)
+    book.check_teachers()
     if files and not options.dry_run:
         teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
-    book = Ledger(results, the_plan, dataset, options.redo, files if options.dry_run else {})
-    book.check_teachers()
     left = forecast(the_plan, book, slots, device)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
     for warning in ledger.changed_sources(scan(results)[0]):
         say(f"warning: {warning}")
     if options.dry_run:
         return DONE
-    if not slurm:
-        _refuse_days(options, left)
-
-    folder = fresh_folder(results)
-    if options.redo:
-        if slurm and not options.yes:
-            _ask("Train these runs again on Slurm? The old results stay until the new ones are there.", "add --yes")
-        if book.resumes_redo():
-            print("an earlier --redo of these runs was stopped: this goes on with it")
-        book.begin_redo()
-    book.write_plan()
     execution = Execution(
         results=str(results),
         data_root=str(root.absolute()),
@@ -105,10 +96,18 @@ def run(options: Run) -> int:
         engine=options.engine,
         deterministic=options.deterministic,
         checkpoint_seconds=options.checkpoint_seconds,
-        keep_epochs=_kept(options, the_plan),
+        keep_epochs=keep_epochs,
     )
+    jobs = _cluster_jobs(options, the_plan, book, execution) if slurm else []
+    _ask_first(options, left, jobs, slurm)
+    if options.redo:
+        if book.resumes_redo():
+            print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
+        book.begin_redo()
+    folder = fresh_folder(results)
+    book.write_plan()
     if slurm:
-        return _submit(options, the_plan, book, execution, folder)
+        return _submit(options, jobs, execution, folder)
     until = started + 60 * options.time_budget if options.time_budget is not None else None
     return _run_here(options, the_plan, book, execution, folder, slots, until)
 
@@ -152,18 +151,6 @@ def visible_gpus() -> list[str]:
     return (named or [str(i) for i in range(count)])[:count]
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What is left of a plan here: teachers and groups with their seconds, and the time on all slots."""
-
-    teachers: list[str]
-    groups: list[Group]
-    by_group: tuple[float, ...]
-    seconds: float  # of one slot
-    elapsed: float  # on all slots
-    source: str
-
-
 def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None) -> Forecast:
     """What is left and how long it will take, from measured costs where there are any."""
     todo, missing = book.groups_left(), book.teachers_missing()
@@ -178,44 +165,6 @@ def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source)
 
 
-def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str, left: Forecast) -> str:
-    """The plan as text: what differs from the protocol, teachers to train, groups with their methods, what is done or skipped, the cost."""
-    p = the_plan.protocol
-    trial = f" (a trial: {p.trial})" if p.trial else ""
-    lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {count(p.epochs, 'epoch')}{trial}, precision {the_plan.precision}"]
-    changed = dict.fromkeys((c.method, *change) for c in the_plan.cells for change in c.changed)
-    lines += [  # one that joined its method later is not named at its default
-        f"  set: {method}.{field} = {here} instead of {'its default' if own is None else own}" for method, field, own, here in changed
-    ]
-    done, planned = book.counts()
-    lines.append(f"{count(planned, 'run')}, {done} done; {count(len(left.groups), 'group')} and {count(len(left.teachers), 'teacher')} to train")
-    epochs = the_plan.teacher_protocol.epochs
-    lines += [f"  teacher {name}: measured and imported first, from {path}" for name, path in book.given.items() if book.teacher(name) is None]
-    lines += [f"  teacher {name}: {count(epochs, 'epoch')} of {the_plan.teacher_protocol.name}" for name in left.teachers]
-    lines += [f"  teacher {t.architecture}: {t.record.source}, {t.record.test_top1:.2f} % top-1, {_way(t.record)}" for t in book.teachers_there()]
-    lines += [
-        f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(left.groups, left.by_group, strict=True)
-    ]
-    skipped = dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in the_plan.cells if c.skipped)
-    lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
-    if not left.seconds:
-        return "\n".join([*lines, f"total: nothing left to train ({place})"])
-    on_cpu = device is not None and device["type"] == "cpu"
-    one = (device["name"] if device else "GPU") + (f" slot of {count(slots[0].threads, 'core')}" if on_cpu else "")
-    several = f", {duration(left.elapsed)} on {len(slots)} slots" if len(slots) > 1 else ""
-    return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
-
-
-def _way(record: Teacher) -> str:
-    """How a teacher at hand was trained, as far as its record says."""
-    return f"under {record.protocol}{f' ({record.trial})' if record.trial else ''}" if record.protocol else "elsewhere"
-
-
-def task_name(group: Group) -> str:
-    """A group's name among the jobs; its numbers' identity is the runs' own."""
-    return f"{group.teacher}-{group.student}-s{group.seed}"
-
-
 def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
     """One job for each teacher that is missing, the largest first. One that the whole plan waits for has the machine to itself."""
     common = {"protocol": the_plan.teacher_protocol, "seed": TEACHER_SEED, "precision": the_plan.precision}
@@ -227,7 +176,11 @@ def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Ta
         def there(name=name) -> bool:
             return book.teacher(name) is not None
 
-        tasks.append(Task(f"teacher-{name}", teacher_training.train, {"architecture": name, **common}, execution, there, whole=whole))
+        def missing(name=name) -> dict[str, bool]:
+            return book.missing(teacher_training.group_of(name, **common))
+
+        arguments = {"architecture": name, **common}
+        tasks.append(Task(f"teacher-{name}", teacher_training.train, arguments, execution, there, missing=missing, whole=whole))
     return tasks
 
 
@@ -237,7 +190,9 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     tasks = []
     for group in book.groups_left():
         after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
-        tasks.append(Task(task_name(group), group_job.run_group, {"group": group}, execution, lambda group=group: book.finished(group), after))
+        arguments = {"group": group, "teacher_protocol": the_plan.teacher_protocol}
+        finished, left = functools.partial(book.finished, group), functools.partial(book.missing, group)
+        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, finished, after, left))
     return sorted(tasks, key=lambda t: bool(t.after))
 
 
@@ -274,8 +229,8 @@ def run_probes(group: Group, execution: Execution) -> int:
 
 
 def write_report(execution: Execution) -> int:
-    """The tables and the page, by their own command."""
-    return subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode
+    """The tables and the page, by their own command, which says what is wrong. Returns DONE or TROUBLE."""
+    return TROUBLE if subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode else DONE
 
 
 def finish(the_plan: Plan, execution: Execution) -> int:
@@ -305,14 +260,14 @@ def _run_here(
         if not folder.exists():
             return  # the results folder was removed: it is not made anew for a plan
         if task.name.startswith("teacher-") or task.succeeded():
-            book.write_plan()
+            _leave_plan(book, show.say)
         show.say(f"{task.name}: {'done' if task.succeeded() else 'ended, not all done'}")
 
     pool = Pool(slots, folder, locks, show.update)
     outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
     show.update(force=True)
     show.close()
-    troubles = book.troubles() | {name: text for name, text in outcome.unfinished.items() if text != "not started"}
+    probed = Outcome()
     if not outcome.code and options.costs:
         alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
         pool = Pool(alone, folder / "costs", locks, show.update)
@@ -320,44 +275,69 @@ def _run_here(
         execution = dataclasses.replace(execution, threads=alone[0].threads)  # as the pool will have it: costs are named by it
         probed = pool.run(probe_tasks(the_plan, execution, device), until, ended)
         show.close()
-        outcome.code = probed.code
-        troubles |= {name: text for name, text in probed.unfinished.items() if text != "not started"}
     if not folder.exists():
         raise UsageError(f"{book.results} was removed while its runs were trained; nothing more was written")
-    book.write_plan()
+    code, troubles = outcome.code or probed.code, book.troubles() | outcome.reasons() | probed.reasons()
+    written = _leave_plan(book, print)
     done, planned = book.counts()
     if troubles:
         print("\n".join(table(sorted(troubles.items()), ("not finished", "reason"))))
     print(f"{done} of {planned} runs done in {book.results}")
-    if outcome.code == INTERRUPTED:
+    if code == INTERRUPTED:
         print("interrupted; the same command goes on from here")
-        return outcome.code
-    if outcome.code == STOPPED_IN_TIME:
+        return code
+    if code == STOPPED_IN_TIME:
         print("time budget used up; the same command goes on from here")
-    if options.redo and not outcome.code:
+    if options.redo and not code:
         for run in book.end_redo():
             print(f"{run} could not be trained again: its old results stay")
-    write_report(execution)
-    return outcome.code or (DONE if done == planned else TROUBLE)
+        if book.resumes_redo():
+            print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
+    reported = write_report(execution)
+    return code or (reported if done == planned and written and not probed.unfinished else TROUBLE)
 
 
-def _submit(options: Run, the_plan: Plan, book: Ledger, execution: Execution, folder: Path) -> int:
-    """Submit everything to Slurm and return."""
+def _leave_plan(book: Ledger, tell: Callable[[str], None]) -> bool:
+    """Leave plan.json as far as the runs are known now. False, with a warning, where that cannot be written: no reason to end what runs."""
+    try:
+        book.write_plan()
+    except UsageError as error:
+        tell(f"warning: {error}")
+        return False
+    return True
+
+
+def _cluster_jobs(options: Run, the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
+    """What is submitted to a cluster, the report last; nothing where nothing is left."""
     teachers, groups = teacher_tasks(the_plan, book, execution), group_tasks(the_plan, book, execution)
     everything = tuple(t.name for t in teachers + groups)
     probes = probe_tasks(the_plan, execution, {}, everything) if options.costs else []
-    last = tuple(t.name for t in teachers + groups + probes)
-    final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, last)
     if not everything and not probes:
-        return write_report(execution)
-    if not options.yes:
-        _ask(f"Submit {len(last) + 1} jobs to Slurm?", "add --yes")
+        return []
+    final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, tuple(t.name for t in teachers + groups + probes))
     execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
-    tasks = [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
-    for name, job in submit_slurm(tasks, options, 0 if execution.device == "cpu" else 1, folder).items():
+    return [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
+
+
+def _submit(options: Run, jobs: list[Task], execution: Execution, folder: Path) -> int:
+    """Submit everything to Slurm and return."""
+    if not jobs:
+        return write_report(execution)
+    for name, job in submit_slurm(jobs, options, 0 if execution.device == "cpu" else 1, folder).items():
         print(f"  {job}  {name}")
     print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
     return DONE
+
+
+def _ask_first(options: Run, left: Forecast, jobs: list[Task], slurm: bool) -> None:
+    """The questions before anything is started or marked. Raises UsageError where the answer to one is no."""
+    if not slurm:
+        _refuse_days(options, left)
+        return
+    if options.redo and not options.yes:
+        _ask("Train these runs again on Slurm? The old results stay until the new ones are there.", "add --yes")
+    if jobs and not options.yes:
+        _ask(f"Submit {len(jobs)} jobs to Slurm?", "add --yes")
 
 
 def _refuse_days(options: Run, left: Forecast) -> None:
@@ -371,5 +351,10 @@ def _ask(question: str, otherwise: str) -> None:
     """Raises UsageError where the answer is no, or nobody is there to ask."""
     if not sys.stdin.isatty():
         raise UsageError(f"{question.rstrip('?')}? Nobody is there to ask; {otherwise}")
-    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:  # Ctrl-D
+        print()
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was started")

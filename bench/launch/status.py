@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.errors import StoreError, UsageError
 from bench.launch.progress import Progress
 from bench.options import ResultsOption
+from bench.store import redo
 from bench.store.files import Problem, read
 from bench.store.records import PlannedCell, PlanRecord
 from bench.store.runs import STATUSES, is_done, scan
@@ -49,6 +50,9 @@ def show(results: Path, everything: bool) -> int:
             rows.append((view.id, view.status, f"{view.epoch or 0}/{view.protocol.epochs}", top1, view.reason or "-"))
     if rows:
         print("\n".join(table(rows, ("run", "status", "epoch", "top-1", "reason"))))
+    if again := redone(results):
+        say(f"to be trained again (--redo); the old results stay meanwhile: {len(again)}")
+        print("\n".join(table(again, ("run", "status", "epoch", "reason"))))
     for c in dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in cells if c.skipped):
         say(f"skipped {c[0]}-{c[1]}, {c[2]}: {c[3]}")
     for problem in problems:
@@ -56,6 +60,16 @@ def show(results: Path, everything: bool) -> int:
     for warning in changed_sources(views):
         say(f"warning: {warning}")
     return 0
+
+
+def redone(results: Path) -> list[tuple[str, str, str, str]]:
+    """The runs that are to be trained again, each with its status there, epoch and reason; planned: it has not begun."""
+    views, problems = scan(redo.root(results))
+    rows = [(v.id, v.status, f"{v.epoch or 0}/{v.protocol.epochs}", v.reason or "-") for v in views]
+    for problem in problems:
+        begun = (redo.root(results) / "runs" / problem.where / "config.json").exists()
+        rows.append((problem.where, *(("failed", "-", problem.reason) if begun else ("planned", "-", "-"))))
+    return sorted(rows)
 
 
 def planned_cells(results: Path) -> tuple[list[PlannedCell], list[Problem]]:

@@ -6,7 +6,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from bench.train.execution import Execution
 
 AFTERLIFE_SECONDS = 3600.0
 """How long a job stopped by Slurm waits for its end: longer than the grace time that clusters give."""
+NOT_STARTED = "not started"
 _TERMINAL = {signal.SIGINT, signal.SIGHUP}
 
 
@@ -29,6 +30,7 @@ class Task:
     execution: Execution
     succeeded: Callable[[], bool]  # read from the results folder
     after: tuple[str, ...] = ()  # tasks of the same launch that must have succeeded
+    missing: Callable[[], Mapping[str, bool]] = dict  # the runs it has left to do, and whether another launch does each; read there too
     whole: bool = False  # nothing else can run meanwhile: on a CPU it takes the cores of all slots
 
 
@@ -47,6 +49,10 @@ class Outcome:
     succeeded: list[str] = field(default_factory=list)
     unfinished: dict[str, str] = field(default_factory=dict)  # name -> what is known of the reason
     code: int = 0  # 0, bench.errors.STOPPED_IN_TIME or INTERRUPTED
+
+    def reasons(self) -> dict[str, str]:
+        """Why tasks did not finish, without those whose turn did not come."""
+        return {name: text for name, text in self.unfinished.items() if text != NOT_STARTED}
 
 
 class Job:

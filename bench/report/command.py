@@ -69,7 +69,7 @@ class Report:
 
 
 def report(options: Report) -> int:
-    """Print, then write. Raises UsageError, StoreError, OSError."""
+    """Write, then print: the paths of what was written are named only once it is there. Raises UsageError, StoreError, OSError."""
     results: Path = options.results
     if not results.is_dir():
         raise UsageError(f"{results}: no such folder; give the results folder")
@@ -86,39 +86,50 @@ def report(options: Report) -> int:
     out = options.out or results / "report"
     width = max(60, shutil.get_terminal_size((160, 24)).columns)
     analyses = analysis_section.text(sets)
-    if options.full or options.format:
-        show(render.FORMATS[options.format][1](sets) if options.format not in (None, "text") else render.text(sets, width) + analyses)
-    else:
-        show(short(sets, chosen, width, out if options.write else None, bool(analyses)))
+
+    def text(place: Path | None) -> str:
+        if options.full or options.format:
+            return render.FORMATS[options.format][1](sets) if options.format not in (None, "text") else render.text(sets, width) + analyses
+        return short(sets, chosen, width, place, bool(analyses))
+
     if options.write:
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            for file, make in render.FORMATS.values():
-                write_bytes(out / file, make(sets).encode())
-            (out / "tables").mkdir(exist_ok=True)
-            for file, content in paste.files(chosen, options.published).items():
-                write_bytes(out / "tables" / file, content.encode())
-            if analyses:
-                write_bytes(out / "analyses.txt", analyses.encode())
-            drawn = analysis_section.draw(sets, out) if options.figures else {}
-            write_bytes(out / "index.html", page.html(sets, drawn, os.path.relpath(results, out)).encode())
-            if options.epochs:
-                epochs.save_csv(sets, out / "epochs.csv")
-            if options.figures:
-                from bench.report import figures
-
-                figures.write(sets, out / "figures")
-        except OSError as error:
+            write(options, sets, chosen, analyses, out)
+        except (OSError, UsageError) as error:
+            show(text(None))  # what is known is not lost with the files
+            if isinstance(error, UsageError):
+                raise
             raise UsageError(f"{out}: cannot write the report ({error.strerror or error}); give --out DIR, or --no-write") from error
-        more = [name for name, asked in (("epochs.csv", options.epochs), ("figures/", options.figures)) if asked]
-        if more:
-            print(f"written too: {out}/{', '.join(more)}", file=sys.stderr)
+    show(text(out if options.write else None))
+    more = [name for name, asked in (("epochs.csv", options.epochs), ("figures/", options.figures)) if asked and options.write]
+    if more:
+        print(f"written too: {out}/{', '.join(more)}", file=sys.stderr)
     faults = sum(s.faults for s in sets)
     if options.strict and faults:
         said = "1 warning or exclusion" if faults == 1 else f"{faults} warnings or exclusions"
         print(f"strict: {said}; --full prints them at the end of each set", file=sys.stderr)
         return 1
     return 0
+
+
+def write(options: Report, sets: list[ResultSet], chosen: ResultSet, analyses: str, out: Path) -> None:
+    """Every file of the report below `out`. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file, make in render.FORMATS.values():
+        write_bytes(out / file, make(sets).encode())
+    (out / "tables").mkdir(exist_ok=True)
+    for file, content in paste.files(chosen, options.published).items():
+        write_bytes(out / "tables" / file, content.encode())
+    if analyses:
+        write_bytes(out / "analyses.txt", analyses.encode())
+    drawn = analysis_section.draw(sets, out) if options.figures else {}
+    write_bytes(out / "index.html", page.html(sets, drawn, os.path.relpath(options.results, out)).encode())
+    if options.epochs:
+        epochs.save_csv(sets, out / "epochs.csv")
+    if options.figures:
+        from bench.report import figures
+
+        figures.write(sets, out / "figures")
 
 
 def pick(sets: list[ResultSet], wanted: str) -> ResultSet:

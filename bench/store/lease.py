@@ -69,6 +69,7 @@ class Lease:
         self.token = secrets.token_hex(8)
         self._counter = 0
         self._guard = threading.Lock()  # a beat must not put back what is being released
+        self._watched: tuple[dict | None, float] = None, 0.0  # what `live` saw last, and since when
 
     def acquire(self, still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> bool:
         """Take the lease; False where a live writer holds it. May wait `still_seconds` for a counter to move. Raises StoreError."""
@@ -78,6 +79,16 @@ class Lease:
         """Whether somebody holds it, as far as can be told at once: a holder whose process cannot be seen is taken at its word."""
         seen = self._read()
         return bool(seen) and _alive(seen) is not False
+
+    def live(self) -> bool:
+        """As `held`, for whoever asks again and again: a holder whose process cannot be seen is dead once its counter stood still for long.
+        Raises StoreError."""
+        seen = self._read()
+        if not seen or (alive := _alive(seen)) is False:
+            return False
+        if seen != self._watched[0]:
+            self._watched = seen, time.monotonic()
+        return alive is True or time.monotonic() - self._watched[1] < STILL_SECONDS
 
     def beat(self) -> None:
         """Move the counter. Raises LeaseLost, StoreError, OSError."""
@@ -107,6 +118,10 @@ class Lease:
     def _is_ours(self) -> bool:
         seen = self._read()
         return seen is not None and seen.get("token") == self.token
+
+    def moved(self, folder: Path) -> None:
+        """The folder was renamed to this one while the lease was held."""
+        self.path = folder / NAME
 
     def _lock(self, timeout: float = -1) -> filelock.FileLock:
         """Keeps apart those who judge the same stale lease; the kernel drops it with its holder. Its file stays: who waits for one that was

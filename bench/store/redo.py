@@ -2,15 +2,20 @@
 
 results/redo/ is laid out as results/ is: a run being trained again has its folder in results/redo/runs, and takes the old one's place in
 results/runs in two renames when it is done. Whatever ends it before leaves the old run as it was.
+
+Its redo.json names the runs of the --redo it belongs to: as long as one of them is pending, those that are not were trained again by it.
 """
 
 import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bench.errors import UsageError
+from bench.errors import StoreError, UsageError
+from bench.store.files import read_json, write_json
 from bench.store.lease import Lease, acquire_all
+
+COVERS = "redo.json"
 
 
 def root(results: Path) -> Path:
@@ -27,17 +32,34 @@ def pending(results: Path, run: str) -> bool:
     return _new(results, run).exists()
 
 
+def covered(results: Path, runs: Iterable[str]) -> set[str]:
+    """The runs of every stopped --redo of which one of these is still pending. One whose redo.json is missing or damaged speaks for itself only."""
+    found = {run for run in runs if pending(results, run)}
+    for run in tuple(found):
+        with contextlib.suppress(StoreError):
+            found.update((read_json(_new(results, run) / COVERS) or {}).get("runs", ()))
+    return found
+
+
 def begin(results: Path, runs: Iterable[str]) -> None:
-    """Mark runs as to be trained again. Raises UsageError, and marks none, where one of them is being trained."""
+    """Mark runs as to be trained again, but those that a stopped --redo of some of them covers: it is gone on with, what it has done stays done.
+
+    Raises UsageError, and marks none, where one that would be marked is being trained.
+    """
     runs = list(runs)
-    there = [run for run in runs if (results / "runs" / run).exists()]
+    before = covered(results, runs)
+    fresh = [run for run in runs if run not in before]
+    there = [run for run in fresh if (results / "runs" / run).exists()]
     leases = [Lease(results / "runs" / run) for run in there]
     won = acquire_all(leases)
     try:
         if not all(won):
             raise UsageError(f"{there[won.index(False)]} is being trained; stop that before --redo")
-        for run in runs:
+        for run in fresh:  # all of them first: killed in between, the next --redo marks the rest
             _new(results, run).mkdir(parents=True, exist_ok=True)
+        for run in runs if fresh else ():
+            with contextlib.suppress(FileNotFoundError):  # done by it before, or just now
+                write_json(_new(results, run) / COVERS, {"runs": sorted(before.union(runs))}, durable=False)
     except OSError as error:
         raise UsageError(f"cannot write below {root(results)}: {error.strerror}") from None
     finally:
@@ -46,28 +68,59 @@ def begin(results: Path, runs: Iterable[str]) -> None:
                 lease.release()
 
 
-def publish(results: Path, run: str) -> None:
-    """Put a finished run in the old one's place."""
+def publish(results: Path, run: str, lease: Lease) -> None:
+    """Put a finished run in the old one's place. `lease`: that of the new one, which is held; it goes along."""
     old, aside = results / "runs" / run, root(results) / "replaced" / run
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         old.rename(aside)
     _new(results, run).rename(old)
+    lease.moved(old)
+    (old / COVERS).unlink(missing_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _owned(results: Path, run: str) -> Iterator[Lease | None]:
+    """The lease of a pending run, held meanwhile; None where another holds it, where it is pending no more, or where no lease can be written."""
+    lease = Lease(_new(results, run))
+    try:
+        ours = not lease.held() and lease.acquire()
+    except (OSError, StoreError):  # StoreError: a lease that cannot be read; whatever it is, the run is left as it stands
+        ours = False
+    try:
+        yield lease if ours else None
+    finally:
+        if ours:
+            lease.release()
+
+
+def settle(results: Path, run: str) -> bool:
+    """Put a pending run that nobody trains in the old one's place. Whether that was done."""
+    with _owned(results, run) as lease:
+        if lease:
+            publish(results, run, lease)
+        return lease is not None
+
+
 def recover(results: Path) -> None:
-    """Finish what a kill between the two renames left, and take away what it did not."""
+    """Finish what a kill between the two renames left, and take away what it did not. What is being published just now is left alone."""
     with contextlib.suppress(FileNotFoundError):
         for aside in sorted((root(results) / "replaced").iterdir()):
             old = results / "runs" / aside.name
-            if old.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                aside.rename(old)
+            with _owned(results, aside.name) as lease:
+                if lease is None and pending(results, aside.name):
+                    continue
+                if old.exists():
+                    shutil.rmtree(aside, ignore_errors=True)
+                else:
+                    aside.rename(old)
 
 
-def drop(results: Path, run: str) -> None:
-    """Forget that a run was to be trained again: the old one stays."""
-    shutil.rmtree(_new(results, run), ignore_errors=True)
+def drop(results: Path, run: str) -> bool:
+    """Forget that a run was to be trained again: the old one stays. False, and nothing is touched, where somebody trains it."""
+    with _owned(results, run) as lease:
+        if lease:
+            shutil.rmtree(_new(results, run), ignore_errors=True)
+        return lease is not None

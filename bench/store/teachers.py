@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import StoreError, UsageError
+from bench.plan.protocols import Protocol
 from bench.store.files import Problem, folders, read
 from bench.store.records import Teacher
 
@@ -61,6 +62,27 @@ def require(results: Path, dataset: str, architecture: str) -> TeacherFile:
             f"run `python -m bench teachers train {architecture}` or `python -m bench teachers import FILE --architecture {architecture}`"
         )
     return teacher
+
+
+def unfit(teacher: TeacherFile, protocol: Protocol) -> str:
+    """Why a teacher does not belong to what trains its own teachers under `protocol`, with what to do; empty: it does.
+
+    What was imported fits always, and one of the whole schedule fits a trial; whatever else was trained here must have been so under `protocol`.
+    """
+    record = teacher.record
+    if record.source != "trained" or ((record.protocol or protocol.name) == protocol.name and record.trial in (None, "", protocol.trial)):
+        return ""
+    ways = [f"{name}{f' ({trial})' if trial else ''}" for name, trial in ((record.protocol, record.trial), (protocol.name, protocol.trial))]
+    return (
+        f"the teacher in {teacher.folder} was trained under {ways[0]}, this plan trains its own under {ways[1]}; "
+        f"remove that folder to have it trained anew, or use another --results"
+    )
+
+
+def check(teacher: TeacherFile, protocol: Protocol) -> None:
+    """Raises UsageError for a teacher that is unfit."""
+    if reason := unfit(teacher, protocol):
+        raise UsageError(reason)
 
 
 def available(results: Path) -> tuple[list[TeacherFile], list[Problem]]:

@@ -11,7 +11,8 @@ from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
 from bench.plan.identity import digest
 from bench.plan.members import Member
-from bench.store import redo
+from bench.plan.protocols import Protocol
+from bench.store import redo, teachers
 from bench.store.lease import acquire_all
 from bench.store.runs import is_done
 from bench.text import say
@@ -35,14 +36,17 @@ class GroupJob(Context):
         self.members = self.resolved(group)
 
 
-def run_group(group: Group, execution: Execution) -> int:
-    """Train what is not yet done of a group: returns an exit code."""
+def run_group(group: Group, execution: Execution, teacher_protocol: Protocol | None = None) -> int:
+    """Train what is not yet done of a group: returns an exit code. Raises UsageError for a teacher that is bad or missing, and for one that does
+    not fit what trains its own under `teacher_protocol` (None: any does)."""
     stop = Stop(execution.stop_after_seconds)
     if threading.current_thread() is threading.main_thread():
         stop.install()
     try:
         job = GroupJob(group, execution, stop)
         if any(m.run.teacher and not done(job, m) for m in job.members):
+            if teacher_protocol is not None:  # it may have come since the launch looked
+                teachers.check(job.teacher_file, teacher_protocol)
             job.teacher()  # a bad teacher stops the job before a run folder is touched
         held, skipped_live = _claim(job)
     except Stopped:
@@ -59,8 +63,7 @@ def done(job: GroupJob, member: Member) -> bool:
     """Whether nothing is left to do for a member."""
     folder = _folder(job, member)
     if redo.pending(job.results, folder.id) and is_done(folder.path):
-        redo.publish(job.results, folder.id)  # it was finished, and cut off before it took its place
-        return True
+        return redo.settle(job.results, folder.id)  # it was finished, and cut off before it took its place
     return bool(member.skipped) or folder.settled()
 
 

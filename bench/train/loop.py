@@ -279,8 +279,7 @@ class Training:
         }
         place.folder.finish(learner.student.state_dict(), learner.released(), facts)
         if place.folder.results != job.results:
-            place.folder.lease.release()
-            redo.publish(job.results, place.folder.id)
+            redo.publish(job.results, place.folder.id, place.folder.lease)
         print(f"{place.folder.id} done: test top-1 {place.tested['top1']:.2f}", flush=True)
 
     def _tick(self, epoch: int, step: int, steps: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from bench.errors import check_known
+from bench.errors import UsageError, check_known
 from bench.options import DataOption, DeviceOption, DownloadOption, ResultsOption, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.expand import TEACHER_SEED
@@ -85,9 +85,11 @@ class TeachersTrain(TrainingOptions):
     """Train it again though it is there."""
 
     def check(self) -> None:
-        """Raises UsageError for a name that nothing declares."""
+        """Raises UsageError for a name that nothing declares and a time that is none."""
         names.check_networks([self.architecture])
         protocols.get(self.protocol)
+        if self.time_budget is not None and not self.time_budget > 0:  # nan too
+            raise UsageError(f"--time-budget {self.time_budget}: minutes, above 0")
 
     def main(self) -> int:
         """Train a teacher in this process. Returns an exit code. Raises UsageError or NetworkError."""

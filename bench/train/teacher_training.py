@@ -10,7 +10,7 @@ from bench.plan.protocols import Protocol
 from bench.store import redo
 from bench.store.records import Status
 from bench.store.runs import read_record, read_status
-from bench.store.teachers import find
+from bench.store.teachers import check, find
 from bench.store.weights import read_state, state_hash
 from bench.text import say
 from bench.train import group_job
@@ -19,20 +19,38 @@ from bench.train.execution import Execution
 from bench.train.teacher_networks import publish
 
 
+def group_of(architecture: str, protocol: Protocol, seed: int, precision: str) -> Group:
+    """The group of the one run that a teacher comes from."""
+    return Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
+
+
 def train(architecture: str, protocol: Protocol, seed: int, precision: str, execution: Execution) -> int:
     """Train a teacher as a plain student of its own architecture, then publish its last-epoch weights. Returns an exit code; TROUBLE, and
-    nothing is published, where the run was left alone because it diverged before. Raises UsageError where its weights are not its record's."""
+    nothing is published, where the run was left alone because it diverged before.
+
+    Raises UsageError where one stands there that does not fit this protocol, unless it is to be trained again, and where its weights are not
+    its record's.
+    """
     results = Path(execution.results)
     dataset = data.load(protocol, Path(execution.data_root) if execution.data_root else None, execution.download)
-    if find(results, dataset.name, architecture) and not execution.redo:
+
+    def there() -> bool:
+        found = None if execution.redo else find(results, dataset.name, architecture)
+        if found:
+            check(found, protocol)
+        return found is not None
+
+    if there():
         return DONE
-    group = Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
+    group = group_of(architecture, protocol, seed, precision)
     run = runs_of(group, dataset, None)[0].run
     if execution.redo:
         _begin_again(results, run.id)
     code = group_job.run_group(group, execution)
     if code != DONE:
         return code
+    if there():  # another writer's, of meanwhile: students may learn from it already
+        return DONE
     again = redo.pending(results, run.id)
     place = (redo.root(results) if again else results) / "runs" / run.id
     record = read_record(place)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import DONE
@@ -49,6 +50,20 @@ def beside(name: str, execution: Execution) -> int:
     (folder / f"{name}.done").touch()
     note(folder, "end", name)
     return DONE
+
+
+def unhurried(name: str, execution: Execution) -> int:
+    """Ends in its own time: an evaluation that began just before the job was to stop."""
+    time.sleep(6.0)
+    (Path(execution.results) / f"{name}.done").touch()
+    return DONE
+
+
+def one_after_the_other(names: Sequence[str], execution: Execution) -> int:
+    """Leaves the first `name`.done that is not there yet, one a call."""
+    folder = Path(execution.results)
+    name = next(name for name in names if not (folder / f"{name}.done").exists())
+    return work(name, 0.2, execution)
 
 
 def crash(name: str, execution: Execution) -> int:

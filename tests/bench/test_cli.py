@@ -45,6 +45,8 @@ LOCAL = ("--cluster", "local", "--device", "cpu")
         (("run", "--profile", "smoke", *LOCAL, "--epochs", "0"), "--epochs 0: at least 1"),
         (("run", "--profile", "smoke", *LOCAL, "--precision", "fp8"), "unknown precision 'fp8'"),
         (("run", "--profile", "smoke", *LOCAL, "--time-budget", "0"), "--time-budget"),
+        (("run", "--profile", "smoke", *LOCAL, "--time-budget", "nan"), "--time-budget nan: minutes, above 0"),
+        (("teachers", "train", "resnet20", "--time-budget", "nan"), "--time-budget nan: minutes, above 0"),
         (("run", "--profile", "smoke", *LOCAL, "--threads", "0"), "at least 1"),
         (("run", "--profile", "smoke", "--cluster", "local", "--device", "tpu"), "device 'tpu'"),
         (("run", "--pairs", "resnet20-resnet8", "--methods", "kd", *LOCAL), "cifar-100-python"),
@@ -132,9 +134,10 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
         launch._refuse_days(asked, days)
     launch._refuse_days(Run(), launch.Forecast([], [], (), 60, 60, ""))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr("builtins.input", lambda question: "n")
-    with pytest.raises(UsageError, match="nothing was started"):
-        launch._refuse_days(Run(), days)
+    for answer in (lambda question: "n", lambda question: (_ for _ in ()).throw(EOFError)):  # no, and Ctrl-D
+        monkeypatch.setattr("builtins.input", answer)
+        with pytest.raises(UsageError, match="nothing was started"):
+            launch._refuse_days(Run(), days)
 
 
 def test_the_plan_shows_every_changed_setting(tmp_path):

@@ -140,6 +140,69 @@ def test_done_by_another_launcher_meanwhile_is_not_run(folder):
     assert outcome.succeeded == ["there"] and not fakes.events(folder)
 
 
+@dataclasses.dataclass
+class Shared:
+    """Runs of a task by name: done where their file is there, and held by another launch for a while."""
+
+    folder: Path
+    names: tuple[str, ...]
+    held: dict[str, float]  # until then, by the monotonic clock
+
+    def __call__(self) -> dict[str, bool]:
+        return {name: time.monotonic() < self.held.get(name, 0.0) for name in self.names if not (self.folder / f"{name}.done").exists()}
+
+    def task(self, **changes) -> Task:
+        return dataclasses.replace(task(self.folder, self.names[0], **changes), missing=self, succeeded=lambda: not self())
+
+
+def test_what_cannot_be_started_takes_nothing_with_it(folder, monkeypatch):
+    import submitit
+
+    submit = submitit.LocalExecutor.submit
+
+    def full(executor, job, arguments, execution):
+        if arguments["name"] == "a":
+            raise OSError(28, "No space left on device")
+        return submit(executor, job, arguments, execution)
+
+    monkeypatch.setattr(submitit.LocalExecutor, "submit", full)
+    tasks = [task(folder, "a"), task(folder, "b"), task(folder, "c", after=("a",))]
+    outcome = pool(folder, [Slot(None, 1)]).run(tasks)
+    assert outcome.succeeded == ["b"] and outcome.code == 0
+    assert outcome.unfinished == {"a": "could not be started: No space left on device", "c": "needs a, which did not finish"}
+
+
+def test_what_another_launch_trains_is_waited_for_and_taken_over_where_it_stops(folder):
+    shared = Shared(folder, ("a",), {"a": time.monotonic() + 2.0})
+    outcome = pool(folder, [Slot(None, 1)]).run([shared.task(), task(folder, "b")])
+    assert outcome.succeeded == ["b", "a"] and not outcome.unfinished and outcome.code == 0
+    begun = {name: at for kind, name, _, at in fakes.events(folder) if kind == "start"}
+    assert begun["a"] >= shared.held["a"] and begun["b"] < shared.held["a"]  # the slot did not stand idle
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_job_that_left_a_run_to_another_launch_looks_for_it_again(folder, stopped):
+    """The other launch is stopped in the middle of that run, or brings it to its end."""
+    shared = Shared(folder, ("mine", "shared"), {"shared": time.monotonic() + 600})
+
+    def other(running: list[str]) -> None:
+        if (folder / "mine.done").exists() and shared.held.pop("shared", None) and not stopped:
+            (folder / "shared.done").touch()
+
+    one = dataclasses.replace(shared.task(), function=fakes.one_after_the_other, arguments={"names": shared.names})
+    running = pool(folder, [Slot(None, 1)])
+    running.watch = other
+    outcome = running.run([one])
+    assert outcome.succeeded == ["mine"] and not outcome.unfinished
+    assert [name for kind, name, *_ in fakes.events(folder) if kind == "start"] == ["mine", "shared"][: 1 + stopped]
+
+
+def test_a_run_that_failed_here_is_not_waited_for(folder):
+    shared = Shared(folder, ("mine", "shared"), {"shared": time.monotonic() + 600})
+    outcome = pool(folder, [Slot(None, 1)]).run([shared.task(function=fakes.crash)])
+    assert "RuntimeError: mine went wrong" in outcome.unfinished["mine"]
+
+
 @pytest.mark.slow
 def test_four_launchers_run_each_task_once(folder):
     names = [f"t{i}" for i in range(8)]
@@ -194,6 +257,12 @@ def test_time_budget_ends_with_75_and_the_next_launch_goes_on(folder):
     assert process.wait(120) == STOPPED_IN_TIME
     assert [kind for kind, *_ in fakes.events(folder)] == ["start", "stop75"]  # by itself, and b was not started for the last seconds
     assert launcher(folder, "b", "0", "1").wait(120) == 0
+
+
+def test_a_launch_that_did_everything_ended_in_time(folder):
+    """The last job ends within the grace that a launch out of time gives to what it has not started yet."""
+    outcome = pool(folder, [Slot(None, 1)]).run([task(folder, "a", function=fakes.unhurried)], time.monotonic() + local.GRACE_SECONDS + 5.0)
+    assert outcome.succeeded == ["a"] and outcome.code == 0
 
 
 def test_preemption_starts_the_same_job_again(folder):

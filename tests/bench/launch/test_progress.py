@@ -137,5 +137,18 @@ def test_old_and_broken_statuses_are_left_out(tmp_path):
     assert "-/-" in out.getvalue() and "three" not in out.getvalue()
 
 
+def test_a_clock_that_is_set_back_hides_no_run(tmp_path, monkeypatch):
+    status(tmp_path, "old", "running", epoch=1)
+    status(tmp_path, "goes-on", "running", epoch=2)
+    real = progress.time.time
+    monkeypatch.setattr(progress.time, "time", lambda: real() + 3600)  # as it was when the launch began
+    out = io.StringIO()
+    show = Progress(tmp_path, lambda: (0, 3), out)
+    status(tmp_path, "goes-on", "running", epoch=3)
+    status(tmp_path, "new", "running", epoch=1)
+    show.update(["a"])
+    assert "2 running, epoch 1-3" in out.getvalue()
+
+
 def test_table_aligns_its_columns():
     assert table([("a", "10", ""), ("bb", "9", "no room")], ("run", "n", "reason")) == ["run   n  reason", "a    10", "bb    9  no room"]

@@ -49,6 +49,13 @@ def test_the_six_pairs_fit_into_160_columns_and_wrap_at_120(whole):
     assert wide.count("\nKD ") == 2 and narrow.count("\nKD ") == 3  # accuracy (in two panels when narrow) and costs
 
 
+def test_a_report_that_cannot_be_written_is_printed_and_names_no_file(small):
+    (small / "report").touch()
+    got = run(small)
+    assert got.returncode == 2 and "cannot write the report" in got.stderr and got.stderr.count("\n") == 1
+    assert "KD " in got.stdout and "report.txt" not in got.stdout and "index.html" not in got.stdout
+
+
 def test_columns_are_aligned(whole):
     lines = render.text(table.build(whole), 160).splitlines()
     kd = next(line for line in lines if line.startswith("KD "))

@@ -83,6 +83,22 @@ def test_a_holder_that_cannot_be_seen_is_judged_by_its_counter_alone(tmp_path, p
         far.beat()
 
 
+def test_who_asks_again_and_again_sees_whether_a_counter_moves(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_module, "STILL_SECONDS", 0.3)
+    watch, holder = Lease(tmp_path), Lease(tmp_path)
+    assert not watch.live()
+    assert holder.acquire() and watch.live()
+    rewrite(holder, host="elsewhere", counter=1)
+    assert watch.live()
+    time.sleep(0.4)
+    rewrite(holder, host="elsewhere", counter=2)
+    assert watch.live()  # it moved
+    time.sleep(0.4)
+    assert not watch.live() and Lease(tmp_path).held()
+    rewrite(holder, host="elsewhere", counter=3)
+    assert watch.live()
+
+
 def test_a_garbled_lease_is_replaced(tmp_path):
     for garbage in (b"", b"{", b"[]", b"\xff\x00"):
         (tmp_path / NAME).write_bytes(garbage)

@@ -1,0 +1,60 @@
+"""A plan as text, before it is launched: what is left of it and how long that will take."""
+
+from dataclasses import dataclass
+
+from bench.launch.ledger import Ledger
+from bench.launch.tasks import Slot
+from bench.plan.expand import Plan
+from bench.plan.groups import Group
+from bench.store.records import Teacher
+from bench.text import count, duration
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is left of a plan here: teachers and groups with their seconds, and the time on all slots."""
+
+    teachers: list[str]
+    groups: list[Group]
+    by_group: tuple[float, ...]
+    seconds: float  # of one slot
+    elapsed: float  # on all slots
+    source: str
+
+
+def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str, left: Forecast) -> str:
+    """The plan as text: what differs from the protocol, teachers to train, groups with their methods, what is done or skipped, the cost."""
+    p = the_plan.protocol
+    trial = f" (a trial: {p.trial})" if p.trial else ""
+    lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {count(p.epochs, 'epoch')}{trial}, precision {the_plan.precision}"]
+    changed = dict.fromkeys((c.method, *change) for c in the_plan.cells for change in c.changed)
+    lines += [  # one that joined its method later is not named at its default
+        f"  set: {method}.{field} = {here} instead of {'its default' if own is None else own}" for method, field, own, here in changed
+    ]
+    done, planned = book.counts()
+    lines.append(f"{count(planned, 'run')}, {done} done; {count(len(left.groups), 'group')} and {count(len(left.teachers), 'teacher')} to train")
+    epochs = the_plan.teacher_protocol.epochs
+    lines += [f"  teacher {name}: measured and imported first, from {path}" for name, path in book.given.items() if book.teacher(name) is None]
+    lines += [f"  teacher {name}: {count(epochs, 'epoch')} of {the_plan.teacher_protocol.name}" for name in left.teachers]
+    lines += [f"  teacher {t.architecture}: {t.record.source}, {t.record.test_top1:.2f} % top-1, {_way(t.record)}" for t in book.teachers_there()]
+    lines += [
+        f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(left.groups, left.by_group, strict=True)
+    ]
+    skipped = dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in the_plan.cells if c.skipped)
+    lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
+    if not left.seconds:
+        return "\n".join([*lines, f"total: nothing left to train ({place})"])
+    on_cpu = device is not None and device["type"] == "cpu"
+    one = (device["name"] if device else "GPU") + (f" slot of {count(slots[0].threads, 'core')}" if on_cpu else "")
+    several = f", {duration(left.elapsed)} on {len(slots)} slots" if len(slots) > 1 else ""
+    return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
+
+
+def _way(record: Teacher) -> str:
+    """How a teacher at hand was trained, as far as its record says."""
+    return f"under {record.protocol}{f' ({record.trial})' if record.trial else ''}" if record.protocol else "elsewhere"
+
+
+def task_name(group: Group) -> str:
+    """A group's name among the jobs; its numbers' identity is the runs' own."""
+    return f"{group.teacher}-{group.student}-s{group.seed}"
