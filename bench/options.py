@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from bench.errors import UsageError
+
 Texts = tuple[str, ...]
 Appended = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -62,6 +64,11 @@ class DeterministicOption:
 class TimeBudgetOption:
     time_budget: float | None = None
     """Minutes after which everything stops cleanly with exit code 75; the next call goes on."""
+
+    def check_time_budget(self) -> None:
+        """Raises UsageError for a time that is none."""
+        if self.time_budget is not None and not self.time_budget > 0:  # nan too
+            raise UsageError(f"--time-budget {self.time_budget}: minutes, above 0")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,8 +102,10 @@ def _read(path: Path, values: bool = True) -> tuple[Any, dict[str, str]]:
     except SafetensorError as error:
         raise NetworkError(f"{path} cannot be read as weights ({str(error)[:120]}); fetch it again") from None
     except Exception as error:  # a stranger's bytes make torch.load raise many things
-        first = str(error).split("\n")[0][:120]
-        raise NetworkError(f"{path} cannot be read as weights ({type(error).__name__}: {first}); fetch it again") from None
+        said = str(error).split("\n")[0][:120]
+        if isinstance(error, pickle.UnpicklingError):  # torch's words are on its own options
+            said = "neither safetensors nor tensors that torch.save wrote"
+        raise NetworkError(f"{path} cannot be read as weights ({said}); fetch it again") from None
 
 
 def _open(path: Path) -> BinaryIO:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from bench.launch.ledger import Ledger
 from bench.launch.tasks import Slot
+from bench.launch.threads import cores
 from bench.plan.expand import Plan
 from bench.plan.groups import Group
 from bench.store.records import Teacher
@@ -46,7 +47,8 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
         return "\n".join([*lines, f"total: nothing left to train ({place})"])
     on_cpu = device is not None and device["type"] == "cpu"
     one = (device["name"] if device else "GPU") + (f" slot of {count(slots[0].threads, 'core')}" if on_cpu else "")
-    several = f", {duration(left.elapsed)} on {len(slots)} slots" if len(slots) > 1 else ""
+    shared = f" that share {cores()} cores" if on_cpu and slots[0].threads * len(slots) > cores() else ""
+    several = f", {duration(left.elapsed)} on {len(slots)} slots{shared}" if len(slots) > 1 else ""
     return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
 
 

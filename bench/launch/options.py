@@ -69,7 +69,10 @@ class Run(TrainingOptions):
     """A shell line to run before a Slurm job, as in "module load cuda"; may be given several times."""
 
     def check(self) -> None:
-        """Raises UsageError for a name that nothing declares."""
+        """Raises UsageError for a name that nothing declares and a number out of its range."""
+        self.check_time_budget()
+        if not 0 < self.checkpoint_seconds < float("inf"):
+            raise UsageError(f"--checkpoint-seconds {self.checkpoint_seconds}: above 0")
         get_profile(self.profile or DEFAULT_PROFILE)
         for name in ("methods", "pairs", "seeds"):
             if getattr(self, name) and not words(getattr(self, name)):

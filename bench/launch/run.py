@@ -58,8 +58,6 @@ def run(options: Run) -> int:
     slurm = options.cluster == "slurm" or (options.cluster == "auto" and on_slurm())
     if options.cluster == "slurm" and not on_slurm():
         raise UsageError("--cluster slurm: no Slurm controller answers here (sinfo), or this is already a job of it; use --cluster local")
-    if options.time_budget is not None and not options.time_budget > 0:  # nan too
-        raise UsageError(f"--time-budget {options.time_budget}: minutes, above 0")
     check_known("engine", options.engine, ("auto", *engine.NAMES))
     if not slurm and not options.dry_run:
         engine.choose(options.engine, environment.select(options.device))  # refused, or compiled, before any job starts

@@ -61,6 +61,9 @@ class Equivalence(TimeBudgetOption, ThreadsOption, EngineOption, DeviceOption, D
     def main(self) -> int:
         """Print the power, train what is missing, judge, and write the outcome below `results`. Returns an exit code."""
         protocol, pair, seeds = _checked(self)
+        self.check_time_budget()
+        if not self.train and not self.results.is_dir():
+            raise UsageError(f"{self.results} is no folder, and --no-train reads what is done there; name the results folder with --results")
         planned = len(seeds) * len(self.methods)
         print(power_text(planned, self), flush=True)
         code = DONE

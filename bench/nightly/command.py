@@ -42,6 +42,8 @@ class Nightly(DeviceOption, ResultsOption):
         """Gives 0 for nothing new, 1 for a new regression or a plan that could not be run. Raises UsageError, StoreError."""
         if self.every_hours <= 0:
             raise UsageError(f"--every-hours {self.every_hours:g}: above 0")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: at least 1")
         if self.accept is not None:
             return _accept(self)
         benches = read_benchmarks(self.benchmarks) if self.benchmarks else {}

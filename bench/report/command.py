@@ -50,11 +50,13 @@ class Report:
     """Exit with 1 where anything is left out or warned of."""
     baseline: str = "student"
     """The row that differences are taken to."""
-    explain: tuple[str, str] | None = None
+    explain: tuple[str, ...] = ()
     """METHOD PAIR: how one cell came about, e.g. --explain kd resnet56/resnet20."""
 
     def check(self) -> None:
         """Raises UsageError for a value out of range."""
+        if len(self.explain) not in (0, 2):
+            raise UsageError("--explain takes METHOD PAIR, as in --explain kd resnet56/resnet20")
         if self.assume_sd is not None and not 0 < self.assume_sd < 100:
             raise UsageError(f"--assume-sd {self.assume_sd:g} is no deviation in points: above 0 and below 100")
 

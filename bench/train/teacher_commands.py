@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from bench.errors import UsageError, check_known
+from bench.errors import check_known
 from bench.options import DataOption, DeviceOption, DownloadOption, ResultsOption, TrainingOptions
 from bench.plan import names, protocols
 from bench.plan.expand import TEACHER_SEED
@@ -88,8 +88,7 @@ class TeachersTrain(TrainingOptions):
         """Raises UsageError for a name that nothing declares and a time that is none."""
         names.check_networks([self.architecture])
         protocols.get(self.protocol)
-        if self.time_budget is not None and not self.time_budget > 0:  # nan too
-            raise UsageError(f"--time-budget {self.time_budget}: minutes, above 0")
+        self.check_time_budget()
 
     def main(self) -> int:
         """Train a teacher in this process. Returns an exit code. Raises UsageError or NetworkError."""
