@@ -49,8 +49,6 @@ class Doctor(DataOption, ResultsOption):
     def main(self) -> int:
         if self.results.exists() and not self.results.is_dir():
             raise UsageError(f"{self.results} is no folder; name the results folder with --results")
-        if not self.results.exists():
-            print(f"{self.results}: not there yet")
         the_plan = expand(profile := get_profile(self.profile), Selection(), registries.read(protocols.get(profile.protocol)))
         root = self.data_folder
         checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (

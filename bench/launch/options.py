@@ -71,8 +71,8 @@ class Run(TrainingOptions):
     def check(self) -> None:
         """Raises UsageError for a name that nothing declares and a number out of its range."""
         self.check_time_budget()
-        if not 0 < self.checkpoint_seconds < float("inf"):
-            raise UsageError(f"--checkpoint-seconds {self.checkpoint_seconds}: above 0")
+        if not 0 <= self.checkpoint_seconds < float("inf"):
+            raise UsageError(f"--checkpoint-seconds {self.checkpoint_seconds}: at least 0, which is after every step")
         get_profile(self.profile or DEFAULT_PROFILE)
         for name in ("methods", "pairs", "seeds"):
             if getattr(self, name) and not words(getattr(self, name)):

@@ -23,6 +23,7 @@ from bench.errors import StoreError
 from bench.store.files import parse, read_bytes
 
 NAME = "lease.json"
+LOCK = f".{NAME}.lock"
 BEAT_SECONDS = 15.0
 STILL_SECONDS = 90.0
 """How long a counter must stand still before its lease is taken."""
@@ -126,7 +127,7 @@ class Lease:
     def _lock(self, timeout: float = -1) -> filelock.FileLock:
         """Keeps apart those who judge the same stale lease; the kernel drops it with its holder. Its file stays: who waits for one that was
         taken away, and who finds none and makes a new one, would both have it."""
-        return filelock.FileLock(self.path.with_name(f".{NAME}.lock"), timeout=timeout)
+        return filelock.FileLock(self.path.with_name(LOCK), timeout=timeout)
 
     def _draft(self) -> Path:
         pid = os.getpid()

@@ -37,7 +37,7 @@ LOCAL = ("--cluster", "local", "--device", "cpu")
         (("run", "--profile", "papr"), "unknown profile 'papr'; did you mean paper"),
         (("run", "--profile", "smoke", *LOCAL, "--methods", "kdd"), "unknown method 'kdd'; did you mean kd"),
         (("run", "--profile", "smoke", *LOCAL, "--pairs", "resnet20-resnet9"), "unknown network 'resnet9'"),
-        (("run", "--profile", "smoke", *LOCAL, "--checkpoint-seconds", "nan"), "--checkpoint-seconds nan: above 0"),
+        (("run", "--profile", "smoke", *LOCAL, "--checkpoint-seconds", "nan"), "--checkpoint-seconds nan: at least 0"),
         (("equivalence", "--time-budget", "-5"), "--time-budget -5.0: minutes, above 0"),
         (("equivalence", "--no-train", "--results", "nowhere"), "nowhere is no folder, and --no-train reads what is done there"),
         (("nightly", "--workers", "0"), "--workers 0: at least 1"),

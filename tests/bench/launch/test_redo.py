@@ -248,7 +248,7 @@ def test_a_launch_that_looks_while_the_new_one_takes_its_place_is_not_in_its_way
     monkeypatch.setattr(Path, "rename", rename)
     assert train(results, book) == [DONE, DONE] and book.counts() == (2, 2)
     monkeypatch.undo()
-    assert not scan(results)[1] and not list(redo.root(results).glob("*/*")) and not list(results.glob("runs/*/*lease*"))
+    assert not scan(results)[1] and not list(redo.root(results).glob("*/*")) and not list(results.glob("runs/*/lease.json"))
 
 
 def test_one_that_is_finished_and_not_yet_in_its_place_waits_for_whoever_holds_it(results, plan):

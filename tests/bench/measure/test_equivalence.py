@@ -134,7 +134,7 @@ def test_a_stop_is_passed_on_and_nothing_is_judged(tmp_path, monkeypatch):
     assert dataclasses.replace(options(tmp_path, seeds=("1-2",)), train=True).main() == STOPPED_IN_TIME
     assert not (tmp_path / equivalence.FOLDER).exists()
     monkeypatch.setattr(group_job, "run_group", Launched(tmp_path))
-    assert dataclasses.replace(options(tmp_path), train=True, time_budget=0.0).main() == STOPPED_IN_TIME
+    assert dataclasses.replace(options(tmp_path), train=True, time_budget=1e-9).main() == STOPPED_IN_TIME
 
 
 @pytest.mark.parametrize(

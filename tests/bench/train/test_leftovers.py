@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import DONE
+from bench.store.lease import LOCK
 from bench.store.runs import scan
 from bench.train import checkpoint, group_job, loop
 from tests.bench.train.test_training import execution, group, numbers, records
@@ -31,5 +32,5 @@ def test_temporary_files_and_unnamed_checkpoints_go_and_the_run_goes_on(tmp_path
     for path in left:
         path.write_bytes(b"x")
     assert group_job.run_group(group("student", teacher=None), execution(cut)) == DONE
-    assert not any(path.exists() for path in left) and not list(run.glob("checkpoint-*")) and not list(Path(run).glob(".*"))
+    assert not any(path.exists() for path in left) and not list(run.glob("checkpoint-*")) and {path.name for path in Path(run).glob(".*")} == {LOCK}
     assert numbers(records(cut)["student"]) == numbers(records(whole)["student"]) and not scan(cut)[1]
