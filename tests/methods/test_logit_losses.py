@@ -284,6 +284,12 @@ def test_values_of_the_pairs(name):
         assert getattr(registry.get(name).hyper_for(*pair), field) == value
 
 
+def test_both_weights_of_ikl_for_unlike_pairs():
+    weights = {("vgg13", "mobilenetv2"): (4, 12), ("resnet50", "mobilenetv2"): (1, 12), ("wrn_40_2", "shufflev1"): (1, 4),
+               ("resnet32x4", "shufflev1"): (1, 8), ("resnet32x4", "shufflev2"): (3, 12)}  # fmt: skip
+    assert {pair: (h.alpha, h.beta) for pair in weights if (h := registry.get("ikl").hyper_for(*pair))} == weights
+
+
 def losses_of(name: str, epoch: int | None = None):
     method = made(name)
     if epoch is not None:

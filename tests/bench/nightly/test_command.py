@@ -65,18 +65,22 @@ def test_nights_of_a_machine(tmp_path, plan, capsys):
     assert [b["reason"] for b in found["baselines"]] == ["first night on this machine class", "meant"]
 
 
-def killed(*arguments):
-    raise KeyboardInterrupt
+def killed_when_kd_is_worse(tmp_path, plan, monkeypatch) -> None:
+    """Five nights, and a sixth that is killed after its row was appended and before it said anything."""
 
+    def killed(*arguments):
+        raise KeyboardInterrupt
 
-def test_what_a_killed_night_found_rings_on_the_next_one_and_once(tmp_path, plan, capsys, monkeypatch):
-    """Killed after its row was appended and before it said anything."""
     for _ in range(5):
         assert go(tmp_path) == 0
     plan.worse = {"kd": 7.0}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(command, "judge", killed)
         go(tmp_path)
+
+
+def test_what_a_killed_night_found_rings_on_the_next_one_and_once(tmp_path, plan, capsys, monkeypatch):
+    killed_when_kd_is_worse(tmp_path, plan, monkeypatch)
     capsys.readouterr()
     assert go(tmp_path) == 1
     said = capsys.readouterr().out
@@ -86,12 +90,7 @@ def test_what_a_killed_night_found_rings_on_the_next_one_and_once(tmp_path, plan
 
 
 def test_what_a_killed_night_found_and_is_gone_again_does_not_ring(tmp_path, plan, capsys, monkeypatch):
-    for _ in range(5):
-        assert go(tmp_path) == 0
-    plan.worse = {"kd": 7.0}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(command, "judge", killed)
-        go(tmp_path)
+    killed_when_kd_is_worse(tmp_path, plan, monkeypatch)
     plan.worse = None
     assert go(tmp_path) == 0
     assert "resolved: kd" in capsys.readouterr().out
