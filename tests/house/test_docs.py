@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import statistics
 from bench.__main__ import parse, split
 from bench.completion import flags
 from bench.errors import UsageError
 from bench.launch.options import Run
 from bench.launch.run import make_plan
 from bench.report import render, table
+from bench.store.runs import scan
 from tests.methods import cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,6 +196,18 @@ def test_the_table_in_the_readme_is_that_of_its_evidence_set():
     assert {"Student", "KD"} <= {row[0] for row in rows}
     for row in rows:
         assert row in [whole[: len(row)] for whole in made], row
+
+
+def test_what_is_said_of_fp32_beside_bf16_is_what_the_records_say():
+    evidence = ROOT / "results" / "evidence" / "resnet56-resnet20-tenth"
+    students = {(v.precision, v.seed): v.record.test_top1 for v in scan(evidence)[0] if v.method == "student"}
+    seeds = sorted(seed for precision, seed in students if precision == "tf32")  # which on a CPU is fp32
+    apart = [students["tf32", seed] - students["bf16", seed] for seed in seeds]
+    found = statistics.difference(apart)
+    said = f"{found.mean:.2f} ± {found.half:.2f}"
+    assert f"fp32 end {said} above bf16 (n = {found.n})" in (ROOT / "README.md").read_text()
+    row = " | ".join(["fp32 − bf16", *(f"{value:+.2f}" for value in apart), f"+{said} (95 %)"])
+    assert f"| {row} |" in (evidence / "README.md").read_text()
 
 
 def test_the_method_in_the_readme_distils(monkeypatch):
