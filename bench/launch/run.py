@@ -228,6 +228,7 @@ def run_probes(group: Group, execution: Execution) -> int:
 
 def write_report(execution: Execution) -> int:
     """The tables and the page, by their own command, which says what is wrong. Returns DONE or TROUBLE."""
+    sys.stdout.flush()  # into a file or pipe, too, what was said before stands before
     return TROUBLE if subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode else DONE
 
 
