@@ -2,9 +2,13 @@
 
 import contextlib
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -15,6 +19,7 @@ from models import native
 from tests.benchmarks import reference
 from tests.benchmarks.sides import Sides
 
+ROOT = Path(__file__).resolve().parents[2]
 SLACK = 3.0
 """How much looser than its target an assertion is."""
 
@@ -28,6 +33,19 @@ def timed(action: Callable[[], object]) -> Times:
     wall, cpu = time.perf_counter(), time.process_time()
     action()
     return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def child(*arguments: str) -> Times:
+    """Times of a Python process of its own, from its start to its end."""
+
+    def run() -> None:
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _, wall = timed(run)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
 
 def total(parts: list[Times]) -> Times:

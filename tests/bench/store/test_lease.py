@@ -238,9 +238,10 @@ def test_members_of_a_crashed_node_are_taken_over_together(tmp_path):
         lease.path.parent.mkdir()
         assert lease.acquire()
         rewrite(lease, host="elsewhere")
-    began = time.monotonic()
-    assert acquire_all([Lease(lease.path.parent) for lease in leases], still_seconds=1.0) == [True] * 9
-    assert time.monotonic() - began < 5  # one wait, not nine
+    waits = []
+    again = [Lease(lease.path.parent) for lease in leases]
+    assert acquire_all(again, still_seconds=1.0, check=lambda: waits.append(1)) == [True] * 9
+    assert 1 <= len(waits) < 9  # one wait in one or two parts, not nine
 
 
 def test_a_lease_that_is_no_file_is_named(tmp_path):
