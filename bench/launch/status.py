@@ -81,14 +81,16 @@ def planned_cells(results: Path) -> tuple[list[PlannedCell], list[Problem]]:
     return plan.cells if plan else [], []
 
 
+def counts(results: Path) -> tuple[int, int]:
+    """How many planned runs are done, and how many there are; one to be trained again is done when its new result is there."""
+    runs = {c.run or (c.teacher, c.student, c.method, c.seed) for c in planned_cells(results)[0] if not c.skipped}
+    done = [isinstance(run, str) and is_done(results / "runs" / run) and not redo.pending(results, run) for run in runs]
+    return sum(done), len(runs)
+
+
 def watch(results: Path) -> int:
     """The live table until interrupted."""
-
-    def counts() -> tuple[int, int]:
-        runs = {c.run or (c.teacher, c.student, c.method, c.seed) for c in planned_cells(results)[0] if not c.skipped}
-        return sum(isinstance(r, str) and is_done(results / "runs" / r) for r in runs), len(runs)
-
-    show = Progress(results, counts)
+    show = Progress(results, lambda: counts(results))
     while True:
         show.update()
         time.sleep(0.5)

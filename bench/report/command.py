@@ -34,8 +34,8 @@ class Report:
     """Whose table is printed and written as tables to paste: own, or an evidence set by its folder's name."""
     published: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Put the published rows below ours in the tables to paste."""
-    format: Literal["csv", "latex", "markdown", "text"] | None = None
-    """Print everything in this form; all forms are written."""
+    format: Literal["short", "text", "csv", "latex", "markdown"] = "short"
+    """short: the table and what to know of it on a screenful; else everything, in this form. All forms are written."""
     out: Path | None = None
     """Where the files go; default: RESULTS/report."""
     write: bool = True
@@ -90,8 +90,10 @@ def report(options: Report) -> int:
     analyses = analysis_section.text(sets)
 
     def text(place: Path | None) -> str:
-        if options.full or options.format:
-            return render.FORMATS[options.format][1](sets) if options.format not in (None, "text") else render.text(sets, width) + analyses
+        if options.format in ("csv", "latex", "markdown"):
+            return render.FORMATS[options.format][1](sets)
+        if options.full or options.format == "text":
+            return render.text(sets, width) + analyses
         return short(sets, chosen, width, place, bool(analyses))
 
     if options.write:

@@ -76,7 +76,7 @@ def _family(run: RunView) -> tuple[Any, ...]:
 
 def _replaced(run: RunView, plan: Planned, pair: PairKey) -> bool:
     asked = plan.cell(pair, run.method, run.seed)
-    return bool(asked and asked.run and asked.run != run.id)
+    return bool(asked and not asked.skipped and asked.run != run.id)  # one without an id waits for its teacher
 
 
 def _base(runs: list[RunView], labels: Mapping[str, str | None], planned: set[str], own: Mapping[str, Any]) -> dict[str, Any]:

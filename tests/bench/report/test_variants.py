@@ -104,6 +104,18 @@ def test_what_is_not_the_planned_run_does_not_stand_in_its_place(tmp_path, chang
     assert len(own.tables[0].excluded) == 3  # the unplanned seed 3 is one of a kind with them
 
 
+@pytest.mark.parametrize("skipped", [None, "no such file"])
+def test_runs_of_an_older_teacher_do_not_stand_in_for_planned_ones_that_wait_for_theirs(tmp_path, skipped):
+    add_run(tmp_path, run_of("kd", *R20, 1), 70.0)
+    add_plan(tmp_path, [R20], ("kd",), (1, 2))
+    plan = read_json(tmp_path / "plan.json")
+    for cell in plan["cells"]:
+        cell |= {"run": None, "skipped": skipped}
+    write_json(tmp_path / "plan.json", plan)
+    (own, *_) = table.build(tmp_path)
+    assert [len(own.tables[0].excluded), rows(tmp_path)["kd", ""].cells[0].values] == ([0, {1: 70.0}] if skipped else [1, {}])
+
+
 def test_one_version_of_a_method_is_shown_on_all_pairs(tmp_path):
     other = ("resnet110", "resnet32")
     for pair, version in ((R20, 1), (other, 2)):
