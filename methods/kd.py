@@ -119,7 +119,7 @@ class KDWeight3(KD):
 
 @register("kd_weight6")
 class KDWeight6(KDWeight3):
-    """The same at weight 6."""
+    """KD at temperature 2 and weight 6, for the same reason as `kd_weight`."""
 
     title = "KD (weight 6)"
     Hyper = Weight6

@@ -38,9 +38,9 @@ class Run(TrainingOptions):
     teacher: Appended = ()
     """A trained teacher to import first: ARCHITECTURE=FILE, or a file that `export` wrote; may be given several times."""
     redo: bool = False
-    """Forget the results of the selected runs and train them again."""
+    """Train the selected runs again; the old results stay until the new record takes their place."""
     groups_per_gpu: int = 1
-    """Groups that share a GPU."""
+    """Groups that share a GPU; without effect on Slurm, where each job asks for one of its own."""
     checkpoint_seconds: float = 60.0
     """What a killed run may lose, in seconds."""
     keep_epochs: Texts = ()

@@ -53,7 +53,8 @@ def page(name: str) -> list[str]:
     method = registry.get(name)
     about = [f"{name}: {method.title}", method.paper, f"version {method.version}, {_source(method)}", ""]
     text = inspect.getdoc(sys.modules[method.__module__]) or ""
-    lines = [*(line for line in about if line is not None), *text.splitlines(), "", "settings"]
+    own = inspect.cleandoc(vars(method).get("__doc__") or "")  # where a file holds several
+    lines = [*(line for line in about if line is not None), *([*own.splitlines(), ""] if own else []), *text.splitlines(), "", "settings"]
     lines += [f"  {line}" for line in left(list(_settings(method)))] or ["  none"]
     return [*lines, "", "needs", *(f"  {line}" for line in _needs(method)), "", "adds", *(f"  {line}" for line in _adds(method))]
 
