@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.dissect import Probing
+from bench.analysis import dissect
 from bench.analysis.frame import drawing
 from bench.analysis.frame.base import Drawing, Needs, Result, Stored, Table
 from bench.analysis.frame.registry import register
@@ -28,10 +28,15 @@ class Options:
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.dimensions, self.images) < 1 or self.controls < 2:
             raise ValueError("alignment: epochs, batch, dimensions, images are at least 1, controls at least 2")
+        dissect.Options(**self.concepts())  # what it refuses is refused here
+
+    def concepts(self) -> dict[str, Any]:
+        """Options of dissect, whose concept vectors are read."""
+        return {"images": self.images, "quantile": self.quantile, "over": self.over, "probe": self.probe}
 
 
 @register("alignment")
-class Alignment(Probing):
+class Alignment(dissect.Probing):
     title = "Alignment with concepts"
     question = "Do semantic vectors learned without words come to relate the channels as human concepts do?"
     source = "Han et al., Static Knowledge Distillation, 2022, Fig. 4"
@@ -45,9 +50,8 @@ class Alignment(Probing):
         from models.randomness import generator
 
         options, subject = self.options, context.teacher
-        layers = context.layers(subject, options.layers)
-        shared = {"images": options.images, "quantile": options.quantile, "over": options.over, "probe": options.probe}
-        found = context.result("dissect", shared)
+        layers = context.layers(subject, options.layers, stem=False)  # there are no vectors of it
+        found = context.result("dissect", options.concepts())
         tensors = context.prepared(subject, "skd", {"dimensions": options.dimensions}).tensors
         steps, count = -(-len(context.dataset.train_labels) // options.batch), len(context.layers(subject))
         rows, arrays = [], {}

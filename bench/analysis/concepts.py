@@ -25,7 +25,7 @@ class Options:
     epochs: int = 30
     batch: int = 16
     layers: tuple[str, ...] = ()  # none: every stage
-    images: int = 4000  # of the probe: those at even places train, at odd ones test
+    images: int = 4000  # of the probe: half of them, drawn, train, the others test
     most_images: int = 500  # of a concept, to train a segmentation on
     least_images: int = 10  # of a concept in each half; others are left out
     most_concepts: int = 40  # that are segmented, the most frequent
@@ -37,8 +37,8 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1 or not 0 < self.share <= 1:
             raise ValueError("concepts.quantile and concepts.share lie between 0 and 1")
-        if min(self.epochs, self.batch, self.images, self.most_images, self.least_images) < 1:
-            raise ValueError("concepts: counts are at least 1")
+        if min(self.epochs, self.batch, self.images, self.most_images, self.least_images) < 1 or self.rate <= 0:
+            raise ValueError("concepts: counts are at least 1, rate above 0")
 
 
 @register("concepts")
@@ -46,6 +46,7 @@ class Concepts(Probing):
     title = "Concept vectors"
     question = "Is a concept in one channel or spread over many, and do the weights of concepts relate as the words do?"
     source = "Fong and Vedaldi, Net2Vec: Quantifying and Explaining how Concepts are Encoded by Filters, CVPR 2018"
+    version = 2  # 1: halves of even and odd places; a concept of which all channels find nothing needed one
     needs = Needs(concepts=True)
     Options = Options
 
@@ -59,9 +60,12 @@ class Concepts(Probing):
         images = probe(options.probe, context, options.images)
         names = [c.name for c in images.concepts]
         asked = [(text, *_terms(text, names)) for text in options.arithmetic]
+        labels = labelled(images, options)
+        if not labels.segmented and not labels.told:
+            few = f"no concept has {options.least_images} images in each half of {images.count}"
+            raise UsageError(f"{few}: take more with --set images=N, or ask for fewer of a concept with --set least_images=N")
         first = context.part("thresholds", lambda: thresholds(context, subject, layers, images, options.quantile))
         seen = context.part("maps", lambda: gather(context, subject, layers, images, first))
-        labels = labelled(images, options)
         tried = asked or [(t, *_terms(t, names)) for t in SUMS if set(re.split(r"[+-]", t)) <= set(names)]
         facts, segments, told, sums, arrays = [], [], [], [], {}
         for layer in layers:
@@ -95,32 +99,34 @@ class Concepts(Probing):
         rows = []
         for r in facts["layers"]:
             ratio = "–" if r["ratio"] is None else f"{r['ratio']:.1f}"
-            seg = (f"{r['single']:.3f}", f"{r['all']:.3f}", ratio, f"{r['needed']:g}") if r["segmented"] else ("–",) * 4
+            seg = (f"{r['single']:.3f}", f"{r['all']:.3f}", ratio, _count(r["needed"])) if r["segmented"] else ("–",) * 4
             told = (f"{r['auc_single']:.3f}", f"{r['auc_all']:.3f}") if r["told"] else ("–", "–")
             near = "–" if r.get("same_group") is None else f"{r['same_group']:.0%} ({r['chance']:.0%})"
             rows.append((r["layer"], str(r["segmented"]), *seg, str(r["told"]), *told, near))
         header = ("layer", "segmented", "IoU, one", "IoU, all", "all / one", "channels needed", "told", "AUC, one", "AUC, all", "nearest in group")
-        notes = (
+        notes = [
             f"Mean over concepts, on images not trained on ({facts['images']} in all; probe: {facts['probe']}; {facts['left_out']} concepts with "
             f"too few images left out). Channels needed: median, for {stored.options['share']:.0%} of the IoU of all, tried by doubling. "
-            "AUC: chance is 0.5. Nearest in group: classes whose nearest vector is one of the same coarse class (by chance).",
-        )
+            "AUC: chance is 0.5. Nearest in group: classes whose nearest vector is one of the same coarse class (by chance)."
+        ]
+        if stored.identity["version"] == 1:
+            notes.append("Version 1: images at even places trained, at odd ones tested; a concept of IoU 0 counts as needing one channel.")
         out = [Table("One channel against all", header, rows, notes)]
         last = facts["layers"][-1]["layer"]
         seg = [r for r in facts["segmentation"] if r["layer"] == last]
         if seg:
             lines = [
-                (r["concept"], str(r["channel"]), f"{r['single']:.3f}", f"{r['all']:.3f}", str(r["needed"]), f"{r['nearest']} ({r['cosine']:+.2f})")
+                (r["concept"], str(r["channel"]), f"{r['single']:.3f}", f"{r['all']:.3f}", _count(r["needed"]), _nearest(r))
                 for r in sorted(seg, key=lambda r: -r["all"])
             ]
             out.append(Table(f"Segmentation by {last}", ("concept", "best channel", "IoU, one", "IoU, all", "channels needed", "nearest"), lines))
         told = sorted((r for r in facts["classification"] if r["layer"] == last), key=lambda r: -r["cosine"])[:10]
         if told:
-            lines = [(r["concept"], f"{r['single']:.3f}", f"{r['all']:.3f}", f"{r['nearest']} ({r['cosine']:+.2f})") for r in told]
+            lines = [(r["concept"], f"{r['single']:.3f}", f"{r['all']:.3f}", _nearest(r)) for r in told]
             title = f"Classification by {last}: the ten nearest neighbours of one category"
             out.append(Table(title, ("concept", "AUC, one", "AUC, all", "nearest"), lines))
         if facts["arithmetic"]:
-            lines = [(r["layer"], r["kind"], r["text"], f"{r['nearest']} ({r['cosine']:+.2f})") for r in facts["arithmetic"]]
+            lines = [(r["layer"], r["kind"], r["text"], _nearest(r)) for r in facts["arithmetic"]]
             out.append(Table("Arithmetic", ("layer", "vectors", "sum", "nearest"), lines))
         return out
 
@@ -128,6 +134,8 @@ class Concepts(Probing):
     def draw(cls, stored: Stored) -> list[Drawing]:
         facts = stored.facts
         kinds = [k for k in ("segmentation", "classification") if facts[k]]
+        if not kinds:
+            return []
         figure = drawing.figure(2.0)
         panels = figure.subplots(1, len(kinds), squeeze=False)[0]
         said = []
@@ -150,6 +158,15 @@ class Concepts(Probing):
         if len(which) > 2:
             out.append(_matrix(stored, last, [facts["concepts"][k] for k in which]))
         return out
+
+
+def _count(needed: float | None) -> str:
+    """Of channels; none where all of them find nothing."""
+    return "–" if needed is None else f"{needed:g}"
+
+
+def _nearest(row: dict[str, Any]) -> str:
+    return f"{row['nearest']} ({row['cosine']:+.2f})"
 
 
 def _matrix(stored: Stored, layer: str, names: list[str]) -> Drawing:
@@ -199,7 +216,8 @@ def _summary(segments: list[dict[str, Any]], told: list[dict[str, Any]]) -> dict
 
     one, every = mean(segments, "single"), mean(segments, "all")
     found = {"segmented": len(segments), "single": one, "all": every, "ratio": every / one if one else None}
-    found["needed"] = float(np.median([r["needed"] for r in segments])) if segments else None
+    needed = [r["needed"] for r in segments if r["needed"] is not None]
+    found["needed"] = float(np.median(needed)) if needed else None
     return found | {"told": len(told), "auc_single": mean(told, "single"), "auc_all": mean(told, "all")}
 
 

@@ -30,6 +30,7 @@ class Options:
 class Gradients(Analysis):
     title = "Gradients of the loss terms"
     question = "How strong is the gradient of each loss term beside that of the labels, and do the two point the same way?"
+    version = 2  # 1: dropout, where there is some, drew what it happened to draw
     needs = Needs(students=True)
     scope = "group"
     Options = Options
@@ -43,8 +44,6 @@ class Gradients(Analysis):
             if known.method_version != (here := registry.get(student.method).version):
                 old = f"version {known.method_version} of {student.method}"
                 raise UsageError(f"{student.label} is of {old}, and here is version {here}: train it again")
-            if known.teacher_hash not in (None, context.teacher.hash):
-                raise UsageError(f"{student.label} had another teacher ({known.teacher_hash}) than this one ({context.teacher.hash})")
         for method in (m for m in methods if m != BASELINE):
             for seed, student in methods[method].items():
                 found = context.part(f"network-{student.hash}", lambda student=student: _of_run(context, student, self.options.batches))
@@ -148,6 +147,7 @@ def _losses(context, learner, batches: int):
             learner.begin_step(index, i * size)
         needs = learner.teacher_needs
         known = teacher_forward(context.network(context.teacher), pictures, needs, learner.run.precision) if needs else None
+        learner.seed_dropout(i * size)
         outputs, losses = learner.forward(pictures, known, Batch(labels, index))
         yield losses, F.cross_entropy(outputs.logits, labels)
 

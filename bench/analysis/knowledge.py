@@ -32,6 +32,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.batch < 2 or self.images < self.batch or not 1 <= self.classes <= self.batch:
             raise ValueError("knowledge: a batch has at least 2 images and as many as classes, and images is at least a batch")
+        if min(self.power_steps, self.phase_epochs, self.check_batches) < 1 or self.phase_batch < 2 or self.phase_steps < 0:
+            raise ValueError("knowledge: power_steps, phase_epochs, check_batches are at least 1, phase_batch at least 2, phase_steps at least 0")
 
 
 @register("knowledge")

@@ -27,7 +27,7 @@ class Options:
     dimensions: int = 16
 
     def __post_init__(self) -> None:
-        if min(self.neighbours, self.relations, self.matched, self.images) < 1 or not 0 < self.quantile < 1:
+        if min(self.neighbours, self.relations, self.matched, self.images, self.dimensions) < 1 or not 0 < self.quantile < 1:
             raise ValueError("neurons: counts are at least 1, quantile lies between 0 and 1")
 
 

@@ -22,6 +22,10 @@ HYPOTHESIS = {"fg": "1", "bg": "1", "ratio": "1", "d_mean": "2", "d_var": "2", "
 DIGITS = {"fg": 1, "bg": 1}  # others have three
 FINAL = ("fg", "bg", "ratio")
 """Metrics of the last checkpoint alone."""
+UNUSED = {"match": ("weight",), "penalty": ("target",), "code": ("steps", "rate")}
+"""Options that a search does not read."""
+TARGETS = (-5.4, 1.4)
+"""Mean entropies that can be held, in nats: sigma lies from 0.001 to 1."""
 LATE = 40 / 150
 """The code's selection looks at checkpoints from epoch 40 of 150 on."""
 DRAWN = 4
@@ -54,11 +58,19 @@ class Options:
                 raise ValueError(f"quantify.{name} is {getattr(self, name)!r}: one of {', '.join(known)}")
         if min(self.images, self.grid, self.steps, self.bootstrap, self.chunk) < 1 or self.draws < 2 or self.draws % 2:
             raise ValueError("quantify: images, grid, steps, bootstrap, chunk are at least 1, draws are even")
+        if not (self.rate > 0 and TARGETS[0] <= self.target <= TARGETS[1]):
+            raise ValueError(f"quantify: rate is above 0, target from {TARGETS[0]} to {TARGETS[1]} nats")
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in (*UNUSED[self.mode], *(() if self.learning else ("epochs",))):
+            if getattr(self, name) != defaults[name]:
+                why = f"mode={self.mode}" if name in UNUSED[self.mode] else "learning=false"
+                raise ValueError(f"quantify.{name} has no effect with {why}; leave it out")
 
 
 @register("quantify")
 class Quantify(Analysis):
     title = "Quantified knowledge"
+    version = 2  # 1: the search for sigma cut sharp maps off; intervals of rho over images without a concept
     question = "Do students learn more concepts on the object, fewer beside it, faster and with fewer detours than plain students?"
     source = "Cheng et al., Explaining Knowledge Distillation by Quantifying the Knowledge, CVPR 2020"
     needs = Needs(students=True)
@@ -206,8 +218,8 @@ class Quantify(Analysis):
             seeds = sorted(by_seed.keys() & methods.get(BASELINE, {}).keys())
             for metric in counting.METRICS if seeds and method != BASELINE else ():
                 pair = [np.stack([values[m[s].label].get(metric, [np.nan]) for s in seeds]) for m in (by_seed, methods[BASELINE])]
-                if any(np.isnan(p).all(1).any() for p in pair):
-                    continue  # not measured, or no concept ever
+                if not counting.numbered(*pair).any():
+                    continue  # not measured, or no image that ever had a concept in both
                 row = {"method": method, "metric": metric, "seeds": len(seeds)}
                 for over in ("images", "both") if len(seeds) > 2 else ("images",):
                     rng = np.random.default_rng(0)
@@ -229,14 +241,15 @@ class Quantify(Analysis):
             rows.append((method, str(len(found)), *means, f"{100 * np.mean([r['kept'] for r in found]):.0f} %"))
         never = {f"{r['label']}: {r['never']}" for r in facts["rows"] if r.get("never")}
         counted = "0" if options["definitions"] == "code" else "left out of rho"
+        old = "Version 1: its search cut sharp maps off and found too few concepts in such networks. " if stored.identity["version"] == 1 else ""
         without = f"Images that never had a concept on the object ({counted}): {', '.join(sorted(never))}. " if never else ""
         learned = f"Snapshots of epochs {', '.join(map(str, facts['epochs']))}. " if facts["epochs"] else ""
         applied = "images that all networks keep are used" if options["definitions"] == "code" else "it is not applied"
         notes = (
             f"Means over images, ± standard deviation over seeds; {facts['images']} test images ({facts['asked']} asked, {facts['usable']} with "
             f"cells on and beside the object), {facts['cells']['fg']:.0f} of {facts['cells']['all']} cells on the object; layer {options['layer']}, "
-            f"definitions: {options['definitions']}, sigma: {options['mode']}. {learned}D_var: variance over images (called D_std in the paper). "
-            f"{without}Kept: by the code's selection; {applied}.",
+            f"definitions: {options['definitions']}, sigma: {options['mode']}. {old}{learned}"
+            f"D_var: variance over images (called D_std in the paper). {without}Kept: by the code's selection; {applied}.",
         )
         out = [Table("Concepts and how they were learned", ("network", "seeds", *(WORDS[n] for n in names), "kept"), rows, notes)]
         rows = []
@@ -250,8 +263,8 @@ class Quantify(Analysis):
             header = ("hypothesis", "method", "better is", "S - B", "95 % over images", "S is", "over seeds and images", "S is")
             note = (
                 "S: the method; B: the plain student of the same seed. Bootstrap, paired by image and seed; over images alone the networks are "
-                "taken as they are. 1: more concepts on the object, fewer beside it; 2: learned faster and more at once; 3: fewer "
-                f"detours. Not corrected for the {len(rows)} comparisons."
+                "taken as they are; rho over images that had a concept in all of them. 1: more concepts on the object, fewer beside it; "
+                f"2: learned faster and more at once; 3: fewer detours. Not corrected for the {len(rows)} comparisons."
             )
             out.append(Table("Hypotheses: student of the method against plain student", header, rows, (note,)))
         return out

@@ -28,6 +28,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.images < 2:
             raise ValueError("sync.images is at least 2: the stability compares two halves")
+        if not self.eps or self.dimensions < 1 or self.steps < 0:
+            raise ValueError("sync: eps is at least one value, dimensions at least 1, steps at least 0")
 
 
 @register("sync")
@@ -35,6 +37,7 @@ class Sync(Analysis):
     title = "Synchrony of channels"
     question = "Which channels of a layer point the same way, in semantic vectors and in activations, and do they form clusters?"
     source = "Han, Net2Vec and Sync (slides)"
+    version = 2  # 1: the stability took in the cosines of channels with themselves
     needs = Needs(preparation="skd")
     Options = Options
 
@@ -46,17 +49,17 @@ class Sync(Analysis):
         from models.randomness import generator
 
         options, subject = self.options, context.teacher
-        layers = context.layers(subject, options.layers)
+        layers = context.layers(subject, options.layers, stem=False)  # there are no vectors of it
         vectors = context.prepared(subject, "skd", {"dimensions": options.dimensions}).tensors
         halves = _halves(context, subject, layers, count := context.count(options.images))
         facts, arrays = [], {}
         for layer in layers:
             s = vectors[f"S.{layer}"].double()
             random = torch.randn(s.shape, generator=generator(0, f"sync/random/{layer}"), dtype=torch.float64)
-            first, second, whole = map(torch.from_numpy, halves[layer])
+            first, second, whole = halves[layer]
             spaces = {
                 "vectors": (1 - relation(s), None),
-                "activations": (1 - whole, (first - second).abs().mean().item()),
+                "activations": (1 - torch.from_numpy(whole), _stability(first, second)),
                 "random vectors": (1 - relation(random), None),
             }
             for space, (distances, stability) in spaces.items():
@@ -81,10 +84,13 @@ class Sync(Analysis):
             shown = (count, f"{r['mean_neighbours']:.1f}", str(r["largest_cluster"]), distance, stability)
             rows.append((r["layer"], r["space"], f"{r['eps']:g}", *shown))
         header = ("layer", "space", "eps", "with neighbours", "mean neighbours", "largest cluster", "mean distance", "stability (L1)")
-        notes = (
+        notes = [
             f"Distance: 1 - cosine; neighbours: at most eps apart. Activations: mean cosine over {stored.facts['images']} test images. "
-            "Stability (our reading): mean change of a cosine between two halves of these images.",
-        )
+            "Stability (our reading): mean change of a cosine between two halves of these images."
+        ]
+        if stored.identity["version"] == 1:
+            between = "between C channels it is C / (C - 1) times that, where none is silent"
+            notes.append(f"Version 1: the stability takes in the cosine of each channel with itself; {between}.")
         return [Table("Channels within eps of each other", header, rows, notes)]
 
     @classmethod
@@ -120,6 +126,11 @@ def _halves(context, subject, layers: dict[str, int], count: int) -> dict[str, l
         for layer, at in layers.items():
             sums[layer][i % 2].add(maps[at])
     return {layer: [part.value().numpy() for part in (*both, both[0] + both[1])] for layer, both in sums.items()}
+
+
+def _stability(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean change of the cosine of two channels, (C, C) twice; a channel's with itself, 1 on all images but those where it is silent, is left out."""
+    return float(np.abs(first - second)[~np.eye(len(first), dtype=bool)].mean())
 
 
 def _row(layer: str, space: str, eps: float, channels: int, metrics, stability: float | None) -> dict[str, Any]:

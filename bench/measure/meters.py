@@ -24,8 +24,9 @@ BUSY = 0.8
 """CPU time over the clock below which something else had the core. A step computes all the time, so a quiet machine shows about 1, or more
 with several threads; a neighbour on the same core shows 0.5. Several threads hide a neighbour on one of them."""
 SPREAD = 0.15
-"""Distance of the quartiles over the median above which figures are unsteady. The kept sets of costs show 0.03 to 0.14 where unmarked; from 0.15 on the
-median of thirty rounds is uncertain by more than 0.025 of itself (1.25 standard deviations over the root of their number, 1.35 of them between quartiles)."""
+"""Distance of the quartiles over the median above which figures are unsteady. The kept sets of costs show 0.03 to 0.14 where unmarked;
+from 0.15 on the median of thirty rounds is uncertain by more than 0.025 of itself (1.25 standard deviations over the root of their number,
+1.35 of them between quartiles)."""
 clock, cpu_time = time.perf_counter, time.process_time
 
 

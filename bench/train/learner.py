@@ -116,6 +116,11 @@ class Learner:
         self._draws.manual_seed(key(self.run.seed, f"method/{self.run.method}/step/{place}", self.epoch))
         self.method.begin_step(index, self._draws)
 
+    def seed_dropout(self, place: int) -> None:
+        """Key the one draw that layers make of the global generator, before the forward pass of the batch that begins at `place`."""
+        if self.drops_out:
+            torch.manual_seed(key(self.run.seed, f"dropout/{place}", self.epoch))
+
     def clear_sums(self) -> None:
         """Start an epoch's sums anew, where they are."""
         for value in self.sums.values():
@@ -123,8 +128,7 @@ class Learner:
 
     def step(self, images: Tensor, teacher: Outputs | None, batch: Batch, place: int = 0) -> None:
         """One optimiser step. `images` (B, 3, H, W) normalised; `teacher` the shared outputs or None; `place` where in the epoch."""
-        if self.drops_out:  # the one draw that layers make of the global generator
-            torch.manual_seed(key(self.run.seed, f"dropout/{place}", self.epoch))
+        self.seed_dropout(place)
         outputs, losses = self.forward(images, teacher, batch)
         logits = self._predicted(outputs)  # now: the update changes what predicts
         self.optimizer.zero_grad(set_to_none=True)

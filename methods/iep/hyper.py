@@ -29,7 +29,7 @@ class Hyper:
     phase_batch: int = ranged(64, at_least=2)  # 128 in the authors' code
     phase_steps: int = ranged(0, at_least=0)  # steps of each pass of phase I; 0: the whole training set
     phase_lr: float = ranged(0.1, above=0)
-    phase_momentum: float = ranged(0.9, at_least=0, at_most=1)  # nesterov
+    phase_momentum: float = ranged(0.9, above=0, at_most=1)  # nesterov, which needs some
     phase_weight_decay: float = ranged(1e-3, at_least=0)  # on every weight of the networks, batch normalisation included
     check_batches: int = ranged(50, at_least=1)  # held pass that compares the networks with the trivial predictors
 

@@ -205,7 +205,7 @@ def test_what_is_said_of_fp32_beside_bf16_is_what_the_records_say():
     apart = [students["tf32", seed] - students["bf16", seed] for seed in seeds]
     found = statistics.difference(apart)
     said = f"{found.mean:.2f} ± {found.half:.2f}"
-    assert f"fp32 end {said} above bf16 (n = {found.n})" in (ROOT / "README.md").read_text()
+    assert f"fp32 end {said} above bf16 (95 % interval, n = {found.n})" in (ROOT / "README.md").read_text()
     row = " | ".join(["fp32 − bf16", *(f"{value:+.2f}" for value in apart), f"+{said} (95 %)"])
     assert f"| {row} |" in (evidence / "README.md").read_text()
 

@@ -23,7 +23,7 @@ from bench.store.runs import RunView
 from bench.text import duration
 from bench.train import context, environment, preparations, teacher_networks
 from methods import registry as method_registry
-from methods.base import MethodError, Preparation, Prepared, named_hyper
+from methods.base import MethodError, Preparation, Prepared, check_hyper, named_hyper
 from models.outputs import Outputs, Shapes
 
 BATCH = 100
@@ -73,12 +73,12 @@ class Context:
     def shapes(self, subject: Subject) -> Shapes:
         return models.shapes(subject.architecture, len(self.dataset.classes), self.dataset.image_size)
 
-    def layers(self, subject: Subject, wanted: Sequence[str] = (), kind: str = "stage") -> dict[str, int]:
-        """Name -> position in the tuple of stage maps: all stages (stage1, stage2, ...), or those wanted; "stem" can be asked for.
+    def layers(self, subject: Subject, wanted: Sequence[str] = (), kind: str = "stage", stem: bool = True) -> dict[str, int]:
+        """Name -> position in the tuple of stage maps: all stages (stage1, stage2, ...), or those wanted; "stem" can be asked for if `stem`.
 
         Raises UsageError for an unknown layer.
         """
-        known = {"stem": 0} | {f"stage{i}": i for i in range(1, len(self.shapes(subject).maps[kind]))}
+        known = ({"stem": 0} if stem else {}) | {f"stage{i}": i for i in range(1, len(self.shapes(subject).maps[kind]))}
         for name in wanted:
             if name not in known:
                 raise UsageError(f"{subject.architecture} has no layer {name!r}; it has {', '.join(known)}")
@@ -103,9 +103,13 @@ class Context:
 
     # What was made before.
     def prepared(self, subject: Subject, method: str, changes: Mapping[str, Any] | None = None) -> Prepared:
-        """The preparation of `method` for this network (built and stored if it is not there yet), with hyper-parameters changed."""
+        """The preparation of `method` for this network (built and stored if it is not there yet), with hyper-parameters changed.
+
+        Raises MethodError for a value out of its range.
+        """
         found = method_registry.get(method)
         hyper = dataclasses.replace(found.hyper_for(subject.architecture, subject.architecture), **(changes or {}))
+        check_hyper(method, hyper)
         return self.preparation(subject, self.machine.preparation_of(found, hyper, subject.architecture))
 
     def preparation(self, subject: Subject, wanted: Preparation) -> Prepared:
@@ -115,12 +119,16 @@ class Context:
             return preparations.obtain(self.root, wanted, origin, self.log).prepared
 
     def result(self, name: str, changes: Mapping[str, Any] | None = None) -> Stored:
-        """The stored result of another analysis on the same networks and data, made now if it is not there."""
+        """The stored result of another analysis on the same networks and data, made now if it is not there. Raises UsageError for bad options."""
         analysis = registry.get(name)
+        try:
+            options = dataclasses.replace(analysis.Options(), **(changes or {}))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         inner = Context(self.machine, self.subjects, self.log)
         inner._networks = self._networks
         with self._apart():
-            return obtain(analysis(dataclasses.replace(analysis.Options(), **(changes or {}))), inner)
+            return obtain(analysis(options), inner)
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:

@@ -114,7 +114,10 @@ def student(view: RunView, data_hash: str) -> Subject:
 
 
 def choose(words: Words, results: Path, dataset: str, data_hash: str, scope: str, students_needed: bool) -> list[list[Subject]]:
-    """The networks of each result to make: one each (scope "network"), or a teacher before its students (scope "group"). Raises UsageError."""
+    """The networks of each result to make: one each (scope "network"), or a teacher before its students (scope "group").
+
+    Raises UsageError, for students of another teacher too; those that had none go beside any.
+    """
     students = [student(view, data_hash) for view in words.runs]
     architectures = list(dict.fromkeys([*words.teachers, *(t for t, _ in words.pairs)]))
     if scope == "network":
@@ -134,4 +137,9 @@ def choose(words: Words, results: Path, dataset: str, data_hash: str, scope: str
             raise UsageError(f"no student is named, and {results} has finished ones of {architectures[0]}: name a pair, as {named}")
         cure = f"python -m bench run --pairs {architectures[0]}-STUDENT"
         raise UsageError(f"no finished student of {architectures[0]} on {dataset} in {results}: train some with {cure}")
-    return [[teacher(results, dataset, architectures[0]), *students]]
+    first = teacher(results, dataset, architectures[0])
+    for view in words.runs:
+        if (had := view.known.teacher_hash) not in (None, first.hash):
+            cure = "name in place of the pair the runs of this one"
+            raise UsageError(f"{view.id} had another teacher ({had}) than the {first.label} in {results} ({first.hash}): {cure}")
+    return [[first, *students]]

@@ -58,11 +58,18 @@ def statistic(metric: str, values: np.ndarray) -> np.ndarray:
     return np.nanvar(values, -1) if metric == "d_var" else np.nanmean(values, -1)
 
 
+def numbered(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The images that have a number in all networks of both sides, (seeds, N) each -> (N,) bool."""
+    return ~np.isnan(ours).any(0) & ~np.isnan(theirs).any(0)
+
+
 def interval(
     metric: str, ours: np.ndarray, theirs: np.ndarray, generator: np.random.Generator, draws: int, seeds: bool
 ) -> tuple[float, float, float]:
     """The mean over seeds of statistic(ours) - statistic(theirs), (seeds, N) each, with its 95 % bootstrap interval: paired resampling of the images,
-    the same for all networks, and with `seeds` of the seeds too."""
+    the same for all networks, and with `seeds` of the seeds too. Only images that are `numbered` count."""
+    has = numbered(ours, theirs)
+    ours, theirs = ours[:, has], theirs[:, has]
     count, n = ours.shape
 
     def difference(rows: np.ndarray, columns: np.ndarray) -> float:

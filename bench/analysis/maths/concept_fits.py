@@ -49,6 +49,8 @@ class Labels:
 
     planes: list[Tensor]  # of each image int16 (n, S, S), all categories labelled by pixel
     has: Tensor  # bool (N, K): whether an image shows a concept
+    train: Tensor  # places of the images that train, in the order drawn
+    test: Tensor  # and of those that test
     segmented: list[int]  # concepts labelled by pixel, to be segmented
     told: list[int]  # concepts to be told from images without
     left_out: int
@@ -57,13 +59,20 @@ class Labels:
     groups: list[int]  # the category of each concept
 
     def halves(self, concept: int) -> tuple[Tensor, Tensor]:
-        """The images that show it, at even places (at most options.most_images) and at odd ones."""
-        ids = self.has[:, concept].nonzero().flatten()
-        return ids[ids % 2 == 0][: self.options.most_images], ids[ids % 2 == 1]
+        """The images that show it, to train (at most options.most_images) and to test."""
+        train, test = (half[self.has[half, concept]] for half in (self.train, self.test))
+        return train[: self.options.most_images], test
 
     def masks(self, concept: int, ids: Tensor) -> Tensor:
         """bool (n, S, S)."""
         return torch.stack([(self.planes[i] == concept + 1).any(0) for i in ids.tolist()])
+
+
+def halves(count: int) -> tuple[Tensor, Tensor]:
+    """Places of the images that train and of those that test, drawn: embedded images have their classes in turn, so that even and odd places
+    share none of them."""
+    order = torch.randperm(count, generator=generator(0, "concepts/halves"))
+    return order[::2], order[1::2]
 
 
 def labelled(probe: Probe, options) -> Labels:
@@ -84,14 +93,15 @@ def labelled(probe: Probe, options) -> Labels:
             has[start : start + len(labels)].scatter_(1, labels, True)
             whole[labels.unique()] = True
     has, by_pixel, whole = has[:, 1:], by_pixel[1:], whole[1:]
-    often = torch.minimum(has[::2].sum(0), has[1::2].sum(0))
+    train, test = halves(probe.count)
+    often = torch.minimum(has[train].sum(0), has[test].sum(0))
     enough = often >= options.least_images
     candidates = (by_pixel & enough).nonzero().flatten()
     segmented = candidates[often[candidates].argsort(descending=True, stable=True)[: options.most_concepts]].sort().values.tolist()
-    few = torch.minimum(has.sum(0), (~has).sum(0)) >= 2 * options.least_images
-    told = ((whole if whole.any() else by_pixel) & enough & few).nonzero().flatten().tolist()
+    without = torch.minimum((~has[train]).sum(0), (~has[test]).sum(0)) >= options.least_images
+    told = ((whole if whole.any() else by_pixel) & enough & without).nonzero().flatten().tolist()
     left_out = int(((by_pixel | whole) & ~enough).sum())
-    return Labels(planes, has, segmented, told, left_out, options, [c.name for c in probe.concepts], categories(probe.concepts)[1])
+    return Labels(planes, has, train, test, segmented, told, left_out, options, [c.name for c in probe.concepts], categories(probe.concepts)[1])
 
 
 def segmented(context, layer: str, seen: Mapping[str, np.ndarray], labels: Labels, options) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -105,7 +115,7 @@ def segmented(context, layer: str, seen: Mapping[str, np.ndarray], labels: Label
     rows = []
     for f, (nearest, cosine) in zip(found, near, strict=True):
         row = {name: int(f[name]) for name in ("channel", "needed", "train", "test")} | {name: float(f[name]) for name in ("single", "all")}
-        rows.append(row | {"nearest": nearest, "cosine": cosine})
+        rows.append(row | {"needed": row["needed"] or None, "nearest": nearest, "cosine": cosine})
     return rows, vectors
 
 
@@ -117,8 +127,8 @@ def _segment(layer: str, seen, labels: Labels, concept: int, options) -> dict[st
     weights = cv.fit(on, label, torch.ones(on.shape[1], dtype=torch.bool), options, draw)
     channel = int(cv.single(on, label).argmax())
     every = cv.iou(on_test, label_test, weights)
-    needed, count = len(weights), 1
-    while count < len(weights):
+    needed, count = len(weights) if every else 0, 1  # 0: where all channels reach nothing, no number of them is needed
+    while every and count < len(weights):
         few = cv.fit(on, label, cv.strongest(weights, count), options, draw)
         if cv.iou(on_test, label_test, few) >= options.share * every:
             needed = count
@@ -132,10 +142,10 @@ def _segment(layer: str, seen, labels: Labels, concept: int, options) -> dict[st
 def classified(layer: str, seen: Mapping[str, np.ndarray], labels: Labels) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Facts of each concept, and its vector: (K, C)."""
     pooled = torch.from_numpy(seen[f"{layer}.pooled"])
-    train, test = pooled[::2], pooled[1::2]
+    train, test = pooled[labels.train], pooled[labels.test]
     mean, spread = train.mean(0), train.std(0).clamp_min(1e-6)
     train, test = (train - mean) / spread, (test - mean) / spread
-    y_train, y_test = labels.has[::2][:, labels.told], labels.has[1::2][:, labels.told]
+    y_train, y_test = labels.has[labels.train][:, labels.told], labels.has[labels.test][:, labels.told]
     if not labels.told:
         return [], np.zeros((0, pooled.shape[1]), np.float32)
     weights, bias = cv.classify(train, y_train)

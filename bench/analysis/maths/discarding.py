@@ -15,12 +15,17 @@ from torch.nn import functional as F
 CONSTANT = 0.5 * math.log(2 * math.pi * math.e)
 TAIL = 0.25
 """Share of the last steps whose log sigma is averaged: what is left of the draws' noise."""
+LEAPS, LEAPING, LEAST = 2, 1 / 3, 0.01
+"""match: so many leaps within this share of the steps; a cell's error counts as no less than LEAST of the mean, since draws may say nothing of it."""
 
 
 @dataclass(frozen=True)
 class Search:
     """How sigma is sought. `match`: the mean entropy of an image is held at `target` and only its distribution is sought, so that no weight is
-    needed; `penalty`: minimise error - weight * mean H; `code`: as the authors' code, SGD on sigma itself, the iterate nearest `target`."""
+    needed; `penalty`: minimise error - weight * mean H; `code`: as the authors' code, SGD on sigma itself, the iterate nearest `target`.
+
+    `match` begins with leaps. An error of the form sum a_i sigma_i^2, which small noise has, is least where all a_i sigma_i^2 are equal: log sigma
+    moves by minus half the log of each cell's gradient. Adam alone goes no further than its rates add up to, which cuts off sharp maps."""
 
     mode: str = "match"
     steps: int = 60  # of Adam; the code's own: 80
@@ -72,35 +77,54 @@ def discarded(feature, images: Tensor, grid: int, search: Search, draw: Callable
         scale = error(start, draw(-1, search.draws))
     valid = scale > torch.finfo(scale.dtype).tiny
     scale = torch.where(valid, scale, 1.0)
-    if search.mode == "code":
-        sigma = _as_the_code(error, start, scale, search, draw)
-    else:
-        sigma = _adam(error, start, scale, search, draw)
+    sigma = SEARCHES[search.mode](error, start, scale, search, draw)
     return sigma.log() + CONSTANT, valid
 
 
-def _adam(error: Error, start: Tensor, scale: Tensor, search: Search, draw) -> Tensor:
+def _match(error: Error, start: Tensor, scale: Tensor, search: Search, draw) -> Tensor:
     low, high = math.log(search.low), math.log(search.high)
-    match = search.mode == "match"
-    value = (torch.full_like(start, search.target - CONSTANT) if match else start.log()).requires_grad_()
+    value = torch.full_like(start, search.target - CONSTANT).requires_grad_()
+
+    def gradient(step: int) -> Tensor:
+        return torch.autograd.grad((error(value.exp(), draw(step, search.draws)) / scale).sum(), value)[0]
+
+    @torch.no_grad()
+    def put(new: Tensor) -> None:
+        value.copy_(level(new, search.target - CONSTANT, low, high))
+
+    leap = math.floor(search.steps * LEAPING / LEAPS)
+    for i in range(LEAPS if leap else 0):
+        total = sum(gradient(step) for step in range(i * leap, (i + 1) * leap))
+        share = total / total.mean((1, 2), keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)
+        put(value - 0.5 * share.clamp(LEAST, 1 / LEAST**2).log())
+    steps = range(LEAPS * leap, search.steps)
+    optimiser = torch.optim.Adam([value], lr=search.rate)
+    total, first = torch.zeros_like(start), math.floor(len(steps) * (1 - TAIL))
+    for place, step in enumerate(steps):
+        optimiser.param_groups[0]["lr"] = search.rate * 0.5 * (1 + math.cos(math.pi * place / len(steps)))
+        value.grad = gradient(step)
+        with torch.no_grad():  # only what leaves the mean as it is
+            free = (value > low + 1e-6) & (value < high - 1e-6)
+            value.grad -= (value.grad * free).sum((1, 2), keepdim=True) / free.sum((1, 2), keepdim=True).clamp_min(1)
+        optimiser.step()
+        put(value)
+        if place >= first:
+            total += value.detach()
+    return (total / (len(steps) - first)).exp()
+
+
+def _penalty(error: Error, start: Tensor, scale: Tensor, search: Search, draw) -> Tensor:
+    value = start.log().requires_grad_()
     optimiser = torch.optim.Adam([value], lr=search.rate)
     total, first = torch.zeros_like(start), math.floor(search.steps * (1 - TAIL))
     for step in range(search.steps):
-        if match:
-            optimiser.param_groups[0]["lr"] = search.rate * 0.5 * (1 + math.cos(math.pi * step / search.steps))
-        loss = (error(value.exp(), draw(step, search.draws)) / scale).sum()
-        if not match:
-            loss = loss - search.weight * value.mean((1, 2)).sum()
+        loss = (error(value.exp(), draw(step, search.draws)) / scale).sum() - search.weight * value.mean((1, 2)).sum()
         (value.grad,) = torch.autograd.grad(loss, value)
+        optimiser.step()
         with torch.no_grad():
-            if match:  # only what leaves the mean as it is
-                free = (value > low + 1e-6) & (value < high - 1e-6)
-                mean = (value.grad * free).sum((1, 2), keepdim=True) / free.sum((1, 2), keepdim=True).clamp_min(1)
-                value.grad -= mean
-            optimiser.step()
-            value.copy_(level(value, search.target - CONSTANT, low, high) if match else value.clamp(low, high))
-            if step >= first:
-                total += value
+            value.clamp_(math.log(search.low), math.log(search.high))
+        if step >= first:
+            total += value.detach()
     return (total / (search.steps - first)).exp()
 
 
@@ -138,3 +162,6 @@ def _as_the_code(error: Error, start: Tensor, scale: Tensor, search: Search, dra
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         sigma = torch.where(going[:, None, None], sigma - 1e-4 * gradient, sigma)
     return best
+
+
+SEARCHES = {"match": _match, "penalty": _penalty, "code": _as_the_code}

@@ -22,10 +22,16 @@ CATEGORIES = ("object", "part", "scene", "texture", "color")
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hex digits of its tables: what names it in a result. Raises UsageError where a table is missing."""
-    sha = hashlib.sha256()
-    for name in ("index.csv", "label.csv"):
-        sha.update(_read(folder / name))
+    """16 hex digits that name it in a result: of its tables, and of the names and sizes of its images, which are too many to be read for it.
+
+    Raises UsageError where a table is missing.
+    """
+    sha, images = hashlib.sha256(), folder / "images"
+    for name in ("index.csv", "label.csv", *sorted(file.name for file in folder.glob("c_*.csv"))):
+        table = _read(folder / name)
+        sha.update(f"{name}|{len(table)}|".encode() + table)
+    for file in sorted(images.rglob("*")):
+        sha.update(f"{file.relative_to(images).as_posix()}|{file.stat().st_size if file.is_file() else ''}|".encode())
     return sha.hexdigest()[:16]
 
 

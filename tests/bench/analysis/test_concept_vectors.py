@@ -1,11 +1,18 @@
-"""Concept vectors on planted channels: one that is the concept, a union of two; the strict threshold; arithmetic; AUC against brute force."""
+"""Concept vectors on planted channels: one that is the concept, a union of two; the strict threshold; arithmetic; AUC against brute force; halves
+of images in turns, and concepts of which nothing is found."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from bench.analysis import concepts
+from bench.analysis.frame.base import Stored
+from bench.analysis.maths import concept_fits as fits
 from bench.analysis.maths import concept_vectors as cv
 from bench.analysis.maths.concept_fits import _nearest
+from bench.analysis.probes.base import Annotated, Concept
 from bench.errors import UsageError
 
 CHANNELS, IMAGES, SIZE = 4, 160, 16
@@ -97,3 +104,56 @@ def test_the_nearest_is_sought_among_those_allowed():
     assert [name for name, _ in _nearest(vectors, [0, 1, 2, 3], names)] == ["its coarse class", "class a", "its coarse class", "class b"]
     found = _nearest(vectors, [0, 1, 2, 3], names, groups[:, None] == groups)
     assert found[0] == ("class b", pytest.approx(0.5**0.5)) and found[1] == ("–", 0.0) and found[2][0] == "class a" and found[3] == ("–", 0.0)
+
+
+class Turns:
+    """A probe whose concepts come in turns, as the classes of embedded data do: image i shows concept i % 2."""
+
+    name, count, size = "turns", 60, 4
+    concepts = (Concept("first", "class"), Concept("second", "class"))
+
+    def batches(self, batch: int):
+        whole = 1 + torch.arange(self.count)[:, None] % 2
+        yield Annotated(torch.zeros(self.count, 3, self.size, self.size), (), whole, torch.zeros(0))
+
+
+def test_halves_share_the_classes_of_images_in_turns():
+    labels = fits.labelled(Turns(), concepts.Options(most_images=12))
+    assert labels.told == [0, 1] and labels.left_out == 0
+    assert sorted([*labels.train.tolist(), *labels.test.tolist()]) == list(range(60)) and len(labels.train) == 30
+    for concept in (0, 1):
+        train, test = labels.halves(concept)
+        assert len(train) <= 12 <= len(test) and not set(train.tolist()) & set(test.tolist())
+        assert labels.has[train, concept].all() and labels.has[test, concept].all()
+    pooled = labels.has[:, :1].float() + 0.1 * torch.randn(60, 1, generator=generator())
+    rows, _ = fits.classified("stage1", {"stage1.pooled": pooled.numpy()}, labels)
+    assert [row["all"] for row in rows] == [1, 1]
+
+
+class Silent(Turns):
+    """The same with a pixel of the concept in each image."""
+
+    def batches(self, batch: int):
+        (one,) = super().batches(batch)
+        plane = torch.zeros(self.count, 1, self.size, self.size, dtype=torch.int64)
+        plane[:, 0, 0, 0] = one.whole[:, 0]
+        yield Annotated(one.images, (plane,), torch.zeros(self.count, 0, dtype=torch.int64), one.shown)
+
+
+def test_where_all_channels_find_nothing_no_number_of_them_is_needed():
+    labels = fits.labelled(Silent(), concepts.Options())
+    on = np.zeros((60, 4, 4, 4), dtype=bool)
+    on[::2, 1, 0, 0] = True  # the first concept is channel 1, the second no channel's
+    seen = {"stage1.on": np.packbits(on.reshape(60, -1), axis=1), "stage1.shape": np.array(on.shape)}
+    context = SimpleNamespace(part=lambda unit, make: make(), progress=lambda items, total, what: items)
+    rows, _ = fits.segmented(context, "stage1", seen, labels, concepts.Options(epochs=40, rate=0.01))
+    assert [row["needed"] for row in rows] == [1, None] and [row["all"] for row in rows] == [1, 0]
+    assert concepts._summary(rows, [])["needed"] == 1 and concepts._summary(rows[1:], [])["needed"] is None
+    assert (concepts._count(None), concepts._count(2.0)) == ("–", "2")
+
+
+def test_a_result_without_any_concept_has_no_figure():
+    layer = {"layer": "stage1", "same_group": None, "chance": None} | concepts._summary([], [])
+    facts = {"layers": [layer], "segmentation": [], "classification": [], "arithmetic": [], "images": 4, "probe": "turns", "left_out": 2}
+    stored = Stored("key", "concepts", {"version": 2, "options": {"share": 0.9}, "networks": [{"label": "resnet8"}]}, facts, {}, {})
+    assert concepts.Concepts.draw(stored) == [] and len(concepts.Concepts.tables(stored)[0].rows) == 1

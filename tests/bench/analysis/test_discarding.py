@@ -58,6 +58,19 @@ def test_matching_the_mean_gives_the_same_distribution():
     assert ((found - expected).exp() - 1).abs().max() < 0.01
 
 
+@pytest.mark.parametrize("spread_of", [0.3, 1.0, 1.5], ids=["even", "sharp", "very sharp"])
+@pytest.mark.parametrize("steps", [30, 60])
+def test_sharp_maps_are_not_cut_off(spread_of, steps):
+    """Log sigmas that lie up to four nats from their mean, with the steps and draws of everyday use."""
+    g = generator(0, "sharp")
+    factors = spread((2 * spread_of * torch.randn(GRID, GRID, generator=g, dtype=torch.float64)).exp().sqrt(), SIZE)
+    weights = torch.randn(64, 3, SIZE, SIZE, generator=g, dtype=torch.float64) * factors
+    found, _ = discarded(linear(weights), images(1), GRID, Search(steps=steps), draw)
+    closed = -0.5 * energy(weights).log()
+    expected = level(closed[None], -2.8 - CONSTANT, math.log(0.001), 0.0) + CONSTANT
+    assert (found - expected).square().mean().sqrt() < 0.25
+
+
 def test_entropies_are_minus_half_the_log_of_the_jacobians_energy_for_a_smooth_network():
     weights = planted() / 60
     feature = lambda x: torch.tanh(x.flatten(1) @ weights.flatten(1).T) + 5  # noqa: E731
@@ -149,6 +162,16 @@ def test_distances_and_detours_of_hand_made_paths():
     same = np.ones((3, 1, 2, 2), dtype=bool)
     assert counting.detours(same, np.ones((1, 2, 2), dtype=bool)).tolist() == [1.0]
     assert np.isnan(counting.detours(~same, np.ones((1, 2, 2), dtype=bool))).all()
+
+
+def test_an_interval_is_over_the_images_that_have_a_number_in_all_networks():
+    """So few that a bootstrap over all images would draw none of them now and then."""
+    ours = np.full((3, 16), np.nan)
+    ours[:, :3] = [[0.5, 0.6, 0.7]] * 3
+    theirs = ours - 0.1
+    theirs[1, 2] = np.nan
+    assert counting.numbered(ours, theirs).tolist() == [True] * 2 + [False] * 14
+    assert counting.interval("rho", ours, theirs, np.random.default_rng(0), 500, True) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_verdicts_and_intervals():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +61,10 @@ def test_activations_are_averaged_over_images_though_the_halves_differ_in_size(t
     each = relation(rows(maps)).double()
     for found, at in ((even, [0, 1, 4]), (odd, [2, 3]), (whole, [0, 1, 2, 3, 4])):
         torch.testing.assert_close(torch.from_numpy(found), each[at].mean(0), atol=1e-5, rtol=0)
+
+
+def test_the_stability_is_of_cosines_between_channels():
+    first, second = np.eye(3), np.full((3, 3), 0.5)
+    assert sync._stability(first, second) == pytest.approx(0.5)
+    np.fill_diagonal(second, 1)
+    assert sync._stability(first, second) == pytest.approx(0.5)  # over all cells it would be a third

@@ -10,6 +10,7 @@ from bench.analysis.frame.commands import check
 from bench.analysis.frame.context import obtain
 from bench.errors import StoreError, UsageError
 from bench.plan import names
+from methods.base import MethodError
 from tests.bench.analysis import small
 
 IDENTITY = {"name": "sync", "version": 1, "options": {}, "networks": [{"label": "resnet8"}], "data": {"name": "shapes100"}}
@@ -40,12 +41,14 @@ def test_bad_input_is_one_line_and_exit_2(place, images, capsys):
         (("snc", "resnet8"), "unknown analysis 'snc'; did you mean sync"),
         (("sync", "resnet9"), "unknown network 'resnet9'; did you mean"),
         (("sync", "resnet20"), "no resnet20 teacher for shapes100"),
-        (("sync", "resnet8", "--set", "layers=stage9"), "resnet8 has no layer 'stage9'; it has stem, stage1"),
+        (("dissect", "resnet8", "--set", "layers=stage9"), "resnet8 has no layer 'stage9'; it has stem, stage1"),
         (("sync", "resnet8", "--set", "epz=1"), "unknown option of sync 'epz'; did you mean eps"),
         (("sync", "resnet8", "--set", "eps=wide"), "--set eps=wide: expected a float or several with commas"),
         (("sync", "resnet8", "--set", "eps=nan"), "--set eps=nan: expected finite numbers"),
         (("sync", "resnet8", "--set", "images=1"), "at least 2"),
         (("agreement", "resnet8-resnet8", "--set", "images=3"), "images is 0 or at least 4"),
+        (("sync", "resnet8", "--set", "layers=stem"), "resnet8 has no layer 'stem'; it has stage1"),
+        (("concepts", "resnet8", "--set", "least_images=99"), "no concept has 99 images in each half of 100: take more with --set images=N"),
         (("sync", "resnet8-resnet8-kd-s1-0123456789"), "no runs in"),
     ):
         assert text in said(capsys, "analyse", *arguments, "--results", str(place), "--device", "cpu"), arguments
@@ -134,6 +137,52 @@ def test_a_group_needs_one_teacher_and_students(place, images):
         subjects.choose(words, place, images.name, images.hash, "group", True)
     with pytest.raises(UsageError, match="none is named: name a pair"):
         subjects.choose(subjects.read((), place, names.networks(), "smoke"), place, images.name, images.hash, "group", False)
+
+
+def test_students_of_another_teacher_are_refused_and_those_of_none_are_not(place, images):
+    def chosen():
+        words = subjects.read(("resnet8-resnet8",), place, names.networks(), "smoke")
+        return subjects.choose(words, place, images.name, images.hash, "group", True)
+
+    small.add_student(place, images)
+    small.add_student(place, images, "student", teacher=None, teacher_hash=None)
+    assert [s.method for s in chosen()[0]] == ["", "kd", "student"]
+    other = small.add_student(place, images, seed=2, teacher_hash="another")
+    with pytest.raises(UsageError, match=rf"{other} had another teacher \(another\) than the resnet8 in"):
+        chosen()
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names() if registry.get(name).scope == "group"])
+def test_every_analysis_of_a_group_is_asked_about_students_of_its_teacher(place, images, capsys, name):
+    small.add_student(place, images, teacher_hash="another")
+    assert "had another teacher (another)" in said(capsys, "analyse", name, "resnet8-resnet8", "--results", str(place), "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("alignment", "over=foo", "dissect.over is 'foo'; it is category or concept"),
+        ("alignment", "quantile=2", "dissect.quantile lies between 0 and 1"),
+        ("concepts", "rate=-1", "rate above 0"),
+        ("knowledge", "phase_epochs=0", "phase_epochs, check_batches are at least 1"),
+        ("knowledge", "phase_batch=0", "phase_batch at least 2"),
+        ("neurons", "dimensions=0", "counts are at least 1"),
+        ("sync", "dimensions=0", "dimensions at least 1"),
+        ("sync", "eps=", "eps is at least one value"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_runs(name, text, words):
+    with pytest.raises(UsageError, match=words):
+        options_of(registry.get(name), [text])
+
+
+def test_what_an_analysis_asks_of_others_is_held_to_their_ranges(place, images):
+    subject = subjects.teacher(place, images.name, small.TEACHER)
+    context = small.context(place, images, [subject])
+    with pytest.raises(UsageError, match="dissect.over is 'foo'"):
+        context.result("dissect", {"over": "foo"})
+    with pytest.raises(MethodError, match="iep.phase_epochs is 0; it must be at least 1"):
+        context.prepared(subject, "iep", {"phase_epochs": 0})
 
 
 def test_options_keep_their_types():

@@ -1,5 +1,7 @@
 """Gradients of loss terms against plain torch on the same batches; runs that cannot be read are refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from bench.analysis.frame.context import obtain
 from bench.data import augment
 from bench.errors import UsageError
 from bench.store import runs
+from bench.train.learner import Learner
 from methods import registry
 from models.randomness import keyed
 from tests.bench.analysis import small
@@ -82,10 +85,19 @@ def test_without_a_weight_on_the_labels_the_plain_cross_entropy_counts(place):
         assert whole[when, "ce"] == pytest.approx((1, 1))
 
 
-def test_a_run_of_another_teacher_is_refused(place):
-    folder, images, _ = place
-    with pytest.raises(UsageError, match=r"had another teacher \(another\) than this one"):
-        of("kd", folder, images, teacher_hash="another")
+def test_dropout_draws_what_it_drew_in_training(place, monkeypatch):
+    folder, images, given = place
+    monkeypatch.setattr(small, "STUDENT", "wrn_16_1")
+    label = small.add_student(folder, images, protocol=dataclasses.replace(small.PROTOCOL, batch=8, dropout=0.3))
+    student = subjects.student(next(v for v in runs.scan(folder)[0] if v.id == label), images.hash)
+    context, found, places = small.context(folder, images, [given[0], student]), [], []
+    seed_dropout = Learner.seed_dropout
+    monkeypatch.setattr(Learner, "seed_dropout", lambda self, place: (places.append((self.epoch, place)), seed_dropout(self, place)))
+    for ambient in (1, 2):
+        torch.manual_seed(ambient)
+        found.append(gradients._of_run(context, student, 2))
+    assert all(np.array_equal(found[0][term], found[1][term]) for term in found[0])
+    assert places == 2 * [(epoch, place) for epoch in (1, small.PROTOCOL.epochs) for place in (0, 8)]
 
 
 def test_plain_students_and_another_version_are_refused(place, monkeypatch):

@@ -131,6 +131,21 @@ def test_a_label_that_is_not_declared_is_named(tmp_path, images):
     assert broden.fingerprint(tmp_path / "b") != ""
 
 
+def test_a_broden_folder_is_named_by_all_its_tables_and_its_images(tmp_path):
+    make(tmp_path / "b")
+    named = broden.fingerprint(tmp_path / "b")
+    for i, change in enumerate((
+        lambda folder: write(folder / "c_color.csv", "code number name frequency coverage", [(1, 2, "", 2, 0.5)]),
+        lambda folder: (folder / "c_scene.csv").rename(folder / "c_part.csv"),
+        lambda folder: (folder / "images" / "b_object2.png").unlink(),
+        lambda folder: Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "images" / "a_object.png"),
+        lambda folder: None,
+    )):  # fmt: skip
+        shutil.copytree(tmp_path / "b", tmp_path / str(i))
+        change(tmp_path / str(i))
+        assert (broden.fingerprint(tmp_path / str(i)) == named) == (i == 4), i
+
+
 def test_dissection_on_a_broden_folder_is_named_by_its_content(tmp_path, images):
     make(tmp_path / "b")
     shutil.copytree(tmp_path / "b", tmp_path / "elsewhere")

@@ -97,6 +97,22 @@ def test_images_without_any_concept_are_counted_and_0_in_the_codes_rho_alone(tmp
     assert values["rho"].tolist() == [0, 0, 0] and code._summary(values)["never"] == 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weight": 7.0}, "quantify.weight has no effect with mode=match; leave it out"),
+        ({"mode": "penalty", "target": -3.0}, "quantify.target has no effect with mode=penalty"),
+        ({"mode": "code", "steps": 30}, "quantify.steps has no effect with mode=code"),
+        ({"learning": False, "epochs": (0, 2)}, "quantify.epochs has no effect with learning=false"),
+        ({"rate": -1.0}, "rate is above 0"),
+        ({"target": 2.0}, "target from -5.4 to 1.4 nats"),
+    ],
+)
+def test_options_that_would_do_nothing_or_cannot_be_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        analysis.Options(**changes)
+
+
 def test_missing_snapshots_are_one_line_with_a_command(tmp_path, images):
     subjects = students(tmp_path, images, 1)
     with pytest.raises(UsageError, match="has no snapshots.*--keep-epochs 0-2 .*learning=false"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import models
-from methods.base import Batch, MethodError, Prepared, Setting
+from methods.base import Batch, MethodError, Prepared, Setting, check_hyper
 from methods.iep import IEP, IEPBlackBox, phase_one
 from methods.iep.hyper import BlackBoxHyper
 from methods.iep.phase_one import sensed
@@ -245,6 +245,12 @@ def test_a_preparation_that_does_not_fit_is_refused_in_one_line(setting, prepare
 def test_bad_hyper_parameters_are_refused(options):
     with pytest.raises(MethodError):
         IEP.Hyper(**options)
+
+
+def test_phase_one_has_some_momentum():
+    check_hyper("iep", IEP.Hyper(phase_momentum=0.1))
+    with pytest.raises(MethodError, match="iep.phase_momentum is 0; it must be above 0 and at most 1"):  # SGD's nesterov refuses it later
+        check_hyper("iep", IEP.Hyper(phase_momentum=0))
 
 
 @pytest.mark.parametrize("name", METHODS)
