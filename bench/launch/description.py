@@ -37,7 +37,7 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     epochs = the_plan.teacher_protocol.epochs
     lines += [f"  teacher {name}: measured and imported first, from {path}" for name, path in book.given.items() if book.teacher(name) is None]
     lines += [f"  teacher {name}: {count(epochs, 'epoch')} of {the_plan.teacher_protocol.name}" for name in left.teachers]
-    lines += [f"  teacher {t.architecture}: {t.record.source}, {t.record.test_top1:.2f} % top-1, {_way(t.record)}" for t in book.teachers_there()]
+    lines += [f"  teacher {t.architecture}: {_way(t.record, the_plan.precision)}" for t in book.teachers_there()]
     lines += [
         f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(left.groups, left.by_group, strict=True)
     ]
@@ -52,9 +52,12 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
 
 
-def _way(record: Teacher) -> str:
-    """How a teacher at hand was trained, as far as its record says."""
-    return f"under {record.protocol}{f' ({record.trial})' if record.trial else ''}" if record.protocol else "elsewhere"
+def _way(record: Teacher, precision: str) -> str:
+    """Where a teacher at hand is from, how good it is and how it was trained, as far as its record says; in which precision, where that is
+    not the plan's."""
+    under = f"under {record.protocol}{f' ({record.trial})' if record.trial else ''}" if record.protocol else "elsewhere"
+    other = f", trained in {record.precision}" if record.precision not in (None, precision) else ""
+    return f"{record.source}, {record.test_top1:.2f} % top-1, {under}{other}"
 
 
 def task_name(group: Group) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+from bench import data
 from bench.data import Dataset
 from bench.errors import StoreError, UsageError
 from bench.plan.expand import Cell, Plan, as_json, narrowed
@@ -22,13 +23,19 @@ class Ledger:
     """The runs of a plan in a results folder. Without a data set no run has an id, and everything counts as left.
 
     `redo_done`: what is done counts as left too, to be trained again. `given`: files by architecture that will be imported as teachers,
-    which then are not missing.
+    which then are not missing. `data_root`: where the data of the plan's teachers are read from.
     """
 
     def __init__(
-        self, results: Path, the_plan: Plan, dataset: Dataset | None, redo_done: bool = False, given: Mapping[str, Path] = MappingProxyType({})
+        self,
+        results: Path,
+        the_plan: Plan,
+        dataset: Dataset | None,
+        redo_done: bool = False,
+        given: Mapping[str, Path] = MappingProxyType({}),
+        data_root: Path | None = None,
     ) -> None:
-        self.results, self.plan, self.dataset, self.redo, self.given = results, the_plan, dataset, redo_done, given
+        self.results, self.plan, self.dataset, self.redo, self.given, self.data_root = results, the_plan, dataset, redo_done, given, data_root
         self._begun = False
         redo.recover(results)
         self._leases: dict[Path, Lease] = {}
@@ -55,7 +62,7 @@ class Ledger:
                 teachers.check(found, self.plan.teacher_protocol)
 
     def ids(self, group: Group) -> dict[str, str | None]:
-        """Run ids by method of a group; None where a method cannot do the pair or its teacher is not there yet."""
+        """Run ids by method of a group, or of a teacher's own; None where a method cannot do the pair or its teacher is not there yet."""
         from bench.train.context import runs_of
 
         if self.dataset is None:
@@ -63,9 +70,14 @@ class Ledger:
         found = self.teacher(group.teacher) if group.teacher else None
         key = group, found.hash if found else None
         if key not in self._ids:  # they are asked for again and again while a launch waits
-            members = runs_of(group, self.dataset, key[1])
+            members = runs_of(group, self.dataset if group.protocol == self.plan.protocol else self._teachers_data, key[1])
             self._ids[key] = {m.run.method: None if m.skipped or (m.run.teacher and not found) else m.run.id for m in members}
         return self._ids[key]
+
+    @cached_property
+    def _teachers_data(self) -> Dataset:
+        """What the plan's teachers are trained on: students may see other images, or a part of them. Raises UsageError."""
+        return data.load(self.plan.teacher_protocol, self.data_root)
 
     def runs(self) -> dict[Cell, str | None]:
         """Run ids by cell."""

@@ -6,6 +6,7 @@ gets its next task when its job's process has ended. Whether a task succeeded is
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,11 @@ from typing import Any
 
 import filelock
 
-from bench.errors import INTERRUPTED, STOPPED_IN_TIME
+from bench.errors import INTERRUPTED, STOPPED_IN_TIME, StoreError
 from bench.launch.tasks import NOT_STARTED, Job, Outcome, Slot, Task, child_environment, own_folder, pid_file
 from bench.launch.threads import cores
+from bench.store.files import read_bytes, write_bytes
+from bench.text import clean
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 7.0
@@ -38,10 +41,19 @@ class _Running:
 
 
 class Pool:
-    """Runs tasks over slots of this machine. `watch` is called about five times a second with the names of the running tasks."""
+    """Runs tasks over slots of this machine. `watch` is called about five times a second with the names of the running tasks, `say` with what a
+    reader should know."""
 
-    def __init__(self, slots: Sequence[Slot], folder: Path, locks: Path, watch: Callable[[list[str]], None] = lambda names: None) -> None:
-        self.slots, self.folder, self.locks, self.watch = list(slots), folder, locks, watch
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        folder: Path,
+        locks: Path,
+        watch: Callable[[list[str]], None] = lambda names: None,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.slots, self.folder, self.locks, self.watch, self.say = list(slots), folder, locks, watch, say
+        self._told: set[str] = set()  # tasks of which it was said that they wait
         self.running: dict[int, _Running] = {}
         self.outcome = Outcome()
         self._caught: int | None = None
@@ -122,14 +134,19 @@ class Pool:
             missing = task.missing()
             if missing and all(missing.values()):
                 continue  # another launch does all of it: look again later
-            claim = filelock.FileLock(self.locks / f"{task.name}.lock")
+            lock = self.locks / f"{task.lock or task.name}.lock"
+            claim = filelock.FileLock(lock)
             try:
                 claim.acquire(timeout=0)
             except filelock.Timeout:
-                continue  # another launcher runs it: look again later
+                if task.name not in self._told:
+                    self._told.add(task.name)
+                    self.say(f"{task.name}: waits for {_holder(lock)}, another launch in this results folder")
+                continue  # look again later
             except OSError as error:
                 self._give_up(task, waiting, error)
                 continue
+            _sign(lock)
             if task.succeeded():  # meanwhile, by another launcher
                 waiting.remove(task)
                 claim.release()
@@ -183,6 +200,19 @@ class Pool:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(running.job.job_id), signal.SIGTERM)  # the controller forwards it to the task
             time.sleep(0.05)
+
+
+def _sign(lock: Path) -> None:
+    """Leave a word of who holds a lock, beside it: who tries to take a lock may empty its file."""
+    with contextlib.suppress(OSError):
+        write_bytes(lock.with_suffix(".holder"), f"process {os.getpid()} on {socket.gethostname()}".encode(), durable=False)
+
+
+def _holder(lock: Path) -> str:
+    """Who holds a lock, as far as that is told."""
+    with contextlib.suppress(OSError, StoreError):
+        return clean(read_bytes(lock.with_suffix(".holder"), 1000).decode(errors="replace"))
+    return "another process"
 
 
 def _kill_task(job: Any) -> None:

@@ -24,6 +24,7 @@ from bench.measure import probes
 from bench.plan import protocols, registries
 from bench.plan.expand import TEACHER_SEED, Plan, expand, narrowed
 from bench.plan.groups import Group
+from bench.plan.identity import digest
 from bench.plan.names import parse_teacher
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
@@ -76,7 +77,7 @@ def run(options: Run) -> int:
         if not options.dry_run:
             raise
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
-    book = Ledger(results, the_plan, dataset, options.redo, files)
+    book = Ledger(results, the_plan, dataset, options.redo, files, root)
     book.check_teachers()
     if files and not options.dry_run:
         teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
@@ -178,19 +179,25 @@ def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Ta
             return book.missing(teacher_training.group_of(name, **common))
 
         arguments = {"architecture": name, **common}
-        tasks.append(Task(f"teacher-{name}", teacher_training.train, arguments, execution, there, missing=missing, whole=whole))
+        lock = f"teacher-{the_plan.protocol.dataset}-{name}"  # of whatever protocol: a results folder has one
+        tasks.append(Task(f"teacher-{name}", teacher_training.train, arguments, execution, there, missing=missing, whole=whole, lock=lock))
     return tasks
 
 
 def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
-    """One job for each group with something left: those whose teacher is there first, else the longest first."""
+    """One job for each group with something left: those whose teacher is there first, else the longest first.
+
+    Only launches of the very same group keep each other from starting it twice. Where groups have some runs in common their jobs meet, and the
+    runs' leases part them.
+    """
     missing = book.teachers_missing()
     tasks = []
     for group in book.groups_left():
         after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
         arguments = {"group": group, "teacher_protocol": the_plan.teacher_protocol}
         finished, left = functools.partial(book.finished, group), functools.partial(book.missing, group)
-        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, finished, after, left))
+        lock = f"{task_name(group)}-{digest(dataclasses.asdict(group))}"
+        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, finished, after, left, lock=lock))
     return sorted(tasks, key=lambda t: bool(t.after))
 
 
@@ -232,11 +239,21 @@ def write_report(execution: Execution) -> int:
     return TROUBLE if subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode else DONE
 
 
-def finish(the_plan: Plan, execution: Execution) -> int:
-    """On a cluster, the last job: the plan with every run's id, then the report."""
+def finish(the_plan: Plan, execution: Execution, again: bool = False) -> int:
+    """On a cluster, the last job: the plan with every run's id, the end of a --redo (`again`), then the report."""
     book = Ledger(Path(execution.results), the_plan, data.load(the_plan.protocol, Path(execution.data_root) if execution.data_root else None))
     book.write_plan()
+    if again:
+        _end_redo(book)
     return write_report(execution)
+
+
+def _end_redo(book: Ledger) -> None:
+    """What diverged again keeps its old results; what is not finished is told."""
+    for run in book.end_redo():
+        print(f"{run} could not be trained again: its old results stay")
+    if book.resumes_redo():
+        print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
 
 
 def _run_here(
@@ -262,14 +279,14 @@ def _run_here(
             _leave_plan(book, show.say)
         show.say(f"{task.name}: {'done' if task.succeeded() else 'ended, not all done'}")
 
-    pool = Pool(slots, folder, locks, show.update)
+    pool = Pool(slots, folder, locks, show.update, show.say)
     outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
     show.update(force=True)
     show.close()
     probed = Outcome()
     if not outcome.code and options.costs:
         alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
-        pool = Pool(alone, folder / "costs", locks, show.update)
+        pool = Pool(alone, folder / "costs", locks, show.update, show.say)
         device = environment.device_facts(environment.select(options.device))
         execution = dataclasses.replace(execution, threads=alone[0].threads)  # as the pool will have it: costs are named by it
         probed = pool.run(probe_tasks(the_plan, execution, device), until, ended)
@@ -288,10 +305,7 @@ def _run_here(
     if code == STOPPED_IN_TIME:
         print("time budget used up; the same command goes on from here")
     if options.redo and not code:
-        for run in book.end_redo():
-            print(f"{run} could not be trained again: its old results stay")
-        if book.resumes_redo():
-            print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
+        _end_redo(book)
     reported = write_report(execution)
     return code or (reported if done == planned and written and not probed.unfinished else TROUBLE)
 
@@ -313,7 +327,8 @@ def _cluster_jobs(options: Run, the_plan: Plan, book: Ledger, execution: Executi
     probes = probe_tasks(the_plan, execution, {}, everything) if options.costs else []
     if not everything and not probes:
         return []
-    final = Task("report", finish, {"the_plan": the_plan}, execution, lambda: True, tuple(t.name for t in teachers + groups + probes))
+    arguments = {"the_plan": the_plan, "again": options.redo}
+    final = Task("report", finish, arguments, execution, lambda: True, tuple(t.name for t in teachers + groups + probes))
     execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
     return [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
 

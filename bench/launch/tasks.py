@@ -7,12 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME, UsageError
 from bench.train.execution import Execution
+from bench.train.stop import Stop
 
 AFTERLIFE_SECONDS = 3600.0
 """How long a job stopped by Slurm waits for its end: longer than the grace time that clusters give."""
@@ -32,6 +33,7 @@ class Task:
     after: tuple[str, ...] = ()  # tasks of the same launch that must have succeeded
     missing: Callable[[], Mapping[str, bool]] = dict  # the runs it has left to do, and whether another launch does each; read there too
     whole: bool = False  # nothing else can run meanwhile: on a CPU it takes the cores of all slots
+    lock: str = ""  # what keeps launches in one results folder from doing it at the same time; empty: its name does
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Outcome:
 class Job:
     """What submitit pickles and calls: the function, in a process group of its own, ended when the launcher is gone."""
 
+    _began: float | None = None  # in this process, by the monotonic clock
+
     def __init__(self, function: Callable[..., int], launcher: int | None = None, gpu: str | None = None) -> None:
         self.function, self.launcher, self.gpu = function, launcher, gpu
 
     def __call__(self, arguments: dict[str, Any], execution: Execution) -> int:
+        self._began, Stop.preempted = time.monotonic(), False
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: it would act in the middle of a step, so it is called afterwards
         for number in (signal.SIGTERM, *_TERMINAL):
             signal.signal(number, self._nothing_begun)
@@ -75,7 +80,7 @@ class Job:
         code = self.function(**arguments, execution=execution)
         if code == INTERRUPTED:
             self._await_slurm()
-        if code == STOPPED_IN_TIME and execution.stop_after_seconds is None and callable(requeue):
+        if code == STOPPED_IN_TIME and Stop.preempted and callable(requeue):
             requeue(signal.SIGUSR2, None)  # the time limit is near or we are preempted, and the state is saved: start again later
         return code
 
@@ -93,9 +98,13 @@ class Job:
             time.sleep(AFTERLIFE_SECONDS)
 
     def checkpoint(self, arguments: dict[str, Any], execution: Execution):
-        """Called by submitit to requeue: the same again; the state is in the run folders."""
+        """Called by submitit to requeue: the same again, with what is left of its time budget; the state is in the run folders."""
         import submitit
 
+        if execution.stop_after_seconds is not None and self._began is not None:
+            left = execution.stop_after_seconds - (time.monotonic() - self._began)
+            execution = replace(execution, stop_after_seconds=max(1.0, left))
+        self._began = None  # it is another process that goes on
         return submitit.helpers.DelayedSubmission(self, arguments, execution)
 
 

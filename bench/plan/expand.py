@@ -122,9 +122,9 @@ def tested_images(protocol: Protocol) -> int:
 
 def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
     """The plan of a profile as changed by a selection. Pure. Raises UsageError for unknown names and bad values."""
-    protocol, teacher_protocol = (
-        protocols.get(name) for name in (selection.protocol or profile.protocol, selection.protocol or profile.teacher_protocol or profile.protocol)
-    )
+    chosen = selection.protocol or profile.protocol
+    own = profile.teacher_protocol if chosen == profile.protocol else ""  # another protocol trains its own teachers
+    protocol, teacher_protocol = (protocols.get(name) for name in (chosen, own or chosen))
     if selection.epochs is not None:
         teacher_protocol = teacher_protocol.scaled(max(1, round(teacher_protocol.epochs * selection.epochs / protocol.epochs)))
         protocol = protocol.scaled(selection.epochs)

@@ -23,11 +23,12 @@ def _trees(package: str) -> Iterator[ast.Module]:
 
 
 def _decorated(tree: ast.Module) -> Iterator[str]:
-    """The names under which a file registers classes."""
+    """The names under which a file registers classes, by `register` or a module's, where they are literal."""
     for node in tree.body:
         for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register" and isinstance(call.args[0], ast.Constant):
-                yield call.args[0].value
+            if isinstance(call, ast.Call) and "register" in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")):
+                given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "name")]
+                yield from (one.value for one in given[:1] if isinstance(one, ast.Constant) and isinstance(one.value, str))
 
 
 def _declared(tree: ast.Module) -> Iterator[str]:

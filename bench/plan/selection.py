@@ -10,6 +10,11 @@ from typing import Any
 from bench.errors import UsageError, unknown
 from bench.plan.profiles import ALL_PAIRS, Pair
 
+LARGEST = 2**63 - 1
+"""Of the seeds that a record can hold."""
+MOST = 10_000
+"""Seeds (or epochs) in one list, far more than anybody trains."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -29,10 +34,14 @@ def parse_seeds(texts: Iterable[str], option: str = "--seeds") -> tuple[int, ...
     """Seeds (or epochs: `option` says which) from "1", "1,2" or "1-3", in order, each once. Raises UsageError."""
     seeds: list[int] = []
     for part in (p for text in texts for p in text.split(",") if p):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or part.endswith("-") or int(last or first) < int(first):
-            raise UsageError(f"{option} {part}: expected whole numbers or a range, as in 1,2 or 1-3")
-        seeds += range(int(first), int(last or first) + 1)
+        first, dash, last = part.partition("-")
+        ends = (first, last if dash else first)
+        low, high = (int(end) if end.isdecimal() and len(end) < 20 else LARGEST + 1 for end in ends)  # longer ones are larger, or filled up with 0
+        if not all(end.isdecimal() for end in ends) or high < low:
+            raise UsageError(f"{option} {part[:80]}: expected whole numbers or a range, as in 1,2 or 1-3")
+        if high > LARGEST or len(seeds) + high - low >= MOST:
+            raise UsageError(f"{option} {part[:80]}: at most {MOST:,} numbers, none above {LARGEST}")
+        seeds += range(low, high + 1)
     return tuple(dict.fromkeys(seeds))
 
 

@@ -240,7 +240,8 @@ class PlanRecord(Struct, frozen=True, kw_only=True):
 
 
 class Teacher(Struct, frozen=True, kw_only=True):
-    """teacher.json: of a trained network in results/teachers. `trial`: why its own training was none of a protocol."""
+    """teacher.json: of a trained network in results/teachers. `trial`: why its own training was none of a protocol. `precision`: of that training;
+    None: it is not known, as of one that was imported."""
 
     WHAT: ClassVar[str] = "the record of a teacher"
     format: int
@@ -254,6 +255,7 @@ class Teacher(Struct, frozen=True, kw_only=True):
     source: Text
     trial: Text | None = None
     protocol: Name | None = None
+    precision: Name | None = None
 
 
 class Verified(Struct, frozen=True, kw_only=True):

@@ -189,7 +189,7 @@ def _train_part(job: GroupJob, position: Position, members: list[Standing]) -> t
                 learner, built = job.learner(folder.member, folder.log, pretraining=position < START)
                 training.add(folder, learner, built, restored)
         except Stopped:
-            return _interrupted(job, members), []
+            return _interrupted(job, [one for one in members if one[0].id not in training.gone]), []  # a failure keeps its reason
         except Exception as error:  # a stranger's method may raise anything
             training.too_large = isinstance(error, torch.OutOfMemoryError) and len(members) > 1
             if training.too_large:

@@ -165,7 +165,7 @@ def obtain(results: Path, preparation: Preparation, origin: Origin, log: Callabl
 def _build(folder: Path, wanted: dict[str, Any], preparation: Preparation, origin: Origin, log: Callable[[str], None]) -> None:
     log(f"preparing {folder.name}")
     network = origin.teacher()
-    unfinished, memory = Unfinished(folder, log), _Memory()
+    unfinished, memory = Unfinished(folder, log), _Memory(origin.images.device)
     with keyed(SEED, f"preparation/{preparation.name}"):
         prepared = preparation.build(network, origin.images.named(preparation.name, log, unfinished))
     content = pickled({name: t.detach().cpu() for name, t in prepared.tensors.items()})
@@ -173,7 +173,7 @@ def _build(folder: Path, wanted: dict[str, Any], preparation: Preparation, origi
     device = origin.images.device
     cost = {
         **unfinished.spent(),
-        "peak_memory_bytes": memory.peak(device),
+        "peak_memory_bytes": memory.peak(),
         "device": environment.device_facts(device)["name"],
         "threads": torch.get_num_threads(),
     }
@@ -206,12 +206,16 @@ def read(folder: Path, wanted: dict[str, Any]) -> Built:
 
 
 class _Memory:
-    """Peak memory while a preparation is built: what CUDA's allocator held, or on a CPU how far the process's high-water mark rose."""
+    """Peak memory while a preparation is built, beyond what was there before: what CUDA's allocator held, or on a CPU the process's size."""
 
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self._base = environment.reset_high_water()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._base = torch.cuda.memory_allocated(device)
+        else:
+            self._base = environment.reset_high_water()
 
-    def peak(self, device: torch.device) -> int:
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, environment.high_water() - self._base)
+    def peak(self) -> int:
+        mark = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else environment.high_water()
+        return max(0, mark - self._base)

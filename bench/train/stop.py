@@ -16,6 +16,9 @@ class Stopped(Exception):
 class Stop:
     """The flag. `code` is the exit code to return once the state is saved, None while work goes on."""
 
+    preempted = False
+    """Whether SIGUSR2 came in this process before its time budget was used up: the job is to go on later."""
+
     def __init__(self, after_seconds: float | None = None) -> None:
         self._deadline = None if after_seconds is None else time.monotonic() + after_seconds
         self._signal: int | None = None
@@ -30,14 +33,17 @@ class Stop:
         if self._signal is not None and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         self._signal = number
+        if number == signal.SIGUSR2 and not self._used_up():
+            Stop.preempted = True
+
+    def _used_up(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     @property
     def code(self) -> int | None:
         if self._signal is not None:
             return STOPPED_IN_TIME if self._signal == signal.SIGUSR2 else INTERRUPTED
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return STOPPED_IN_TIME
-        return None
+        return STOPPED_IN_TIME if self._used_up() else None
 
     @property
     def reason(self) -> str:

@@ -22,13 +22,13 @@ class Teachers(ResultsOption):
 
         found, problems = teachers.available(self.results)
         records = [t.record for t in found]
-        rows = [(r.architecture, r.dataset, r.hash, f"{r.test_top1:.2f} %", r.source, r.trial or "-") for r in records]
+        rows = [(r.architecture, r.dataset, r.hash, f"{r.test_top1:.2f} %", r.source, r.precision or "-", r.trial or "-") for r in records]
         for problem in problems:
             say(f"not to be trusted: {problem.where}: {problem.reason}")
         if not rows:
             print(f"no teachers in {self.results / 'teachers'}; get one with: python -m bench teachers import FILE --architecture NAME")
             return 0
-        print("\n".join(table(rows, ("teacher", "data", "hash", "top-1", "source", "trial"))))
+        print("\n".join(table(rows, ("teacher", "data", "hash", "top-1", "source", "precision", "trial"))))
         return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from torch import Tensor, nn
 
@@ -108,8 +109,8 @@ def import_file(
 def publish(
     results: Path, dataset: str, data_hash: str, architecture: str, state: dict[str, Tensor], measured: dict[str, float], record: dict[str, Any]
 ) -> TeacherFile:
-    """Write a teacher's weights and record; the record last, so that a teacher is there whole or not at all. One that it replaces stays until
-    the new weights are written. Raises UsageError where that cannot be."""
+    """Write a teacher's weights and record, one writer at a time; the record last, so that a teacher is there whole or not at all. One that it
+    replaces stays until the new weights are written. Raises UsageError where that cannot be."""
     place = folder(results, dataset, architecture)
     found = state_hash(state)
     full = {
@@ -124,12 +125,13 @@ def publish(
     }
     teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        write_bytes(place / "teacher.new.pt", pickled(plain(state)))
-        (place / "teacher.json").unlink(missing_ok=True)
-        (place / "teacher.new.pt").replace(place / "teacher.pt")
-        write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
-        write_json(place / "teacher.json", full)
+        with filelock.FileLock(place.parent / f".{place.name}.lock"):
+            place.mkdir(parents=True, exist_ok=True)
+            write_bytes(place / "teacher.new.pt", pickled(plain(state)))
+            (place / "teacher.json").unlink(missing_ok=True)
+            (place / "teacher.new.pt").replace(place / "teacher.pt")
+            write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
+            write_json(place / "teacher.json", full)
     except OSError as error:
         raise UsageError(f"cannot write {place}: {error.strerror}; free some space or choose another --results folder") from None
     return teacher

@@ -3,11 +3,13 @@
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME, UsageError
@@ -17,6 +19,7 @@ from bench.launch.options import Run
 from bench.launch.slurm import parameters
 from bench.launch.tasks import Job, Slot, Task, fresh_folder
 from bench.train.execution import Execution
+from bench.train.stop import SIGNALS, Stop
 from tests.bench import fakes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -138,6 +141,23 @@ def test_done_by_another_launcher_meanwhile_is_not_run(folder):
     (folder / "there.done").touch()
     outcome = pool(folder, [Slot(None, 1)]).run([task(folder, "there")])
     assert outcome.succeeded == ["there"] and not fakes.events(folder)
+
+
+def test_who_holds_a_lock_is_told_once_and_others_of_that_name_are_not_kept(folder):
+    other = filelock.FileLock(folder / "locks" / "first.lock")
+    other.acquire()
+    local._sign(folder / "locks" / "first.lock")
+    said = []
+
+    def watch(running: list[str]) -> None:
+        if (folder / "a.done").exists():
+            other.release()
+
+    running = Pool([Slot(None, 1)], fresh_folder(folder), folder / "locks", watch, said.append)
+    kept = dataclasses.replace(task(folder, "b"), name="a", lock="first")
+    outcome = running.run([kept, dataclasses.replace(task(folder, "a"), lock="second")])
+    assert outcome.succeeded == ["a", "a"] and [name for kind, name, *_ in fakes.events(folder) if kind == "start"] == ["a", "b"]
+    assert said == [f"a: waits for process {os.getpid()} on {socket.gethostname()}, another launch in this results folder"]
 
 
 @dataclasses.dataclass
@@ -280,6 +300,36 @@ def test_checkpoint_submits_the_same_arguments():
     job = Job(fakes.work)
     again = job.checkpoint({"name": "a"}, execution)
     assert again.function is job and again.args == ({"name": "a"}, execution) and not again.kwargs
+
+
+def preempted(execution: Execution) -> int:
+    stop = Stop(execution.stop_after_seconds).install()
+    os.kill(os.getpid(), signal.SIGUSR2)
+    return stop.code
+
+
+def late(execution: Execution) -> int:
+    return Stop(execution.stop_after_seconds).install().code
+
+
+@pytest.mark.parametrize(
+    ("function", "budget", "again"),
+    [(preempted, None, True), (preempted, 600.0, True), (preempted, 0.0, False), (late, 0.0, False)],
+    ids=["no budget", "within its budget", "after it", "budget used up"],
+)
+def test_a_job_is_queued_again_where_a_signal_stopped_it_and_not_its_time_budget(monkeypatch, function, budget, again):
+    queued: list[int] = []
+    monkeypatch.setattr(Stop, "preempted", False)
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGHUP)}
+    signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(number))  # as submitit's handler stands there
+    job, execution = Job(function), Execution(results="r", stop_after_seconds=budget)
+    try:
+        assert job({}, execution) == STOPPED_IN_TIME and bool(queued) == again
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    left = job.checkpoint({}, execution).args[1].stop_after_seconds
+    assert left is None if budget is None else left < budget or left == 1.0  # not the whole budget each time
 
 
 def test_fresh_folder_is_new_each_time_and_says_where_nothing_can_be_written(tmp_path):

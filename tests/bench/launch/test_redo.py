@@ -179,6 +179,21 @@ def test_one_that_diverges_keeps_its_old_results(results, plan):
     assert not redo.pending(results, diverged) and redo.pending(results, killed)
 
 
+def test_the_last_job_on_a_cluster_ends_it(results, plan, monkeypatch, capsys):
+    """Else what diverged again would stand in the way of every later --redo."""
+    monkeypatch.setattr(launch, "write_report", lambda execution: DONE)
+    before, book = content(results), ledger(results, plan)
+    diverged, killed = sorted(path.name for path in (results / "runs").iterdir())
+    for again in (False, True):
+        last = launch._cluster_jobs(Run(redo=again, costs=False), plan, book, execution(results))[-1]
+        book.begin_redo()
+        stands(results, diverged, "diverged")
+        assert last.function(**last.arguments, execution=last.execution) == DONE
+        assert redo.pending(results, killed) and redo.pending(results, diverged) != again and content(results) == before
+    said = capsys.readouterr().out
+    assert f"{diverged} could not be trained again: its old results stay\nthe same command with --redo goes on" in said
+
+
 def test_what_another_launch_trains_is_left_to_it(results, plan):
     book = ledger(results, plan)
     book.begin_redo()

@@ -9,7 +9,9 @@ import models
 from bench import data
 from bench.errors import DONE, UsageError
 from bench.launch import run as launch
+from bench.launch.description import describe
 from bench.launch.ledger import Ledger
+from bench.launch.tasks import Slot
 from bench.plan import protocols
 from bench.plan.expand import TEACHER_SEED, Plan, expand
 from bench.plan.profiles import Pair, Profile
@@ -17,7 +19,9 @@ from bench.plan.protocols import Protocol
 from bench.plan.registries import read
 from bench.plan.selection import Selection
 from bench.store import teachers
+from bench.store.lease import Lease
 from bench.train import group_job, loop, teacher_networks, teacher_training
+from bench.train.context import runs_of
 from bench.train.execution import Execution
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
@@ -37,11 +41,11 @@ def execution(results: Path, **changes) -> Execution:
     return Execution(str(results), device="cpu", threads=1, deterministic=True, **changes)
 
 
-def leave(results: Path, protocol: Protocol) -> None:
+def leave(results: Path, protocol: Protocol, **facts) -> None:
     """What another launch leaves that trains its teachers under this protocol."""
     dataset, state = data.load(TINY), models.build("resnet14").state_dict()
     record = {"source": "trained", "trained": True, "protocol": protocol.name, "trial": protocol.trial}
-    teacher_networks.publish(results, dataset.name, dataset.hash, "resnet14", state, {"top1": 1.0, "top5": 5.0}, record)
+    teacher_networks.publish(results, dataset.name, dataset.hash, "resnet14", state, {"top1": 1.0, "top5": 5.0}, record | facts)
 
 
 def plan_of(**changes) -> Plan:
@@ -50,7 +54,7 @@ def plan_of(**changes) -> Plan:
 
 def launched(results: Path, the_plan: Plan):
     """The teacher's task and the group's, of a launch that has looked at its teachers."""
-    book = Ledger(results, the_plan, data.load(TINY))
+    book = Ledger(results, the_plan, data.load(the_plan.protocol))
     book.check_teachers()
     (first,), (second,) = launch.teacher_tasks(the_plan, book, execution(results)), launch.group_tasks(the_plan, book, execution(results))
     return book, first, second
@@ -90,3 +94,57 @@ def test_a_group_without_need_of_the_teacher_does_not_mind(tmp_path):
     leave(tmp_path, TINY.scaled(1))
     (group,) = plan_of(methods=("student",)).groups
     assert group_job.run_group(group, execution(tmp_path), TINY) == DONE
+
+
+def test_a_teacher_is_watched_on_its_own_data(tmp_path):
+    """Students see half of the images, their teacher all of them: what `teachers train` in another terminal trains is waited for."""
+    _, first, _ = launched(tmp_path, plan_of(sample_rate=0.5))
+    (member,) = runs_of(teacher_training.group_of("resnet14", TINY, TEACHER_SEED, "tf32"), data.load(TINY), None)
+    assert first.missing() == {member.run.id: False}
+    folder = tmp_path / "runs" / member.run.id
+    folder.mkdir(parents=True)
+    live = Lease(folder)
+    assert live.acquire() and first.missing() == {member.run.id: True}
+    live.release()
+
+
+def test_the_data_of_teachers_are_loaded_once_and_only_where_they_are_others(tmp_path, monkeypatch):
+    loaded, load = [], data.load
+    monkeypatch.setattr(data, "load", lambda protocol, *rest: loaded.append(protocol) or load(protocol, *rest))
+    for the_plan, seen in ((plan_of(), []), (plan_of(sample_rate=0.5), [TINY])):
+        book = Ledger(tmp_path, the_plan, load(the_plan.protocol))
+        (first,) = launch.teacher_tasks(the_plan, book, execution(tmp_path))
+        assert not loaded
+        assert first.missing() and first.missing() and loaded == seen
+        loaded.clear()
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16", ", trained in bf16"), ("tf32", ""), (None, "")])
+def test_the_plan_says_where_a_teacher_was_trained_in_another_precision(tmp_path, precision, said):
+    the_plan = plan_of()
+    leave(tmp_path, TINY, **({"precision": precision} if precision else {}))
+    book = Ledger(tmp_path, the_plan, data.load(TINY))
+    book.check_teachers()
+    assert not book.teachers_missing()  # students in one precision may learn from a teacher of another
+    left = launch.forecast(the_plan, book, [Slot(None, 1)], None)
+    lines = describe(the_plan, book, [Slot(None, 1)], None, "here", left).splitlines()
+    assert f"  teacher resnet14: trained, 1.00 % top-1, under tiny{said}" in lines
+
+
+def test_only_the_very_same_group_is_locked(tmp_path):
+    def locks(**changes) -> list[tuple[str, str]]:
+        return [(task.name, task.lock) for task in launched(tmp_path, plan_of(**changes))[1:]]
+
+    (teacher, (name, lock)) = locks()
+    assert (name, teacher) == ("resnet14-resnet8-s1", ("teacher-resnet14", "teacher-shapes100-resnet14")) and lock.startswith(f"{name}-")
+    assert locks() == [teacher, (name, lock)]
+    others = [
+        locks(methods=("student", "at")),
+        locks(methods=("kd",)),
+        locks(precision="bf16"),
+        locks(hyper=(("kd", "temperature", "2"),)),
+        locks(epochs=1),
+        locks(sample_rate=0.5),
+    ]
+    assert {first for first, _ in others} == {teacher}  # one teacher stands in a results folder, whoever trains it
+    assert {one for _, (one, _) in others} == {name} and len({lock, *(its for _, (_, its) in others)}) == 7

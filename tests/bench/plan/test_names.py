@@ -1,5 +1,6 @@
 """Names read from the sources: those of the registries, and wrong ones are refused before torch is loaded."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,25 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_the_sources_name_what_the_registries_hold():
     assert set(registry.names()) == names.methods()  # each file is a method or says by its first letter that it is none
     assert set(names.networks()) == set(models.names())
+
+
+@pytest.mark.parametrize(
+    ("decorator", "found"),
+    [
+        ('register("mine")', ["mine"]),
+        ('register(name="mine")', ["mine"]),
+        ('registry.register("mine")', ["mine"]),
+        ('methods.registry.register(name="mine")', ["mine"]),
+        ("register(NAME)", []),  # told by the registry
+        ("register()", []),
+        ("register(**options)", []),
+        ("register(3)", []),
+        ('other("mine")', []),
+        ("register", []),
+    ],
+)
+def test_a_method_may_be_registered_in_every_way_that_python_has(decorator, found):
+    assert list(names._decorated(ast.parse(f"@{decorator}\nclass Mine:\n    pass\n"))) == found
 
 
 @pytest.mark.parametrize(

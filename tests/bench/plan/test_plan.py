@@ -105,6 +105,13 @@ def test_scaled_schedule_scales_the_missing_teachers_too():
     assert plan_of(profile).teacher_protocol == protocols.get("crd")
 
 
+def test_a_profiles_own_protocol_by_its_name_changes_nothing():
+    profile = dataclasses.replace(PROFILE, protocol="skd", teacher_protocol="crd")
+    assert plan_of(profile, protocol="skd") == plan_of(profile) and plan_of(profile, protocol="skd", epochs=10) == plan_of(profile, epochs=10)
+    assert plan_of(profile, protocol="iep").teacher_protocol == protocols.get("iep")  # another one trains its own
+    assert plan_of(protocol="crd") == plan_of()
+
+
 def test_sample_rate_is_for_students_only():
     found = plan_of(sample_rate=0.25)
     assert found.protocol.sample_rate == 0.25 and found.teacher_protocol.sample_rate == 1.0
@@ -141,6 +148,12 @@ def test_seeds_and_names_are_read_in_the_forms_people_write():
     for bad in ("x", "1-", "3-1", "-1", "1.5"):
         with pytest.raises(UsageError, match="--seeds"):
             parse_seeds([bad])
+    largest = 2**63 - 1  # what a record can hold
+    assert parse_seeds([str(largest), "1-9999"])[0] == largest
+    for bad in (str(largest + 1), f"1,{largest}-{largest + 1}", "9" * 5000, "1-10001", "1-10000000000", f"0-{largest}", "1-6000,10001-16000"):
+        with pytest.raises(UsageError, match="--seeds .*: at most 10,000 numbers, none above 9223372036854775807") as error:
+            parse_seeds([bad])
+        assert len(str(error.value)) < 200
     for bad in ("kd", "kd.t", "kd=1", ".t=1"):
         with pytest.raises(UsageError, match="expected method.field=value"):
             parse_set(bad)

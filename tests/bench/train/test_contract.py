@@ -1,12 +1,13 @@
 """What methods.base promises a method, through the trainer: a stage before the main one, resumed and killed; what is kept; groups that do not fit."""
 
 import re
+import signal
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE
+from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE
 from bench.plan.protocols import Protocol
 from bench.store.files import read_json
 from bench.store.rows import read_rows
@@ -225,6 +226,27 @@ def test_no_memory_to_build_a_member_splits_too(fresh, unbroken, monkeypatch):
     folder = fresh("built")
     assert group_job.run_group(group("plain", "everything"), execution(folder)) == DONE
     assert {m: numbers(r) for m, r in records(folder).items()} == {m: numbers(r) for m, r in unbroken[0].items()}
+
+
+def test_a_stop_leaves_a_failure_its_reason(fresh, monkeypatch):
+    """The second of three members fails when it is built, the job is stopped while the third is."""
+    learner = group_job.GroupJob.learner
+
+    def made(job, member, *rest, **named):
+        if member.run.method == "everything":
+            raise RuntimeError("went wrong")
+        if member.run.method == "kd":
+            job.stop._caught(signal.SIGTERM, None)
+            job.stop.check()
+        return learner(job, member, *rest, **named)
+
+    monkeypatch.setattr(Everything, "pretraining", classmethod(lambda cls, hyper, setting: None))
+    monkeypatch.setattr(group_job.GroupJob, "learner", made)
+    folder = fresh("stopped")
+    assert group_job.run_group(group("plain", "everything", "kd"), execution(folder)) == INTERRUPTED
+    found = {view.method: (view.status, view.reason) for view in scan(folder)[0]}
+    assert found["everything"][0] == "failed" and "went wrong" in found["everything"][1]
+    assert found["plain"] == found["kd"] == ("interrupted", "SIGTERM")
 
 
 def test_a_failure_names_file_and_line(fresh, capsys):

@@ -16,7 +16,7 @@ from bench.errors import UsageError
 from bench.plan.protocols import Protocol
 from bench.store.files import read_json, write_json
 from bench.train import prepare, teacher_networks
-from bench.train.preparations import Origin, TrainingImages, identity, obtain, place
+from bench.train.preparations import Origin, TrainingImages, _Memory, identity, obtain, place
 from bench.train.stop import Stopped
 from methods import registry
 from methods.base import Batch, MethodError, Preparation, Prepared
@@ -75,6 +75,16 @@ def test_memory_on_a_cpu_is_what_the_building_took(tmp_path):
     gc.collect()  # what other tests left behind in this process must not be given back while it builds
     ctypes.CDLL(None).malloc_trim(0)
     assert 36 << 20 < ask(tmp_path, stage).peak_bytes < 400 << 20
+
+
+def test_memory_on_a_gpu_is_what_the_building_took_there(monkeypatch):
+    """Beyond the data set, and on the device that it is built on."""
+    device, asked = torch.device("cuda:1"), []
+    held = {"memory_allocated": 700, "max_memory_allocated": 1000, "reset_peak_memory_stats": None}
+    for name, value in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device=None, name=name, value=value: asked.append((name, device)) or value)
+    memory = _Memory(device)
+    assert memory.peak() == 300 and asked[0] == ("reset_peak_memory_stats", device) and {where for _, where in asked} == {device}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A teacher that diverges: its training says so and publishes nothing, and --redo tries it again."""
 
+import threading
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from bench.errors import DONE, TROUBLE, UsageError
 from bench.plan.protocols import Protocol
 from bench.store import redo, teachers
 from bench.store.runs import scan
+from bench.store.weights import read_state, state_hash
 from bench.train import teacher_networks, teacher_training
 from bench.train.execution import Execution
 from bench.train.learner import Learner
@@ -88,3 +91,34 @@ def test_a_full_disk_leaves_the_teacher_that_was_to_be_replaced(tmp_path, train,
     monkeypatch.undo()
     assert train() == DONE
     assert sorted(path.name for path in before.folder.iterdir()) == ["teacher.json", "teacher.pt", "verified.json"]
+
+
+def test_two_at_once_leave_one_teacher_that_is_whole(tmp_path, monkeypatch):
+    """Two imports, the second of which would end while the first is between its weights and its record."""
+    write, ended = teacher_networks.write_bytes, threading.Event()
+
+    def slowly(path, content):
+        write(path, content)
+        if threading.current_thread() is first:
+            second.start()
+            ended.wait(1.0)  # in vain where they take turns
+
+    monkeypatch.setattr(teacher_networks, "write_bytes", slowly)
+    errors = []
+
+    def publish(value: float) -> None:
+        try:
+            teacher_networks.publish(tmp_path, "shapes100", "d", "resnet8", {"x": torch.tensor(value)}, {"top1": 50.0}, facts)
+        except UsageError as error:
+            errors.append(error)
+        if value == 2.0:
+            ended.set()
+
+    facts = {"source": "imported", "trained": True}
+    first, second = (threading.Thread(target=publish, args=(value,)) for value in (1.0, 2.0))
+    first.start()
+    first.join()
+    second.join()
+    found = teachers.find(tmp_path, "shapes100", "resnet8")
+    assert not errors and found and state_hash(read_state(found.folder / "teacher.pt")) == found.hash
+    assert teachers.available(tmp_path) == ([found], [])
