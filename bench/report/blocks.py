@@ -65,7 +65,7 @@ def _head(pair: Pair) -> tuple[str, str]:
 
 def second_best(table: Table, column: int) -> frozenset[int]:
     """The rows whose mean, as printed, comes second among the comparable cells of a column; none among fewer than three."""
-    means = {i: round(table.rows[i].cells[column].summary.mean, 2) for i in ranked(table.rows, column)}
+    means = {i: round(mean, 2) for i, mean in ranked(table.rows, column).items()}
     levels = sorted(set(means.values()), reverse=True)
     return frozenset(i for i in means if means[i] == levels[1]) if len(means) > 2 and len(levels) > 1 else frozenset()
 
@@ -183,8 +183,8 @@ def table_block(table: Table, number: str) -> Block:
             if any(_is_best(c) and c.beside for c in row.cells):
                 lines.append(Line("our best", [accuracy(c.beside) if _is_best(c) and c.beside else "" for c in row.cells] + blank, "sub"))
     notes = [
-        "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column, of "
-        "those over the seeds that most have. "
+        "Test top-1 (%) after the last epoch: mean ± sample standard deviation (n seeds). * best complete cell of its column, over "
+        "the seeds that most have. "
         "Only done runs are averaged.",
         f"Δ {base}: mean difference paired by seed ± half-width of its 95 % t-interval (none for one seed, nor where all are alike); over all "
         "pairs: pooled, pairs of unlike students taken as independent, (k/m) where only k pairs have it. "

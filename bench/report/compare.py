@@ -96,7 +96,8 @@ def leaders(table: Table) -> dict[int, Leader]:
     found: dict[int, tuple[int, int, tuple[int, ...]]] = {}
     ahead: dict[int, Difference] = {}
     for j in range(len(table.pairs)):
-        order = sorted(ranked(table.rows, j), key=lambda i: -table.rows[i].cells[j].summary.mean)
+        means = ranked(table.rows, j)
+        order = sorted(means, key=lambda i: -means[i])
         if len(order) < 2:
             continue
         best = table.rows[order[0]].cells[j].values

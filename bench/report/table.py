@@ -301,13 +301,14 @@ def differences(rows: list[Row], pairs: list[Pair], base: Row) -> tuple[dict[tup
     return statistics.differences(values, [cell.values for cell in base.cells], [pair.student for pair in pairs])
 
 
-def ranked(rows: list[Row], column: int) -> list[int]:
-    """The rows whose means in a column can be ranked: complete cells over the same seeds, those that most rows have."""
-    by_seeds: dict[frozenset[int], list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        if row.cells[column].complete:
-            by_seeds[frozenset(row.cells[column].values)].append(i)
-    return max(by_seeds.items(), key=lambda found: (len(found[1]), len(found[0])))[1] if by_seeds else []
+def ranked(rows: list[Row], column: int) -> dict[int, float]:
+    """The rows that can be ranked in a column, each with its mean: complete cells that have the seeds that most of them are of, over these."""
+    cells = {i: row.cells[column].values for i, row in enumerate(rows) if row.cells[column].complete}
+    if not cells:
+        return {}
+    count = Counter(frozenset(values) for values in cells.values())
+    seeds = max(count, key=lambda found: (count[found], len(found)))
+    return {i: statistics.summarise([values[s] for s in sorted(seeds)]).mean for i, values in cells.items() if seeds <= values.keys()}
 
 
 def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
@@ -319,7 +320,7 @@ def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
     for i, difference in pooled.items():
         rows[i].pooled, rows[i].pooled_pairs = difference, sum(row == i for row, _ in cells)
     for column in range(len(pairs)):
-        means = {i: round(rows[i].cells[column].summary.mean, 2) for i in ranked(rows, column)}
+        means = {i: round(mean, 2) for i, mean in ranked(rows, column).items()}
         for i in (i for i in means if len(means) > 1 and means[i] == max(means.values())):
             rows[i].cells[column].best = True
 

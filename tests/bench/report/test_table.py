@@ -101,6 +101,17 @@ def test_the_best_is_found_among_cells_of_the_same_seeds(tmp_path):
     assert t.seeds == [1, 2, 3, 4] and "4 seeds (1, 2, 3, 4)" in blocks.conditions(t)  # planned or met
 
 
+def test_a_row_of_fewer_seeds_is_the_best_only_over_those(tmp_path):
+    """Nothing is planned, so that a variant's single seed is all of it."""
+    for seed, top1 in ((1, 62.4), (2, 62.3), (3, 61.6)):
+        add(tmp_path, "student", seed, top1)
+    for weight, top1 in ((2.0, 61.3), (3.0, 62.2)):
+        add(tmp_path, "kd", 1, top1, hyper={"weight": weight}, changed={"weight": weight})
+    t = only(tmp_path)
+    assert [(r.method, r.variant) for r in t.rows if r.cells[0].best] == [("student", "")]  # 62.4 over seed 1, though its mean is 62.1
+    assert [t.rows[i].variant for i in blocks.second_best(t, 0)] == ["weight=3.0"]
+
+
 def test_planned_cells_are_missing_until_they_run(tmp_path):
     add_plan(tmp_path, [R20], ("kd", "student", "at"), (1, 2))
     add(tmp_path, "kd", 1, 70.0)
