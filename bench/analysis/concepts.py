@@ -46,7 +46,8 @@ class Concepts(Probing):
     title = "Concept vectors"
     question = "Is a concept in one channel or spread over many, and do the weights of concepts relate as the words do?"
     source = "Fong and Vedaldi, Net2Vec: Quantifying and Explaining how Concepts are Encoded by Filters, CVPR 2018"
-    version = 2  # 1: halves of even and odd places; a concept of which all channels find nothing needed one
+    version = 2
+    before = {1: "images at even places trained, at odd ones tested; a concept of which all channels find nothing needed one"}
     needs = Needs(concepts=True)
     Options = Options
 
@@ -104,13 +105,11 @@ class Concepts(Probing):
             near = "–" if r.get("same_group") is None else f"{r['same_group']:.0%} ({r['chance']:.0%})"
             rows.append((r["layer"], str(r["segmented"]), *seg, str(r["told"]), *told, near))
         header = ("layer", "segmented", "IoU, one", "IoU, all", "all / one", "channels needed", "told", "AUC, one", "AUC, all", "nearest in group")
-        notes = [
+        notes = (
             f"Mean over concepts, on images not trained on ({facts['images']} in all; probe: {facts['probe']}; {facts['left_out']} concepts with "
             f"too few images left out). Channels needed: median, for {stored.options['share']:.0%} of the IoU of all, tried by doubling. "
-            "AUC: chance is 0.5. Nearest in group: classes whose nearest vector is one of the same coarse class (by chance)."
-        ]
-        if stored.identity["version"] == 1:
-            notes.append("Version 1: images at even places trained, at odd ones tested; a concept of IoU 0 counts as needing one channel.")
+            "AUC: chance is 0.5. Nearest in group: classes whose nearest vector is one of the same coarse class (by chance).",
+        )
         out = [Table("One channel against all", header, rows, notes)]
         last = facts["layers"][-1]["layer"]
         seg = [r for r in facts["segmentation"] if r["layer"] == last]

@@ -30,7 +30,8 @@ class Options:
 class Gradients(Analysis):
     title = "Gradients of the loss terms"
     question = "How strong is the gradient of each loss term beside that of the labels, and do the two point the same way?"
-    version = 2  # 1: dropout, where there is some, drew what it happened to draw
+    version = 2
+    before = {1: "where students have dropout, its masks were not those of training"}
     needs = Needs(students=True)
     scope = "group"
     Options = Options

@@ -70,7 +70,8 @@ class Options:
 @register("quantify")
 class Quantify(Analysis):
     title = "Quantified knowledge"
-    version = 2  # 1: the search for sigma cut sharp maps off; intervals of rho over images without a concept
+    version = 2
+    before = {1: "the search for sigma cut sharp maps off and found too few concepts in such networks"}
     question = "Do students learn more concepts on the object, fewer beside it, faster and with fewer detours than plain students?"
     source = "Cheng et al., Explaining Knowledge Distillation by Quantifying the Knowledge, CVPR 2020"
     needs = Needs(students=True)
@@ -241,14 +242,13 @@ class Quantify(Analysis):
             rows.append((method, str(len(found)), *means, f"{100 * np.mean([r['kept'] for r in found]):.0f} %"))
         never = {f"{r['label']}: {r['never']}" for r in facts["rows"] if r.get("never")}
         counted = "0" if options["definitions"] == "code" else "left out of rho"
-        old = "Version 1: its search cut sharp maps off and found too few concepts in such networks. " if stored.identity["version"] == 1 else ""
         without = f"Images that never had a concept on the object ({counted}): {', '.join(sorted(never))}. " if never else ""
         learned = f"Snapshots of epochs {', '.join(map(str, facts['epochs']))}. " if facts["epochs"] else ""
         applied = "images that all networks keep are used" if options["definitions"] == "code" else "it is not applied"
         notes = (
             f"Means over images, ± standard deviation over seeds; {facts['images']} test images ({facts['asked']} asked, {facts['usable']} with "
             f"cells on and beside the object), {facts['cells']['fg']:.0f} of {facts['cells']['all']} cells on the object; layer {options['layer']}, "
-            f"definitions: {options['definitions']}, sigma: {options['mode']}. {old}{learned}"
+            f"definitions: {options['definitions']}, sigma: {options['mode']}. {learned}"
             f"D_var: variance over images (called D_std in the paper). {without}Kept: by the code's selection; {applied}.",
         )
         out = [Table("Concepts and how they were learned", ("network", "seeds", *(WORDS[n] for n in names), "kept"), rows, notes)]

@@ -37,7 +37,8 @@ class Sync(Analysis):
     title = "Synchrony of channels"
     question = "Which channels of a layer point the same way, in semantic vectors and in activations, and do they form clusters?"
     source = "Han, Net2Vec and Sync (slides)"
-    version = 2  # 1: the stability took in the cosines of channels with themselves
+    version = 2
+    before = {1: "the stability took in the cosine of each channel with itself; between C channels it is C / (C - 1) times that"}
     needs = Needs(preparation="skd")
     Options = Options
 
@@ -84,13 +85,10 @@ class Sync(Analysis):
             shown = (count, f"{r['mean_neighbours']:.1f}", str(r["largest_cluster"]), distance, stability)
             rows.append((r["layer"], r["space"], f"{r['eps']:g}", *shown))
         header = ("layer", "space", "eps", "with neighbours", "mean neighbours", "largest cluster", "mean distance", "stability (L1)")
-        notes = [
+        notes = (
             f"Distance: 1 - cosine; neighbours: at most eps apart. Activations: mean cosine over {stored.facts['images']} test images. "
-            "Stability (our reading): mean change of a cosine between two halves of these images."
-        ]
-        if stored.identity["version"] == 1:
-            between = "between C channels it is C / (C - 1) times that, where none is silent"
-            notes.append(f"Version 1: the stability takes in the cosine of each channel with itself; {between}.")
+            "Stability (our reading): mean change of a cosine between two halves of these images.",
+        )
         return [Table("Channels within eps of each other", header, rows, notes)]
 
     @classmethod

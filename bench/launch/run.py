@@ -241,7 +241,8 @@ def write_report(execution: Execution) -> int:
 
 def finish(the_plan: Plan, execution: Execution, again: bool = False) -> int:
     """On a cluster, the last job: the plan with every run's id, the end of a --redo (`again`), then the report."""
-    book = Ledger(Path(execution.results), the_plan, data.load(the_plan.protocol, Path(execution.data_root) if execution.data_root else None))
+    root = Path(execution.data_root) if execution.data_root else None
+    book = Ledger(Path(execution.results), the_plan, data.load(the_plan.protocol, root), data_root=root)
     book.write_plan()
     if again:
         _end_redo(book)

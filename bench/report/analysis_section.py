@@ -3,7 +3,7 @@
 import base64
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from bench.report.table import OWN, ResultSet
 from bench.text import clean, duration, table
 
 if TYPE_CHECKING:
-    from bench.analysis.frame.base import Analysis, Stored
+    from bench.analysis.frame.base import Analysis, Stored, Table
 
 FOLDER = "figures"
 WIDTH = 160
@@ -95,6 +95,14 @@ def _options(stored: "Stored") -> str:
     return ", ".join(f"{name} = {shown(value)}" for name, value in stored.options.items() if value not in ([], ""))
 
 
+def _tables(one: Found) -> "list[Table]":
+    """Those of a result; of an earlier version's, the first says what was wrong with it."""
+    tables, version = list(one.analysis.tables(one.stored)), one.stored.identity["version"]
+    if tables and (fault := one.analysis.before.get(version)):
+        tables[0] = replace(tables[0], notes=(*tables[0].notes, f"Version {version}, before the present {one.analysis.version}: {fault}."))
+    return tables
+
+
 def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
     stored = one.stored
     kept_in = "" if one.set.name == OWN else f", evidence set {one.set.name.removeprefix('evidence/')}"
@@ -105,7 +113,7 @@ def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
         "networks": networks,
         "options": _options(stored),
         "cost": _cost(stored),
-        "tables": one.analysis.tables(stored),
+        "tables": _tables(one),
         "figures": figures,
     }
 

@@ -95,6 +95,7 @@ class Analysis:
     question: ClassVar[str]  # one line
     source: ClassVar[str] = ""  # one line: authors, title, venue, year
     version: ClassVar[int] = 1  # raise it when the numbers change
+    before: ClassVar[Mapping[int, str]] = {}  # of earlier versions, what was wrong: told with the results of theirs that were kept
     needs: ClassVar[Needs] = Needs()
     scope: ClassVar[str] = "network"
     Options: ClassVar[type] = NoOptions  # frozen dataclass; defaults are the source's values

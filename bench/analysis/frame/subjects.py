@@ -140,6 +140,6 @@ def choose(words: Words, results: Path, dataset: str, data_hash: str, scope: str
     first = teacher(results, dataset, architectures[0])
     for view in words.runs:
         if (had := view.known.teacher_hash) not in (None, first.hash):
-            cure = "name in place of the pair the runs of this one"
+            cure = "in place of the pair, name runs of this teacher"
             raise UsageError(f"{view.id} had another teacher ({had}) than the {first.label} in {results} ({first.hash}): {cure}")
     return [[first, *students]]

@@ -52,6 +52,12 @@ def test_every_file_loads():
     assert files <= {registry.get(name).__module__.rsplit(".", 1)[1] for name in NAMES}, "a file that registers nothing"
 
 
+@every
+def test_what_was_wrong_with_each_earlier_version_is_said(name):
+    analysis = registry.get(name)
+    assert sorted(analysis.before) == list(range(1, analysis.version))
+
+
 def test_the_readers_side_loads_no_torch_and_no_plotting():
     code = "import sys; from bench.analysis.frame import registry, results, commands; registry.names()"
     code += "; sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bench.__main__ import main
 from bench.errors import INTERRUPTED
-from bench.report import blocks, compare, page, render, table
+from bench.report import analysis_section, blocks, compare, page, render, table
 from bench.report.blocks import Block, Line
 from bench.report.explain import explain
 from tests.bench.synthetic import CRD, PAIRS, add_plan, add_run, fill, run_of
@@ -385,3 +385,15 @@ def test_what_stands_after_holm_has_a_dagger(tmp_path):
     assert shown["KD"][1].startswith("†+3.02") and not shown["AT"][1].startswith("†")
     assert [line.cells[0][0] for line in lines if line.label == "Δ Student"] == ["†", "-"]
     assert r"$\dagger$+3.02 {\tiny $\pm$" in render.latex(sets)
+
+
+def test_a_kept_result_of_an_earlier_version_says_what_was_wrong_with_it():
+    from bench.analysis.frame import registry
+
+    kept = {found.stored.key: found for found in analysis_section.found(table.build(ROOT / "results"))[0]}
+    versions = {key: found.stored.identity["version"] for key, found in kept.items()}
+    old = {key for key, version in versions.items() if version < registry.get(kept[key].stored.name).version}
+    assert old and old != set(kept)
+    for key, found in kept.items():
+        notes = " ".join(note for made in analysis_section._tables(found) for note in made.notes)
+        assert (f"Version {versions[key]}, before the present" in notes) == (key in old), key

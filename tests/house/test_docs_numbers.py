@@ -1,0 +1,82 @@
+"""Numbers that pages print of kept results: each stands in the results of one evidence set, as far as its digits go."""
+
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from bench.analysis.frame import registry, results
+from bench.store.runs import scan
+
+ROOT = Path(__file__).resolve().parents[2]
+EVIDENCE = ROOT / "results" / "evidence"
+TENTH = EVIDENCE / "resnet56-resnet20-tenth"
+DECIMAL = re.compile(r"(?<![\w.])[-+−]?\d+\.\d+")
+
+
+def decimals(text: str) -> list[str]:
+    return [found.replace("−", "-").lstrip("+") for found in DECIMAL.findall(text)]
+
+
+def unknown(printed: str, known: Iterable[float]) -> list[str]:
+    """The decimal numbers in a text that none of `known` rounds to; half a digit more, since `known` is rounded too."""
+    known = list(known)
+    slack = {text: 0.501 * 10.0 ** -len(text.partition(".")[2]) for text in decimals(printed)}
+    return [text for text, near in slack.items() if not any(abs(float(text) - value) <= near for value in known)]
+
+
+@functools.cache
+def kept() -> dict[str, dict[str, list[float]]]:
+    """Analysis -> evidence set -> every decimal number in the tables of its results there."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for folder in sorted(EVIDENCE.iterdir()):
+        for one in results.scan(folder)[0] if folder.is_dir() else ():
+            for made in registry.get(one.name).tables(one):
+                found[one.name][folder.name] += [float(text) for row in made.rows for text in decimals(" ".join(map(str, row)))]
+    return found
+
+
+def rows(text: str) -> list[str]:
+    """Lines of tables that hold decimal numbers, without the headings."""
+    lines = text.splitlines()
+    heads = {i - 1 for i, line in enumerate(lines) if re.fullmatch(r"\|(:?-+:?\|)+", line.replace(" ", ""))}
+    return [line for i, line in enumerate(lines) if line.startswith("|") and i not in heads and decimals(line)]
+
+
+ANALYSES = {part.split("\n")[0].strip(): part for part in re.split(r"^## ", (ROOT / "docs" / "analyses.md").read_text(), flags=re.M)[1:]}
+PRINTED = [(name, row) for name, part in ANALYSES.items() if name in registry.names() for row in rows(part)]
+
+
+def test_the_numbers_of_most_analyses_are_looked_at():
+    assert len({name for name, _ in PRINTED}) >= 7 and len(PRINTED) >= 30
+
+
+@pytest.mark.parametrize(("name", "row"), PRINTED, ids=[f"{name}-{row.split('|')[1].strip()}" for name, row in PRINTED])
+def test_a_row_is_that_of_one_set(name, row):
+    missing = {folder: unknown(row, numbers) for folder, numbers in kept()[name].items()}
+    assert [] in missing.values(), missing
+
+
+def test_a_wrong_digit_is_found():
+    assert unknown("| kd | 1.24 ± 0.10 |", [1.238, 0.1]) == [] and unknown("| kd | 1.25 ± 0.10 |", [1.238, 0.1]) == ["1.25"]
+
+
+def test_skds_readings_are_what_the_records_and_results_say():
+    text = (TENTH / "README.md").read_text().split("### Readings of SKD's loss")[1].split("**Why they end lower")[0]
+    runs = {(v.method, (v.changed or {}).get("sum_over", ""), v.precision): v.record.test_top1 for v in scan(TENTH)[0] if v.seed == 1}
+    numbers = [value for name in ("relations", "gradients") for value in kept()[name][TENTH.name]]
+    readings = [row for row in rows(text) if "sum_over=" in row]
+    assert len(readings) == 2
+    for row in readings:
+        reading = re.search(r"sum_over=(\w+)", row)[1]
+        top1 = runs["skd", reading, "tf32"]
+        assert f"| {top1:.2f} | {top1 - runs['student', '', 'tf32']:.2f} |".replace("| -", "| −") in row
+    assert not [(row, left) for row in rows(text) if (left := unknown(row, [*numbers, *runs.values(), *differences(runs)]))]
+
+
+def differences(runs: dict[tuple[str, str, str], float]) -> list[float]:
+    """To the student of the same precision."""
+    return [top1 - runs["student", "", precision] for (_, _, precision), top1 in runs.items()]
