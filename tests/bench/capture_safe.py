@@ -1,4 +1,5 @@
-"""A mode that refuses what a CUDA graph cannot hold: host reads, shapes that depend on data, copies between host and device.
+"""A mode that refuses what a CUDA graph cannot hold: host reads, shapes that depend on data, copies between host and device; and
+operators that `--deterministic` could not execute on CUDA.
 
 With real tensors it checks every operator that runs, backward passes included. On the `meta` device, where no numbers exist, it also
 tells host from device: a constant made on the host inside a step, or a tensor brought to the device in it, is found on a machine
@@ -20,6 +21,15 @@ READS = frozenset(
     linalg_lstsq linalg_qr geqrf _assert_async resize_""".split()
 )
 """ATen operators that wait for the device or whose result's shape depends on data (or, in linear algebra, that may do so on CUDA)."""
+
+UNORDERED = frozenset(
+    """_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward avg_pool3d_backward max_pool3d_with_indices_backward
+    fractional_max_pool2d_backward max_unpool2d upsample_linear1d_backward upsample_bilinear2d_backward upsample_bicubic2d_backward
+    upsample_trilinear3d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward nll_loss2d_forward kthvalue
+    grid_sampler_2d_backward grid_sampler_3d_backward _ctc_loss_backward put_ scatter_reduce""".split()
+)
+"""ATen operators without a deterministic algorithm on CUDA (documentation of torch.use_deterministic_algorithms); sums along a dimension of
+floating-point numbers (`cumsum`) and a median with its index are told by their arguments."""
 
 _MASKED = ("index", "index_put", "index_put_", "_index_put_impl_")
 
@@ -66,6 +76,8 @@ class CaptureSafe(TorchDispatchMode):
             raise NotCapturable(f"{func}: the host waits for it, or its shape depends on data")
         if name in _MASKED and _by_mask(name, args):
             raise NotCapturable(f"{func} with a mask: its shape depends on data; use torch.where or masked_fill")
+        if name in UNORDERED or (name == "cumsum" and args[0].is_floating_point()) or (name == "median" and len(args) > 1):
+            raise NotCapturable(f"{func} has no deterministic algorithm on CUDA: --deterministic would end the run")
         inputs = list(_tensors((args, kwargs)))
         if self.on_meta:
             _check_inputs(func, inputs, kwargs)

@@ -1,13 +1,16 @@
-"""No step reads the host, has a shape that depends on data, or crosses between host and device: every method, alone and in a group."""
+"""No step reads the host, has a shape that depends on data, crosses between host and device, or lacks a deterministic algorithm on CUDA: every
+method, alone and in a group, and every network."""
 
 import contextlib
 
 import pytest
 import torch
 
+import models
 from bench.data import augment
 from bench.train.engine import Eager
 from methods import registry
+from models.outputs import KINDS
 from tests.bench import groups
 from tests.bench.capture_safe import CaptureSafe, NotCapturable
 from tests.bench.groups import CPU
@@ -88,6 +91,16 @@ def test_the_group_as_a_whole(bounds, meta_autocast):
     assert step(prepare(capturable, META), bounds, on_meta=True) > 100 * len(capturable)
 
 
+@pytest.mark.parametrize("name", models.names())
+def test_every_network(name):
+    """Forward and backward with all its maps."""
+    network = models.build(name, 100).to(META).train()
+    with CaptureSafe(on_meta=True) as mode:
+        outputs = network(torch.zeros(4, 3, 32, 32, device=META), KINDS)
+        sum(m.sum() for group in outputs.maps.values() for m in group).add(outputs.logits.sum()).add(outputs.embedding.sum()).backward()
+    assert mode.seen > 100
+
+
 FORBIDDEN = {
     "item": lambda x: x.sum().item(),
     "float": lambda x: float(x[0, 0]),
@@ -98,6 +111,10 @@ FORBIDDEN = {
     "unique": lambda x: x.unique(),
     "eigh": lambda x: torch.linalg.eigh(x @ x.T),
     "repeat": lambda x: torch.arange(4, device=x.device).repeat_interleave(torch.ones(4, dtype=torch.int64, device=x.device)),
+    "running sum": lambda x: x.cumsum(0),
+    "median": lambda x: x.median(0),
+    "pooled": lambda x: torch.nn.functional.adaptive_avg_pool2d(x[None, None].clone().requires_grad_(), 3).sum().backward(),
+    "resized": lambda x: torch.nn.functional.interpolate(x[None, None].clone().requires_grad_(), (5, 5), mode="bilinear").sum().backward(),
     "put": lambda x: x.clone().index_put_((x > 0,), x[0, :1].expand(2)),
 }
 CROSSING = {
@@ -129,6 +146,7 @@ def test_the_mode_lets_pass():
             y = torch.where(x > 0, x, 0.0) * torch.tensor(2.0) + torch.eye(8, device=device)
             y.masked_fill(y > 1, 0.5).gather(1, torch.zeros(8, 1, dtype=torch.int64, device=device)).sum().backward()
             x.detach()[x.detach() > 3] = 1.0
+            x.detach().long().cumsum(0), x.detach().median()
         assert mode.seen > 10 and x.grad is not None
 
 
