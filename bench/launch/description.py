@@ -7,6 +7,7 @@ from bench.launch.tasks import Slot
 from bench.launch.threads import cores
 from bench.plan.expand import Plan
 from bench.plan.groups import Group
+from bench.plan.rows import settings_of
 from bench.store.records import Teacher
 from bench.text import count, duration
 
@@ -28,7 +29,7 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     p = the_plan.protocol
     trial = f" (a trial: {p.trial})" if p.trial else ""
     lines = [f"profile {the_plan.profile}: {p.name} on {p.dataset}, {count(p.epochs, 'epoch')}{trial}, precision {the_plan.precision}"]
-    changed = dict.fromkeys((c.method, *change) for c in the_plan.cells for change in c.changed)
+    changed = dict.fromkeys((c.method, *change) for c in the_plan.cells for change in c.changed if change[0] not in settings_of(c.row))
     lines += [  # one that joined its method later is not named at its default
         f"  set: {method}.{field} = {here} instead of {'its default' if own is None else own}" for method, field, own, here in changed
     ]
@@ -41,8 +42,8 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     lines += [
         f"  group {task_name(g)}: {', '.join(g.methods)}, {duration(seconds)}" for g, seconds in zip(left.groups, left.by_group, strict=True)
     ]
-    skipped = dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in the_plan.cells if c.skipped)
-    lines += [f"  skipped {teacher}-{student}, {method}: {reason}" for teacher, student, method, reason in skipped]
+    skipped = dict.fromkeys((c.teacher, c.student, c.row, c.skipped) for c in the_plan.cells if c.skipped)
+    lines += [f"  skipped {teacher}-{student}, {row}: {reason}" for teacher, student, row, reason in skipped]
     if not left.seconds:
         return "\n".join([*lines, f"total: nothing left to train ({place})"])
     on_cpu = device is not None and device["type"] == "cpu"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.plan.expand import group_macs, images, tested_images
 from bench.plan.groups import Group
+from bench.plan.rows import method_of
 from bench.store.costs import fits, scan
 from bench.store.records import Cost
 
@@ -28,10 +29,10 @@ def load_costs(results: Path, device: str) -> list[Cost]:
     return [c for c in scan(results)[0] if c.device.name == device]
 
 
-def cost_of(costs: Sequence[Cost], group: Group, method: str, threads: int | None = None) -> Cost | None:
-    """The record of a method on a group's pair, measured as the group's protocol has it and with the settings that the group changes; a
+def cost_of(costs: Sequence[Cost], group: Group, row: str, threads: int | None = None) -> Cost | None:
+    """The record of a row's method on a group's pair, measured as the group's protocol has it and with the settings that the group changes; a
     method that no teacher changes has one for its student, whatever the pair. Of several: with as many threads, the newest."""
-    changed = {name: str(value) for name, value in group.overrides(method).items()}
+    changed, method = {name: str(value) for name, value in group.overrides(row).items()}, method_of(row)
 
     def serves(c: Cost) -> bool:
         same = c.student == group.student and c.method == method and c.precision == group.precision and c.teacher in (group.teacher, None)
@@ -52,7 +53,7 @@ def rate(costs: Sequence[Cost], kind: str, threads: int) -> tuple[float, str]:
 def training(
     groups: Sequence[tuple[Group, bool, Mapping[str, int]]], costs: Sequence[Cost], macs: Callable[[str], int], kind: str, threads: int
 ) -> Estimate:
-    """The cost of training groups, each given with whether it needs its teacher and the epochs before the main stage of methods that have some.
+    """The cost of training groups, each given with whether it needs its teacher and the epochs before the main stage of rows that have some.
 
     A group whose every method was probed alone takes at most the sum of those: its members share the teacher's pass. A step before the main
     stage is not probed; it reads the teacher, and is as long as the probed one by their multiply-accumulates.
@@ -61,16 +62,16 @@ def training(
     seconds: list[float] = []
     measured = 0
     for group, with_teacher, before in groups:
-        probes = [cost_of(costs, group, method, threads) for method in group.methods]
+        probes = [cost_of(costs, group, row, threads) for row in group.methods]
         if probes and all(probes):
             measured += 1
             # An image that is tested takes a third of one that is trained on: its backward pass is twice the forward one.
             seen = (images(group.protocol) + tested_images(group.protocol) / 3) * group.protocol.epochs
             spent = sum(seen / probe.speed for probe in probes)
-            for probe in (p for p in probes if p.method in before):
+            for row, probe in ((row, p) for row, p in zip(group.methods, probes, strict=True) if row in before):
                 step = 3 * macs(group.student)
                 longer = (step + macs(group.teacher)) / (step + (macs(group.teacher) if probe.teacher_macs else 0))
-                spent += before[probe.method] * images(group.protocol) * longer / probe.speed
+                spent += before[row] * images(group.protocol) * longer / probe.speed
             seconds.append(spent)
         else:
             seconds.append(group_macs(group, with_teacher, macs, before.values()) / speed)

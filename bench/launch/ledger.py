@@ -62,7 +62,7 @@ class Ledger:
                 teachers.check(found, self.plan.teacher_protocol)
 
     def ids(self, group: Group) -> dict[str, str | None]:
-        """Run ids by method of a group, or of a teacher's own; None where a method cannot do the pair or its teacher is not there yet."""
+        """Run ids by row of a group, or of a teacher's own; None where a method cannot do the pair or its teacher is not there yet."""
         from bench.train.context import runs_of
 
         if self.dataset is None:
@@ -71,7 +71,7 @@ class Ledger:
         key = group, found.hash if found else None
         if key not in self._ids:  # they are asked for again and again while a launch waits
             members = runs_of(group, self.dataset if group.protocol == self.plan.protocol else self._teachers_data, key[1])
-            self._ids[key] = {m.run.method: None if m.skipped or (m.run.teacher and not found) else m.run.id for m in members}
+            self._ids[key] = {m.row: None if m.skipped or (m.run.teacher and not found) else m.run.id for m in members}
         return self._ids[key]
 
     @cached_property
@@ -82,7 +82,7 @@ class Ledger:
     def runs(self) -> dict[Cell, str | None]:
         """Run ids by cell."""
         by_group = {(g.teacher, g.student, g.seed): self.ids(g) for g in self.plan.full_groups}
-        return {c: by_group[c.teacher, c.student, c.seed][c.method] for c in self.plan.cells}
+        return {c: by_group[c.teacher, c.student, c.seed][c.row] for c in self.plan.cells}
 
     def done(self, run: str | None) -> bool:
         """Whether the run's final record is there and sound, and it is not to be trained again."""
@@ -95,8 +95,8 @@ class Ledger:
         return all(self.done(run) for run in self.ids(group).values())
 
     def missing(self, group: Group) -> dict[str, bool]:
-        """The runs of a group that are not done, by id (by method where that is not known yet), and whether a live writer holds each."""
-        return {run or method: run is not None and self._held(run) for method, run in self.ids(group).items() if not self.done(run)}
+        """The runs of a group that are not done, by id (by row where that is not known yet), and whether a live writer holds each."""
+        return {run or row: run is not None and self._held(run) for row, run in self.ids(group).items() if not self.done(run)}
 
     def _held(self, run: str) -> bool:
         """Whether somebody trains a run, here or anywhere; of a lease that cannot be read nobody knows."""
@@ -109,7 +109,7 @@ class Ledger:
         """The plan's groups, longest first, without what is done."""
         left = []
         for group in self.plan.groups:
-            members = [method for method, run in self.ids(group).items() if not self.done(run)]
+            members = [row for row, run in self.ids(group).items() if not self.done(run)]
             if members:
                 left.append(narrowed(group, members))
         return left

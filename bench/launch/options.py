@@ -20,7 +20,8 @@ class Run(TrainingOptions):
     profile: str | None = None
     """A declared plan: see `profiles`; default: paper."""
     methods: Texts = ()
-    """Rows instead of the profile's; a name with + before it joins them, as in +iep_bb."""
+    """Rows instead of the profile's; a name with + before it joins them, as in +iep_bb; with settings after colons it is a row of its own
+    beside its method's, as in kd:temperature=2."""
     pairs: Texts = ()
     """Pairs instead of the profile's, as in resnet56-resnet20."""
     seeds: Texts = ()

@@ -208,7 +208,7 @@ def probe_tasks(the_plan: Plan, execution: Execution, device: dict, after: tuple
     for pair in the_plan.pairs:
         whole = next(g for g in the_plan.full_groups if (g.teacher, g.student) == (pair.teacher, pair.student))
         here = [c for c in the_plan.cells if (c.teacher, c.student, c.seed) == (pair.teacher, pair.student, whole.seed)]
-        able = [c.method for c in here if not c.skipped and not c.changed]  # costs are those of a method's own settings
+        able = [c.row for c in here if not c.skipped and not c.changed]  # costs are those of a method's own settings
 
         def lacking(whole=whole, able=able) -> list[str]:
             return [m for m in able if not (device and probes.is_measured(narrowed(whole, [m]), execution))]

@@ -83,7 +83,7 @@ def planned_cells(results: Path) -> tuple[list[PlannedCell], list[Problem]]:
 
 def counts(results: Path) -> tuple[int, int]:
     """How many planned runs are done, and how many there are; one to be trained again is done when its new result is there."""
-    runs = {c.run or (c.teacher, c.student, c.method, c.seed) for c in planned_cells(results)[0] if not c.skipped}
+    runs = {c.run or (c.teacher, c.student, c.method, str(c.changed), c.seed) for c in planned_cells(results)[0] if not c.skipped}
     done = [isinstance(run, str) and is_done(results / "runs" / run) and not redo.pending(results, run) for run in runs]
     return sum(done), len(runs)
 

@@ -14,6 +14,7 @@ from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import ROWS, Pair, Profile
 from bench.plan.protocols import Protocol
+from bench.plan.rows import method_of, settings_of
 from bench.plan.selection import Selection, parse_pair
 
 FORMAT = 1
@@ -23,7 +24,7 @@ TEACHER_SEED = 0
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What the plan must know of one method on one pair."""
+    """What the plan must know of one row on one pair."""
 
     run: str  # what tells its run from others where data and teacher are the same
     skipped: str | None = None  # the reason why the method cannot do the pair
@@ -38,22 +39,26 @@ class Registries:
 
     methods: Mapping[str, str]  # name -> title
     networks: tuple[str, ...]
-    of: Callable[[Group], Mapping[str, MethodFacts]]  # per method of a group
+    of: Callable[[Group], Mapping[str, MethodFacts]]  # per row of a group
     macs: Callable[[str], int]  # forward multiply-accumulates of a network for one image
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One (pair, method, seed) of the table."""
+    """One (pair, row, seed) of the table."""
 
     teacher: str
     student: str
-    method: str
+    row: str
     seed: int
     skipped: str | None = None
     uses_teacher: bool = True
     before: int = 0  # epochs of a stage before the main one
     changed: tuple[tuple[str, Any, Any], ...] = ()  # of a variant: (field, the value in the method's own row, the value here)
+
+    @property
+    def method(self) -> str:
+        return method_of(self.row)
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,12 @@ class Plan:
         return any(c.uses_teacher for c in self._cells(group))
 
     def before(self, group: Group) -> dict[str, int]:
-        """The epochs before the main stage of those methods of the group that have some."""
-        return {c.method: c.before for c in self._cells(group) if c.before}
+        """The epochs before the main stage of those rows of the group that have some."""
+        return {c.row: c.before for c in self._cells(group) if c.before}
 
     def _cells(self, group: Group) -> list[Cell]:
         here = (group.teacher, group.student, group.seed)
-        return [c for c in self.cells if (c.teacher, c.student, c.seed) == here and c.method in group.methods]
+        return [c for c in self.cells if (c.teacher, c.student, c.seed) == here and c.row in group.methods]
 
 
 def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[str, ...]:
@@ -92,11 +97,12 @@ def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[st
     joined = tuple(m[1:] for m in selection.methods if m.startswith("+"))
     chosen = tuple(m for m in selection.methods if not m.startswith("+")) or default
     rows = tuple(dict.fromkeys(chosen + joined))
-    for name in (*rows, *(method for method, _, _ in selection.hyper)):
+    methods = {method_of(row): settings_of(row) for row in rows}
+    for name in (*methods, *(method for method, _, _ in selection.hyper)):
         check_known("method", name, facts.methods)
     for method, field, _ in selection.hyper:
-        if method not in rows:
-            raise UsageError(f"--set {method}.{field}: {method} is not among the rows {', '.join(rows)}; add it with --methods")
+        if method not in methods:
+            raise UsageError(f"--set {method}.{field}: {method} is not among the rows {', '.join(methods)}; add it with --methods")
     return rows
 
 
@@ -142,14 +148,15 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
     full_groups: list[Group] = []
     groups: dict[Group, tuple[int, bool]] = {}  # group -> its multiply-accumulates, whether it needs the teacher
     placed: set[str] = set()
-    hyper, variant = (tuple(change for change in some if change[0] in rows) for some in (profile.hyper, profile.variant + selection.hyper))
+    methods = tuple(dict.fromkeys(map(method_of, rows)))
+    hyper, variant = (tuple(change for change in some if change[0] in methods) for some in (profile.hyper, profile.variant + selection.hyper))
     for pair in pairs:
         for seed in seeds:
-            plain = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper)
-            whole = dataclasses.replace(plain, hyper=hyper + variant)
+            whole = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper + variant)
             found = facts.of(whole)
-            own = facts.of(plain) if variant else found
-            changed = {m: _changed(own[m], found[m]) for m in rows}
+            own = found if rows == methods and not variant else facts.of(dataclasses.replace(whole, methods=methods, hyper=hyper))
+            _tell_apart(found, pair)
+            changed = {m: _changed(own[method_of(m)], found[m]) for m in rows}
             whole = dataclasses.replace(whole, changed=tuple((m, name, here) for m in rows for name, _, here in changed[m]))
             full_groups.append(whole)
             for m in rows:
@@ -164,15 +171,25 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
     longest = sorted(groups, key=lambda g: -groups[g][0])  # stable: pairs and seeds keep their order among equals
     needed = dict.fromkeys(g.teacher for g in longest if groups[g][1])
     teachers = tuple(sorted(needed, key=lambda name: -facts.macs(name)))
-    titles = tuple((m, facts.methods[m]) for m in rows)
+    titles = tuple((m, facts.methods[m]) for m in methods)
     return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, tuple(cells), tuple(full_groups), tuple(longest), teachers)
 
 
 def narrowed(group: Group, members: Iterable[str]) -> Group:
-    """The group with these methods only."""
+    """The group with these rows only."""
     chosen = tuple(members)
-    hyper, changed = (tuple(change for change in some if change[0] in chosen) for some in (group.hyper, group.changed))
-    return dataclasses.replace(group, methods=chosen, hyper=hyper, changed=changed)
+    methods = {method_of(row) for row in chosen}
+    hyper = tuple(change for change in group.hyper if change[0] in methods)
+    return dataclasses.replace(group, methods=chosen, hyper=hyper, changed=tuple(change for change in group.changed if change[0] in chosen))
+
+
+def _tell_apart(found: Mapping[str, MethodFacts], pair: Pair) -> None:
+    """Raises UsageError for two rows that are one run."""
+    first: dict[str, str] = {}
+    for row, facts in found.items():
+        other = first.setdefault(facts.run, row)
+        if other != row:
+            raise UsageError(f"--methods {row}: on {pair.name} the same run as {other}; leave one of the two out")
 
 
 def _changed(own: MethodFacts, here: MethodFacts) -> tuple[tuple[str, Any, Any], ...]:

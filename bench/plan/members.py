@@ -9,6 +9,7 @@ import models
 from bench.errors import UsageError, check_known
 from bench.plan.groups import Group
 from bench.plan.identity import Run
+from bench.plan.rows import method_of
 from bench.plan.selection import typed
 from methods import registry
 from methods.base import Method, Pretraining, Setting, check_hyper, named_hyper
@@ -23,6 +24,7 @@ class Member:
     hyper: Any
     setting: Setting
     skipped: str | None = None
+    row: str = ""  # as the group names it
 
     def pretraining(self) -> Pretraining | None:
         """The stage before the main one that the run has, its epochs scaled with the schedule (Protocol.share); None: it has none."""
@@ -30,9 +32,9 @@ class Member:
         return stage and dataclasses.replace(stage, epochs=self.run.protocol.share(stage.epochs))
 
 
-def hyper_of(method: type[Method], teacher: str | None, student: str, overrides: dict[str, object]) -> Any:
+def hyper_of(method: type[Method], teacher: str | None, student: str, overrides: dict[str, object], row: str = "") -> Any:
     """The method's hyper-parameters for a pair, with overrides. Raises UsageError for an unknown field, a value of another type or out of
-    its range."""
+    its range. `row`: what asked for them, where that is a row with settings of its own."""
     hyper = method.hyper_for(teacher, student)
     known = [f.name for f in dataclasses.fields(hyper)]
     kinds = typing.get_type_hints(type(hyper)) if overrides else {}
@@ -42,23 +44,25 @@ def hyper_of(method: type[Method], teacher: str | None, student: str, overrides:
         try:
             changed[name] = typed(str(value), kinds[name])
         except ValueError as error:
-            raise UsageError(f"--set {method.name}.{name}={value}: {error}, as in {getattr(hyper, name)!r}") from None
+            asked = f"--methods {row}: {name}={value}" if row else f"--set {method.name}.{name}={value}"
+            raise UsageError(f"{asked}: {error}, as in {getattr(hyper, name)!r}") from None
     try:
         hyper = dataclasses.replace(hyper, **changed)
         check_hyper(method.name, hyper)
     except ValueError as error:
-        raise UsageError(f"--set {method.name}: {error}") from None
+        raise UsageError(f"{f'--methods {row}' if row else f'--set {method.name}'}: {error}") from None
     return hyper
 
 
 def resolve(group: Group, data_hash: str, classes: int, image_size: int, images: int, teacher_hash: str | None) -> list[Member]:
-    """The members of a group in the order of its methods. Raises UsageError or MethodError for unknown names."""
+    """The members of a group in the order of its rows. Raises UsageError or MethodError for unknown names."""
     shapes = {name: models.shapes(name, classes, image_size) for name in (group.teacher, group.student) if name}
     setting = Setting(shapes[group.student], shapes.get(group.teacher), classes, images)
     members = []
-    for name in group.methods:
+    for row in group.methods:
+        name = method_of(row)
         method = registry.get(name)
-        hyper = hyper_of(method, group.teacher, group.student, group.overrides(name))
+        hyper = hyper_of(method, group.teacher, group.student, group.overrides(row), row if row != name else "")
         reason = method.reason_against(hyper, setting)
         depends = reason is None and method.depends_on_teacher(hyper, setting)
         if depends and setting.teacher is None:
@@ -75,5 +79,5 @@ def resolve(group: Group, data_hash: str, classes: int, image_size: int, images:
             teacher=group.teacher if depends else None,
             teacher_hash=teacher_hash if depends else None,
         )
-        members.append(Member(run, method, hyper, setting, reason))
+        members.append(Member(run, method, hyper, setting, reason, row))
     return members

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.errors import UsageError, check_known
+from bench.plan.rows import method_of, settings_of
 
 ENTRY_POINTS = "kd_bench.methods"
 
@@ -54,11 +55,14 @@ def networks() -> tuple[str, ...]:
 
 
 def check_methods(names: Iterable[str]) -> None:
-    """Raises UsageError for a name that no file registers. Where other packages register methods, the registry decides later."""
+    """Raises UsageError for a row whose method no file registers. Where other packages register methods, the registry decides later."""
+    names = list(names)
+    for name in names:
+        settings_of(name)
     if importlib.metadata.entry_points(group=ENTRY_POINTS):
         return
     for name in names:
-        for part in name.removeprefix("+").split("+"):
+        for part in method_of(name).removeprefix("+").split("+"):
             check_known("method", part, sorted(methods()))
 
 

@@ -11,12 +11,12 @@ from methods import registry
 
 
 def of_group(group: Group) -> Mapping[str, MethodFacts]:
-    """Per method: whether it can do the pair and whether the teacher changes its numbers."""
+    """Per row: whether its method can do the pair and whether the teacher changes its numbers."""
     p = group.protocol
     found = members.resolve(group, "", datasets.get(p.dataset).classes, p.image_size, images(p), None)
-    stages = {m.run.method: None if m.skipped else m.pretraining() for m in found}
-    before = {name: stage.epochs if stage else 0 for name, stage in stages.items()}
-    return {m.run.method: MethodFacts(m.run.id, m.skipped, m.run.teacher is not None, before[m.run.method], m.run.hyper) for m in found}
+    stages = {m.row: None if m.skipped else m.pretraining() for m in found}
+    before = {row: stage.epochs if stage else 0 for row, stage in stages.items()}
+    return {m.row: MethodFacts(m.run.id, m.skipped, m.run.teacher is not None, before[m.row], m.run.hyper) for m in found}
 
 
 class _Titles(Mapping[str, str]):

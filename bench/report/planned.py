@@ -23,21 +23,29 @@ class Planned:
     seeds: tuple[int, ...] = ()
     pairs: tuple[PairKey, ...] = ()
     titles: dict[str, str] = field(default_factory=dict)
-    cells: dict[tuple[str | None, str, str, int], PlannedCell] = field(default_factory=dict)
+    cells: dict[tuple[str | None, str, str, str, int], PlannedCell] = field(default_factory=dict)  # by pair, method, label and seed
 
     @property
     def runs(self) -> set[str]:
         """The ids that are known."""
         return {cell.run for cell in self.cells.values() if cell.run}
 
-    def cell(self, pair: PairKey, method: str, seed: int) -> PlannedCell | None:
-        return self.cells.get((*pair, method, seed))
+    def cell(self, pair: PairKey, method: str, label: str, seed: int) -> PlannedCell | None:
+        return self.cells.get((*pair, method, label, seed))
 
-    def changes(self, pair: PairKey, method: str) -> tuple[dict[str, Any], str]:
-        """Of the planned row of a method: the settings that it changes, as the method's own row has them, and its label (empty: its own row)."""
-        cell = next((c for seed in self.seeds if (c := self.cell(pair, method, seed))), None)
-        changed = cell.changed if cell else {}
-        return {name: own for name, (own, _) in changed.items()}, settings_text({name: here for name, (_, here) in changed.items()})
+    def labels(self, pair: PairKey, method: str) -> list[str]:
+        """The labels of a method's planned rows, in the plan's order (empty: the method's own row)."""
+        return list(dict.fromkeys(key[3] for key in self.cells if key[:3] == (*pair, method)))
+
+    def own(self, pair: PairKey, method: str, label: str) -> dict[str, Any]:
+        """The settings that a planned row changes, as the method's own row has them."""
+        cell = next((c for seed in self.seeds if (c := self.cell(pair, method, label, seed))), None)
+        return {name: own for name, (own, _) in cell.changed.items()} if cell else {}
+
+
+def label(cell: PlannedCell) -> str:
+    """What tells a planned cell's row from its method's own."""
+    return settings_text({name: here for name, (_, here) in cell.changed.items()})
 
 
 def read(folder: Path) -> Planned:
@@ -53,5 +61,5 @@ def read(folder: Path) -> Planned:
         tuple(sorted(plan.seeds)),
         tuple((p.teacher, p.student) for p in plan.pairs),
         {row.method: row.title for row in plan.rows},
-        {(c.teacher, c.student, c.method, c.seed): c for c in plan.cells},
+        {(c.teacher, c.student, c.method, label(c), c.seed): c for c in plan.cells},
     )

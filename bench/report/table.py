@@ -243,7 +243,7 @@ def build_table(
             excluded.append(Problem(pair.title, pair.error))
         pair.top1 = next((r.record.teacher.test_top1 for r in members if r.record and r.teacher and r.id not in out), None)
     for method in plan.titles:
-        for variant in {plan.changes(pair.key, method)[1] for pair in pairs} or {""}:
+        for variant in {label for pair in pairs for label in plan.labels(pair.key, method)} or {""}:
             found[method, variant]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
     met = sorted({r.seed for r in runs})
@@ -275,9 +275,9 @@ def _cell(
 ) -> Cell:
     cell = Cell()
     by_seed = {run.seed: run for run in sorted(runs, key=lambda r: r.record is not None)}
-    for seed in sorted(set(seeds) | set(by_seed)) if variant == plan.changes(pair.key, method)[1] else sorted(by_seed):
+    for seed in sorted(set(seeds) | set(by_seed)) if variant in (plan.labels(pair.key, method) or [""]) else sorted(by_seed):
         run = by_seed.get(seed)
-        asked = plan.cell(pair.key, method, seed)
+        asked = plan.cell(pair.key, method, variant, seed)
         if run is not None:
             cell.runs[seed] = run
             if run.record is not None and not pair.error:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.plan.identity import canonical
-from bench.report.planned import PairKey, Planned
+from bench.report.planned import PairKey, Planned, label
 from bench.store.runs import RunView
 from bench.text import settings_text
 
@@ -46,27 +46,32 @@ def rows(runs: list[RunView], plan: Planned, planned: set[str], pair: PairKey) -
     the main one: the planned one, else the one with most runs. A run in the place of a planned one that is not there yet is left out, and with it
     all that are like it but for the seed.
     """
-    own, wanted = plan.changes(pair, runs[0].method)
-    labels: dict[str, str | None] = {run.id: _label(run, planned, own, wanted) for run in runs}
+    method = runs[0].method
+    wanted = plan.labels(pair, method) or [""]
+    main = "" if "" in wanted else wanted[0]
+    own = {row: plan.own(pair, method, row) for row in wanted}
+    cells = {cell.run: label(cell) for row in wanted for seed in plan.seeds if (cell := plan.cell(pair, method, row, seed))}
+    labels: dict[str, str | None] = {run.id: cells[run.id] if run.id in cells else _label(run, own[main]) for run in runs}
     out: dict[str, str] = {}
-    if not any(run.id in planned for run in runs):
-        strangers = {_family(run) for run in runs if labels[run.id] in (None, wanted) and _replaced(run, plan, pair)}
-        out = {run.id: ANOTHER for run in runs if labels[run.id] in (None, wanted) and _family(run) in strangers}
+    for row in wanted:
+        here = [run for run in runs if labels[run.id] == row or (row == main and labels[run.id] is None)]
+        if not any(run.id in planned for run in here):
+            strangers = {_family(run) for run in here if _replaced(run, plan, pair, row)}
+            out |= {run.id: ANOTHER for run in here if _family(run) in strangers}
     left = [run for run in runs if run.id not in out]
     if left:
-        base = _base(left, labels, planned, own if wanted else {})
+        base = _base(left, labels, planned, own)
         for run in left:
             if labels[run.id] is None:
                 labels[run.id] = _difference(run.known.hyper, base)
     return _told_apart(left, labels, planned), out
 
 
-def _label(run: RunView, planned: set[str], own: Mapping[str, Any], wanted: str) -> str | None:
-    if run.id in planned:
-        return wanted
+def _label(run: RunView, own: Mapping[str, Any]) -> str | None:
+    """Of a run that is not planned. `own`: what the main planned row changes, as the method's own row has it; empty: it is that row."""
     if run.changed:
         return settings_text(run.changed)
-    return "" if wanted and all(run.known.hyper.get(name) == value for name, value in own.items()) else None
+    return "" if own and all(run.known.hyper.get(name) == value for name, value in own.items()) else None
 
 
 def _family(run: RunView) -> tuple[Any, ...]:
@@ -74,12 +79,12 @@ def _family(run: RunView) -> tuple[Any, ...]:
     return run.known.method_version, canonical(run.known.hyper), run.known.teacher_hash, run.known.data_hash
 
 
-def _replaced(run: RunView, plan: Planned, pair: PairKey) -> bool:
-    asked = plan.cell(pair, run.method, run.seed)
+def _replaced(run: RunView, plan: Planned, pair: PairKey, row: str) -> bool:
+    asked = plan.cell(pair, run.method, row, run.seed)
     return bool(asked and not asked.skipped and asked.run != run.id)  # one without an id waits for its teacher
 
 
-def _base(runs: list[RunView], labels: Mapping[str, str | None], planned: set[str], own: Mapping[str, Any]) -> dict[str, Any]:
+def _base(runs: list[RunView], labels: Mapping[str, str | None], planned: set[str], own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The settings of the method's own row, or the nearest to them: those of the planned runs with what a planned variant changes taken back."""
     groups: dict[str, list[RunView]] = defaultdict(list)
     for run in runs:
@@ -90,7 +95,7 @@ def _base(runs: list[RunView], labels: Mapping[str, str | None], planned: set[st
         return labels[first.id] == "", any(r.id in planned for r in members), labels[first.id] is None, len(members), canonical(first.known.hyper)
 
     main = max(groups.values(), key=rank)[0]
-    return main.known.hyper | (own if main.id in planned else {})
+    return main.known.hyper | (own.get(labels[main.id] or "", {}) if main.id in planned else {})
 
 
 def _difference(hyper: Mapping[str, Any], base: Mapping[str, Any]) -> str:
@@ -103,9 +108,9 @@ def _told_apart(runs: list[RunView], labels: Mapping[str, str | None], planned: 
     for run in runs:
         by_label[labels[run.id] or ""][canonical(run.known.hyper)].append(run)
     found = {}
-    for label, groups in by_label.items():
+    for text, groups in by_label.items():
         ordered = sorted(groups.values(), key=lambda members: (any(r.id in planned for r in members), len(members)), reverse=True)
         for members in ordered:
             more = _difference(members[0].known.hyper, ordered[0][0].known.hyper)
-            found |= {run.id: ", ".join(filter(None, (label, more))) for run in members}
+            found |= {run.id: ", ".join(filter(None, (text, more))) for run in members}
     return found

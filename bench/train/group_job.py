@@ -70,7 +70,7 @@ def done(job: GroupJob, member: Member) -> bool:
 def _folder(job: GroupJob, member: Member) -> RunFolder:
     """Where a member is trained: beside its old results where it is to be trained again."""
     again = redo.pending(job.results, member.run.id)
-    return RunFolder(redo.root(job.results) if again else job.results, member, job.group.title, job.group.variant(member.run.method))
+    return RunFolder(redo.root(job.results) if again else job.results, member, job.group.title, job.group.variant(member.row))
 
 
 def _claim(job: GroupJob) -> tuple[list[RunFolder], int]:

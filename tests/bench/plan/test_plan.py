@@ -8,9 +8,11 @@ import pytest
 from bench.errors import UsageError
 from bench.launch import estimate
 from bench.plan import protocols
-from bench.plan.expand import MethodFacts, Plan, Registries, as_json, expand, group_macs, images
+from bench.plan.expand import MethodFacts, Plan, Registries, as_json, expand, group_macs, images, narrowed
 from bench.plan.groups import Group
+from bench.plan.names import check_methods
 from bench.plan.profiles import ALL_PAIRS, CRD_PAIRS, PAIRS, PROFILES, UNLIKE_PAIRS, Pair, Profile
+from bench.plan.rows import method_of, settings_of
 from bench.plan.selection import Selection, parse_pair, parse_seeds, parse_set, words
 from bench.text import duration
 
@@ -21,12 +23,13 @@ TITLES = {"student": "Student", "kd": "KD", "at": "AT", "ab": "AB"}
 def of_group(group: Group) -> dict[str, MethodFacts]:
     """`student` needs no teacher; `at` cannot do the tiny student; `ab` has 30 epochs before the main stage."""
     found = {}
-    for method in group.methods:
+    for row in group.methods:
+        method = method_of(row)
         alone = method == "student"
-        key = f"{'' if alone else group.teacher}-{group.student}-{method}-{group.seed}-{group.overrides(method)}"
-        settings = {"temperature": "4", "alpha": "0.9"} if method == "kd" else {}
+        settings = ({"temperature": "4", "alpha": "0.9"} if method == "kd" else {}) | group.overrides(row)
+        key = f"{'' if alone else group.teacher}-{group.student}-{method}-{group.seed}-{settings}"
         reason = "too small" if method == "at" and group.student == "tiny" else None
-        found[method] = MethodFacts(key, reason, not alone, 30 if method == "ab" else 0, settings | group.overrides(method))
+        found[row] = MethodFacts(key, reason, not alone, 30 if method == "ab" else 0, settings)
     return found
 
 
@@ -81,6 +84,50 @@ def test_overrides_reach_the_group_and_the_cells_say_so():
     assert all(g.variant("kd") == {"temperature": "2"} and not g.variant("at") for g in found.groups)  # alpha is the own row's
     written = as_json(found, {})["cells"]
     assert [c.get("changed") for c in written[:3]] == [None, {"temperature": ["4", "2"]}, None]
+
+
+def test_rows_of_one_method_with_settings_of_their_own_stand_side_by_side():
+    rows = ("student", "kd", "kd:temperature=2", "kd:temperature=8:alpha=0")
+    found = plan_of(methods=rows, hyper=(("kd", "alpha", "0.5"),))
+    assert {c.row: c.changed for c in found.cells} == {
+        "student": (),
+        "kd": (("alpha", "0.9", "0.5"),),
+        "kd:temperature=2": (("alpha", "0.9", "0.5"), ("temperature", "4", "2")),
+        "kd:temperature=8:alpha=0": (("alpha", "0.9", "0"), ("temperature", "4", "8")),  # its own setting wins
+    }
+    assert [row for row, _ in found.rows] == ["student", "kd"] and {c.method for c in found.cells} == {"student", "kd"}
+    group = found.full_groups[0]
+    assert group.methods == rows and group.variant(rows[2]) == {"alpha": "0.5", "temperature": "2"}
+    alone = narrowed(group, rows[2:3])
+    assert alone.overrides(rows[2]) == {"alpha": "0.5", "temperature": "2"} and alone.variant(rows[2]) == group.variant(rows[2])
+    written = as_json(found, {})["cells"][1:4]
+    assert [c["method"] for c in written] == ["kd"] * 3 and [len(c["changed"]) for c in written] == [1, 2, 2]
+    assert [c.changed for c in plan_of(methods=("+kd:temperature=2",)).cells if c.method == "kd"][:2] == [(), (("temperature", "4", "2"),)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("kd", "kd:temperature=4"), "--methods kd:temperature=4: on mid-small the same run as kd; leave one of the two out"),
+        (("kd:temperature=2:alpha=0", "kd:alpha=0:temperature=2"), "the same run as kd:temperature=2:alpha=0"),
+        (("kd:temperature",), "--methods kd:temperature: expected method:setting=value, as in kd:temperature=2"),
+        (("kd:=2",), "expected method:setting=value"),
+        (("kd:temperature=2:temperature=3",), "temperature stands there twice"),
+        (("kdd:temperature=2",), "unknown method 'kdd'"),
+    ],
+)
+def test_rows_that_are_refused(rows, message):
+    with pytest.raises(UsageError) as refused:
+        plan_of(methods=rows)
+    assert message in str(refused.value)
+
+
+def test_rows_are_refused_before_anything_is_imported():
+    check_methods(["+kd:temperature=2", "at+kd:kd_weight=2"])
+    for rows, message in ((["kdd:temperature=2"], "'kdd'"), (["kd:temperature"], "method:setting=value")):
+        with pytest.raises(UsageError, match=message):
+            check_methods(rows)
+    assert settings_of("kd") == {} and method_of("at+kd:kd_weight=2") == "at+kd"
 
 
 def test_an_ablation_is_a_variant_and_the_profiles_own_settings_are_none():

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.plan.protocols import PROTOCOLS
-from bench.report import blocks, published, table
+from bench.report import blocks, published, table, variants
 from bench.store.files import read_json, write_json
 from tests.bench.synthetic import add_cost, add_plan, add_run, run_of
 
@@ -63,6 +63,47 @@ def test_the_own_row_stays_the_own_row_whatever_was_planned_last(tmp_path):
         found = {key[1]: row.cells[0].values for key, row in rows(tmp_path).items() if key[0] == "iep"}
         assert found == {"": {1: 68.0}, "iterations=3": {1: 67.0}, "iterations=4": {1: 66.0}}, last
     assert rows(tmp_path)["iep", ""].cells[0].published.top1 == 68.57
+
+
+@pytest.mark.parametrize("own_row", [True, False])
+def test_rows_that_are_planned_together_stand_side_by_side(tmp_path, own_row):
+    """Each with the seeds that are planned of it, done or not; runs of another plan beside them."""
+    several = [*([{}] if own_row else []), {"iterations": 3}, {"iterations": 4}]
+    add_plan(tmp_path, [WRN], ("student",), (1, 2), QUARTER)
+    plan = read_json(tmp_path / "plan.json")
+    plan["rows"].append({"method": "iep", "title": "IEP"})
+    for changed in several:
+        for seed in (1, 2):
+            cell = {"teacher": WRN[0], "student": WRN[1], "method": "iep", "seed": seed, "run": iep(seed, changed).id, "skipped": None}
+            said = {"changed": {name: [OWN[name], value] for name, value in changed.items()}} if changed else {}
+            plan["cells"].append(cell | said)
+    write_json(tmp_path / "plan.json", plan)
+    add_run(tmp_path, iep(1, {"iterations": 3}), 67.0, changed={"iterations": 3})
+    add_run(tmp_path, iep(1, {"iterations": 1}), 65.0, changed={"iterations": 1})
+    found = {key[1]: row.cells[0] for key, row in rows(tmp_path).items() if key[0] == "iep"}
+    assert set(found) == {"iterations=3", "iterations=4", "iterations=1"} | ({""} if own_row else set())
+    assert found["iterations=3"].values == {1: 67.0} and found["iterations=3"].others == {2: "missing"}
+    assert found["iterations=4"].others == {1: "missing", 2: "missing"} and not found["iterations=4"].values
+    assert found["iterations=1"].values == {1: 65.0} and not found["iterations=1"].others
+    if own_row:
+        assert found[""].others == {1: "missing", 2: "missing"}
+        add_run(tmp_path, iep(1, {}), 68.0)
+        stranger = run_of("iep", *WRN, 2, QUARTER, hyper=OWN | {"phase_batch": 64})
+        add_run(tmp_path, stranger, 69.0)
+        cells = {key[1]: row.cells[0].values for key, row in rows(tmp_path).items() if key[0] == "iep"}
+        assert cells[""] == {1: 68.0} and cells["phase_batch=64"] == {2: 69.0} and cells["iterations=3"] == {1: 67.0}
+
+
+def test_a_run_in_the_place_of_a_planned_row_is_left_out_beside_a_planned_variant(tmp_path):
+    """What stands for the own row is judged by that row's runs, not by a variant's."""
+    test_rows_that_are_planned_together_stand_side_by_side(tmp_path, False)
+    plan = read_json(tmp_path / "plan.json")
+    own = {"teacher": WRN[0], "student": WRN[1], "method": "iep", "seed": 1, "run": iep(1, {}).id, "skipped": None}
+    write_json(tmp_path / "plan.json", plan | {"cells": [*plan["cells"], own]})
+    add_run(tmp_path, run_of("iep", *WRN, 1, QUARTER, hyper=OWN | {"phase_batch": 64}), 69.0)
+    (results, *_) = table.build(tmp_path)
+    assert [p.reason for p in results.tables[0].excluded] == [variants.ANOTHER]
+    assert {r.variant: r.cells[0].values for r in results.tables[0].rows if r.method == "iep"}[""] == {}
 
 
 @pytest.mark.parametrize("own_seeds", [(), (1,)])

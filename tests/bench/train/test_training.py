@@ -85,6 +85,19 @@ def test_group_equals_single_bit_for_bit(tmp_path):
     assert len({numbers(r)[0] for r in a.values()}) == 3  # the methods do differ
 
 
+def test_rows_of_one_method_in_a_group_are_the_runs_of_launches_of_their_own(tmp_path):
+    together, alone = with_teacher(tmp_path / "together"), with_teacher(tmp_path / "alone")
+    row, changed = "kd:temperature=2", (("kd", "temperature", 2.0),)
+    both = dataclasses.replace(group("kd", row), changed=((row, "temperature", 2.0),))
+    assert group_job.run_group(both, execution(together)) == DONE
+    assert group_job.run_group(group("kd"), execution(alone)) == DONE
+    assert group_job.run_group(dataclasses.replace(group("kd"), hyper=changed, changed=changed), execution(alone)) == DONE
+    runs = [[view for view in scan(folder)[0] if view.method == "kd"] for folder in (together, alone)]
+    found = [{v.id: (v.changed, numbers(read_json(v.folder / "record.json"))) for v in views} for views in runs]
+    assert found[0] == found[1] and len(found[0]) == 2
+    assert sorted(str(changed) for changed, _ in found[0].values()) == ["{'temperature': 2.0}", "{}"]
+
+
 def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         Interrupting(patch, 3)
