@@ -21,6 +21,7 @@ from bench.options import DataOption, ResultsOption
 from bench.plan import datasets, protocols, registries
 from bench.plan.expand import Plan, expand
 from bench.plan.profiles import get_profile
+from bench.plan.rows import row_of
 from bench.plan.selection import Selection
 from bench.report import cost_sheets
 from bench.store import redo, teachers
@@ -232,8 +233,10 @@ def check_runs(results: Path) -> Iterator[Finding]:
         if view.reason == GONE:
             yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
     source = registry.sources({v.method for v in views})
-    for method in sorted({v.method for v in views if v.status == "done" and source.get(v.method, v.method_source) != v.method_source}):
-        mend = f"python -m bench run --redo --methods {method}, or raise its version"
+    stale = [v for v in views if v.status == "done" and source.get(v.method, v.method_source) != v.method_source]
+    for method in sorted({v.method for v in stale}):
+        rows = sorted({row_of(method, v.changed) for v in stale if v.method == method})
+        mend = f"python -m bench run --redo --methods {' '.join(rows)}, or raise its version"
         yield Finding(f"the source of {method} changed since its runs were done", mend)
 
 

@@ -52,6 +52,15 @@ def clean(text: object, limit: int = 400) -> str:
     return "".join("?" if unicodedata.category(c)[0] == "C" else " " if unicodedata.category(c) in ("Zl", "Zp") else c for c in shown)
 
 
+def shortened(text: object, limit: int) -> str:
+    """A row's name in at most `limit` characters: settings in brackets are cut in the middle, since rows differ in their ends."""
+    whole = clean(text, 1000)
+    if len(whole) <= limit or not whole.endswith("]"):
+        return clean(whole, limit)
+    end = limit // 2
+    return f"{whole[: limit - 1 - end]}…{whole[-end:]}"
+
+
 def say(line: object, limit: int = 1000) -> None:
     """Print one line with whatever a file or a stranger's code put in it."""
     print(clean(line, limit), flush=True)

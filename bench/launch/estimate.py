@@ -30,9 +30,11 @@ def load_costs(results: Path, device: str) -> list[Cost]:
 
 
 def cost_of(costs: Sequence[Cost], group: Group, row: str, threads: int | None = None) -> Cost | None:
-    """The record of a row's method on a group's pair, measured as the group's protocol has it and with the settings that the group changes; a
-    method that no teacher changes has one for its student, whatever the pair. Of several: with as many threads, the newest."""
-    changed, method = {name: str(value) for name, value in group.overrides(row).items()}, method_of(row)
+    """The record of a row's method on a group's pair, measured as the group's protocol has it and with the settings that the group changes (those
+    of one row are taken not to change its steps' time); a method that no teacher changes has one for its student, whatever the pair. Of several:
+    with as many threads, the newest."""
+    method = method_of(row)
+    changed = {name: str(value) for name, value in group.overrides(method).items()}
 
     def serves(c: Cost) -> bool:
         same = c.student == group.student and c.method == method and c.precision == group.precision and c.teacher in (group.teacher, None)

@@ -1,7 +1,6 @@
 """What is done of a plan and what is left, read from the results folder."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,12 @@ from bench.data import Dataset
 from bench.errors import StoreError, UsageError
 from bench.plan.expand import Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
+from bench.plan.rows import row_of
 from bench.store import redo, teachers
 from bench.store.files import write_json
 from bench.store.lease import Lease
 from bench.store.runs import RunView, is_done, read_status
+from bench.text import settings_text
 from methods import registry
 
 
@@ -122,6 +123,7 @@ class Ledger:
     def troubles(self) -> dict[str, str]:
         """Runs of the plan that failed or diverged, with the reason."""
         found = {}
+        changed = {run: settings_text({name: here for name, _, here in c.changed}) for c, run in self.runs().items() if run}
         for run in {run for run in self.runs().values() if run and not self.done(run)}:
             try:
                 where = redo.root(self.results) if redo.pending(self.results, run) else self.results
@@ -130,7 +132,7 @@ class Ledger:
                 found[run] = str(error)
                 continue
             if status and status.status in ("failed", "diverged", "interrupted"):
-                found[run] = f"{status.status}: {status.reason or 'no reason given'}"
+                found[run] = f"{status.status}: {status.reason or 'no reason given'}{f' ({changed[run]})' if changed.get(run) else ''}"
         return found
 
     @cached_property
@@ -188,8 +190,12 @@ class Ledger:
 def changed_sources(views: list[RunView]) -> list[str]:
     """One warning for each method whose source changed under done runs."""
     present = registry.sources({v.method for v in views})
-    changed = Counter(v.method for v in views if v.status == "done" and present.get(v.method, v.method_source) != v.method_source)
+    changed: dict[str, list[str]] = {}
+    for view in views:
+        if view.status == "done" and present.get(view.method, view.method_source) != view.method_source:
+            changed.setdefault(view.method, []).append(row_of(view.method, view.changed))
     return [
-        f"the source of {method} changed since {count} of its runs were done; run them again with --redo --methods {method}, or raise its version"
-        for method, count in sorted(changed.items())
+        f"the source of {method} changed since {len(rows)} of its runs were done; run them again with --redo --methods "
+        f"{' '.join(sorted(set(rows)))}, or raise its version"
+        for method, rows in sorted(changed.items())
     ]

@@ -84,7 +84,8 @@ class Run(TrainingOptions):
             raise unknown("precision", self.precision, list(PRECISIONS))
         parse_seeds(self.seeds)
         parse_seeds(self.keep_epochs, "--keep-epochs")
-        names.check_methods([*words(self.methods), *(parse_set(text)[0] for text in self.overrides)])
+        names.check_rows(words(self.methods))
+        names.check_methods(parse_set(text)[0] for text in self.overrides)
         for text in words(self.pairs):
             parse_pair(text, names.networks())
         for text in self.teacher:

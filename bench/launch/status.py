@@ -8,11 +8,12 @@ from pathlib import Path
 from bench.errors import StoreError, UsageError
 from bench.launch.progress import Progress
 from bench.options import ResultsOption
+from bench.plan.rows import row_of
 from bench.store import redo
 from bench.store.files import Problem, read
 from bench.store.records import PlannedCell, PlanRecord
 from bench.store.runs import STATUSES, is_done, scan
-from bench.text import say, table
+from bench.text import say, settings_text, table
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,27 @@ def show(results: Path, everything: bool) -> int:
     for view in views:
         if view.status != "done" or everything:
             top1 = f"{view.record.test_top1:.2f} %" if view.record else "-"
-            rows.append((view.id, view.status, f"{view.epoch or 0}/{view.protocol.epochs}", top1, view.reason or "-"))
+            changed = settings_text(view.changed or {}) or "-"
+            rows.append((view.id, view.status, f"{view.epoch or 0}/{view.protocol.epochs}", top1, changed, view.reason or "-"))
     if rows:
-        print("\n".join(table(rows, ("run", "status", "epoch", "top-1", "reason"))))
+        header = ("run", "status", "epoch", "top-1", "changed", "reason")
+        if all(row[4] == "-" for row in rows):  # one column less
+            rows, header = [(*row[:4], row[5]) for row in rows], (*header[:4], header[5])
+        print("\n".join(table(rows, header)))
     if again := redone(results):
         say(f"to be trained again (--redo); the old results stay meanwhile: {len(again)}")
         print("\n".join(table(again, ("run", "status", "epoch", "reason"))))
-    for c in dict.fromkeys((c.teacher, c.student, c.method, c.skipped) for c in cells if c.skipped):
-        say(f"skipped {c[0]}-{c[1]}, {c[2]}: {c[3]}")
+    for c in dict.fromkeys(f"{c.teacher}-{c.student}, {_row(c)}: {c.skipped}" for c in cells if c.skipped):
+        say(f"skipped {c}")
     for problem in problems:
         say(f"not to be trusted: {problem.where}: {problem.reason}")
     for warning in changed_sources(views):
         say(f"warning: {warning}")
     return 0
+
+
+def _row(cell: PlannedCell) -> str:
+    return row_of(cell.method, {name: here for name, (_, here) in cell.changed.items()})
 
 
 def redone(results: Path) -> list[tuple[str, str, str, str]]:

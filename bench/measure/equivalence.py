@@ -182,7 +182,7 @@ def differences(
     for view in views:
         same = view.student == pair.student and view.protocol == protocol and view.teacher in (None, pair.teacher)
         asked = view.method in options.methods and view.seed in seeds and view.precision in (options.candidate, options.reference)
-        if same and asked and view.record:
+        if same and asked and view.record and not view.changed:
             found.setdefault(canonical(view.identity | {"precision": ""}), {})[view.precision] = view
     entries = []
     for both in found.values():

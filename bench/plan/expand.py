@@ -76,6 +76,7 @@ class Plan:
     full_groups: tuple[Group, ...]  # one for each pair and seed, with every row
     groups: tuple[Group, ...]
     teachers: tuple[str, ...]  # architectures whose weights some run depends on, largest first
+    twins: tuple[tuple[str, str, str], ...] = ()  # (pair, row, other row): the same run there, in the other row only
 
     def needs_teacher(self, group: Group) -> bool:
         """Whether a run of the group depends on the teacher's weights."""
@@ -97,12 +98,14 @@ def _rows(profile: Profile, selection: Selection, facts: Registries) -> tuple[st
     joined = tuple(m[1:] for m in selection.methods if m.startswith("+"))
     chosen = tuple(m for m in selection.methods if not m.startswith("+")) or default
     rows = tuple(dict.fromkeys(chosen + joined))
-    methods = {method_of(row): settings_of(row) for row in rows}
+    methods = tuple(dict.fromkeys(map(method_of, rows)))
     for name in (*methods, *(method for method, _, _ in selection.hyper)):
         check_known("method", name, facts.methods)
     for method, field, _ in selection.hyper:
         if method not in methods:
             raise UsageError(f"--set {method}.{field}: {method} is not among the rows {', '.join(methods)}; add it with --methods")
+        if all(field in settings_of(row) for row in rows if method_of(row) == method):
+            raise UsageError(f"--set {method}.{field}: every row of {method} has a {field} of its own; leave one of the two out")
     return rows
 
 
@@ -148,21 +151,25 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
     full_groups: list[Group] = []
     groups: dict[Group, tuple[int, bool]] = {}  # group -> its multiply-accumulates, whether it needs the teacher
     placed: set[str] = set()
+    twins: set[tuple[str, str, str]] = set()
     methods = tuple(dict.fromkeys(map(method_of, rows)))
     hyper, variant = (tuple(change for change in some if change[0] in methods) for some in (profile.hyper, profile.variant + selection.hyper))
     for pair in pairs:
         for seed in seeds:
             whole = Group(pair.teacher, pair.student, seed, protocol, precision, rows, hyper + variant)
             found = facts.of(whole)
+            same = _twins(found)
+            twins |= {(pair.name, row, other) for row, other in same.items()}
+            found = {row: f for row, f in found.items() if row not in same}
+            whole = dataclasses.replace(whole, methods=tuple(found))
             own = found if rows == methods and not variant else facts.of(dataclasses.replace(whole, methods=methods, hyper=hyper))
-            _tell_apart(found, pair)
-            changed = {m: _changed(own[method_of(m)], found[m]) for m in rows}
-            whole = dataclasses.replace(whole, changed=tuple((m, name, here) for m in rows for name, _, here in changed[m]))
+            changed = {m: _changed(own[method_of(m)], found[m]) for m in found}
+            whole = dataclasses.replace(whole, changed=tuple((m, name, here) for m in found for name, _, here in changed[m]))
             full_groups.append(whole)
-            for m in rows:
+            for m in found:
                 f = found[m]
                 cells.append(Cell(pair.teacher, pair.student, m, seed, f.skipped, f.uses_teacher, f.before, changed[m]))
-            members = tuple(m for m in rows if found[m].skipped is None and found[m].run not in placed)
+            members = tuple(m for m in found if found[m].skipped is None and found[m].run not in placed)
             placed |= {found[m].run for m in members if not found[m].uses_teacher}
             if members:
                 with_teacher, before = any(found[m].uses_teacher for m in members), [found[m].before for m in members if found[m].before]
@@ -171,8 +178,12 @@ def expand(profile: Profile, selection: Selection, facts: Registries) -> Plan:
     longest = sorted(groups, key=lambda g: -groups[g][0])  # stable: pairs and seeds keep their order among equals
     needed = dict.fromkeys(g.teacher for g in longest if groups[g][1])
     teachers = tuple(sorted(needed, key=lambda name: -facts.macs(name)))
+    for row in rows:
+        if len(others := [other for _, twin, other in sorted(twins) if twin == row]) == len(pairs):
+            raise UsageError(f"--methods {row}: the same runs as {others[0]}; leave one of the two out")
     titles = tuple((m, facts.methods[m]) for m in methods)
-    return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, tuple(cells), tuple(full_groups), tuple(longest), teachers)
+    done = tuple(cells), tuple(full_groups), tuple(longest), teachers, tuple(sorted(twins))
+    return Plan(profile.name, protocol, teacher_protocol, precision, seeds, pairs, titles, *done)
 
 
 def narrowed(group: Group, members: Iterable[str]) -> Group:
@@ -183,13 +194,10 @@ def narrowed(group: Group, members: Iterable[str]) -> Group:
     return dataclasses.replace(group, methods=chosen, hyper=hyper, changed=tuple(change for change in group.changed if change[0] in chosen))
 
 
-def _tell_apart(found: Mapping[str, MethodFacts], pair: Pair) -> None:
-    """Raises UsageError for two rows that are one run."""
+def _twins(found: Mapping[str, MethodFacts]) -> dict[str, str]:
+    """Rows that are the same run as one before them, with that one."""
     first: dict[str, str] = {}
-    for row, facts in found.items():
-        other = first.setdefault(facts.run, row)
-        if other != row:
-            raise UsageError(f"--methods {row}: on {pair.name} the same run as {other}; leave one of the two out")
+    return {row: other for row, facts in found.items() if (other := first.setdefault(facts.run, row)) != row}
 
 
 def _changed(own: MethodFacts, here: MethodFacts) -> tuple[tuple[str, Any, Any], ...]:

@@ -9,7 +9,7 @@ import models
 from bench.errors import UsageError, check_known
 from bench.plan.groups import Group
 from bench.plan.identity import Run
-from bench.plan.rows import method_of
+from bench.plan.rows import method_of, settings_of
 from bench.plan.selection import typed
 from methods import registry
 from methods.base import Method, Pretraining, Setting, check_hyper, named_hyper
@@ -34,7 +34,7 @@ class Member:
 
 def hyper_of(method: type[Method], teacher: str | None, student: str, overrides: dict[str, object], row: str = "") -> Any:
     """The method's hyper-parameters for a pair, with overrides. Raises UsageError for an unknown field, a value of another type or out of
-    its range. `row`: what asked for them, where that is a row with settings of its own."""
+    its range. `row`: as the group names what asks for them."""
     hyper = method.hyper_for(teacher, student)
     known = [f.name for f in dataclasses.fields(hyper)]
     kinds = typing.get_type_hints(type(hyper)) if overrides else {}
@@ -44,13 +44,13 @@ def hyper_of(method: type[Method], teacher: str | None, student: str, overrides:
         try:
             changed[name] = typed(str(value), kinds[name])
         except ValueError as error:
-            asked = f"--methods {row}: {name}={value}" if row else f"--set {method.name}.{name}={value}"
+            asked = f"--methods {row}: {name}={value}" if name in settings_of(row) else f"--set {method.name}.{name}={value}"
             raise UsageError(f"{asked}: {error}, as in {getattr(hyper, name)!r}") from None
     try:
         hyper = dataclasses.replace(hyper, **changed)
         check_hyper(method.name, hyper)
     except ValueError as error:
-        raise UsageError(f"{f'--methods {row}' if row else f'--set {method.name}'}: {error}") from None
+        raise UsageError(f"{f'--methods {row}' if settings_of(row) else f'--set {method.name}'}: {error}") from None
     return hyper
 
 
@@ -62,7 +62,7 @@ def resolve(group: Group, data_hash: str, classes: int, image_size: int, images:
     for row in group.methods:
         name = method_of(row)
         method = registry.get(name)
-        hyper = hyper_of(method, group.teacher, group.student, group.overrides(row), row if row != name else "")
+        hyper = hyper_of(method, group.teacher, group.student, group.overrides(row), row)
         reason = method.reason_against(hyper, setting)
         depends = reason is None and method.depends_on_teacher(hyper, setting)
         if depends and setting.teacher is None:

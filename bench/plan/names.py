@@ -55,15 +55,24 @@ def networks() -> tuple[str, ...]:
 
 
 def check_methods(names: Iterable[str]) -> None:
-    """Raises UsageError for a row whose method no file registers. Where other packages register methods, the registry decides later."""
+    """Raises UsageError for a name that no file registers. Where other packages register methods, the registry decides later."""
     names = list(names)
     for name in names:
-        settings_of(name)
+        if ":" in name:
+            raise UsageError(f"{name}: name the method alone; rows with settings of their own are for run --methods")
     if importlib.metadata.entry_points(group=ENTRY_POINTS):
         return
     for name in names:
-        for part in method_of(name).removeprefix("+").split("+"):
+        for part in name.removeprefix("+").split("+"):
             check_known("method", part, sorted(methods()))
+
+
+def check_rows(rows: Iterable[str]) -> None:
+    """The same for the rows of a launch, which may have settings of their own (bench.plan.rows)."""
+    rows = list(rows)
+    for row in rows:
+        settings_of(row)
+    check_methods(map(method_of, rows))
 
 
 def check_networks(names: Iterable[str]) -> None:

@@ -1,5 +1,7 @@
 """A row as the command line and a group name it: a method, or a method with settings of its own, as in skd:sum_over=images."""
 
+from collections.abc import Mapping
+
 from bench.errors import UsageError
 
 
@@ -19,3 +21,8 @@ def settings_of(row: str) -> dict[str, str]:
             raise UsageError(f"--methods {row}: {name} stands there twice")
         found[name] = value
     return found
+
+
+def row_of(method: str, changed: Mapping[str, object] | None) -> str:
+    """The row of a method's runs in which these settings are changed."""
+    return ":".join([method, *(f"{name}={value}" for name, value in sorted((changed or {}).items()))])

@@ -3,6 +3,7 @@
 import re
 
 from bench.errors import UsageError, unknown
+from bench.plan.rows import method_of, settings_of
 from bench.report import compare, derivation
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.table import Cell, Pair, ResultSet, Row, Table, main_row
@@ -10,7 +11,7 @@ from bench.text import clean
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
+    return re.sub(r"[^a-z0-9.]", "", text.lower())
 
 
 def explain(sets: list[ResultSet], method: str, pair: str) -> str:
@@ -43,12 +44,29 @@ def explain(sets: list[ResultSet], method: str, pair: str) -> str:
 
 
 def _named(said: str, rows: list[Row]) -> set[tuple[str, str]]:
-    """The (method, variant) that a name means: a method with all its variants, or the name that a table prints; capitals and signs may differ."""
+    """The (method, variant) that a name means: a method with all its variants, a row as a launch names it, or the name that a table prints;
+    capitals and signs may differ."""
+    if ":" in said:
+        wanted = {name: _value(text) for name, text in settings_of(said).items()}
+        return {(r.method, r.variant) for r in rows if _plain(r.method) == _plain(method_of(said)) and _settings(r) == wanted}
     for same in (lambda name: name == said, lambda name: _plain(name) == _plain(said)):
         found = {(r.method, r.variant) for r in rows if same(r.method) or same(r.title) or same(row_title(r))}
         if found:
             return found
     return set()
+
+
+def _settings(row: Row) -> dict[str, float | str]:
+    parts = (part.partition("=") for part in row.variant.split(", ") if part)
+    return {name: _value(value) for name, _, value in parts}
+
+
+def _value(text: str) -> float | str:
+    """A number as such: 2 and 2.0 are one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text.lower()
 
 
 def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, base: Cell | None) -> list[str]:

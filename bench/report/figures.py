@@ -18,6 +18,7 @@ from bench.analysis.frame.drawing import MARKERS
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.epochs import mean_curve
 from bench.report.table import Cell, Pair, ResultSet, Row, Table
+from bench.text import shortened
 
 FONT, SMALL, NOTE = 7, 6, 5
 """Points."""
@@ -89,7 +90,7 @@ def accuracy_against_cost(results: ResultSet, table: Table) -> Figure | None:
         look = drawing.look(i)
         look["linestyle"] = ""
         axes.errorbar(row.speed, mean, yerr=half, capsize=2, elinewidth=0.7, markeredgecolor="black", markeredgewidth=0.5, markersize=4, **look)
-        points.append((row.speed, mean, drawing.plain(row_title(row), 24)))
+        points.append((row.speed, mean, drawing.plain(shortened(row_title(row), 24), 24)))
     axes.set_xlabel("training throughput, × the plain student", fontsize=FONT)
     axes.set_ylabel(f"top-1 over {drawing.plain(table.baseline)} (points)", fontsize=FONT)
     axes.margins(x=0.15, y=0.12)
@@ -114,7 +115,7 @@ def paired_differences(results: ResultSet, table: Table) -> Figure | None:
                 shift = 0.22 - 0.5 * (j + 1) / (len(table.pairs) + 1)
                 axes.plot(cell.difference.mean, y + shift, linestyle="", marker=MARKERS[j % len(MARKERS)], color="0.45", markersize=2.2, label=label)
         axes.errorbar(row.pooled.mean, y + 0.27, xerr=row.pooled.half, marker="s", color="black", capsize=2, elinewidth=0.8, markersize=3)
-    axes.set_yticks(range(len(rows)), [drawing.plain(row_title(row), 24) for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [drawing.plain(shortened(row_title(row), 24), 24) for row in reversed(rows)])
     axes.set_xlabel("top-1 difference (points); square: all pairs, 95 % interval", fontsize=FONT)
     figure.legend(fontsize=NOTE, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2)
     _dress(axes, "x")
@@ -179,7 +180,7 @@ def every_seed(results: ResultSet, table: Table) -> Figure | None:
                 axes.plot([cell.summary.mean] * 2, [y - 0.35, y + 0.35], "-", color="black", linewidth=0.9)
             if _compared(cell):
                 axes.plot(cell.published.top1, y, "D", markerfacecolor="none", markeredgecolor="black", markeredgewidth=0.5, markersize=3)
-        axes.set_yticks(range(len(table.rows)), [drawing.plain(row_title(row), 16) for row in reversed(table.rows)])
+        axes.set_yticks(range(len(table.rows)), [drawing.plain(shortened(row_title(row), 16), 16) for row in reversed(table.rows)])
         axes.set_title(drawing.plain(pair.title), fontsize=SMALL)
         axes.set_xlabel("top-1 (%)", fontsize=SMALL)
         _dress(axes, "x")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from bench.report import compare
 from bench.report.blocks import Block, Line, remarks, set_blocks, set_title, total_seconds
 from bench.report.table import ResultSet
-from bench.text import clean
+from bench.text import clean, shortened
 
 TITLE = "Knowledge distillation benchmark"
 _INDENT = "  "
@@ -41,7 +41,7 @@ def _label(line: Line, escape: Callable[[object], str], indent: str) -> str:
 
 def block_text(block: Block, width: int) -> str:
     """One block in aligned columns; where they do not fit into `width` they go in several panels."""
-    labels = [_label(line, lambda t: clean(t, 28), _INDENT) for line in block.lines]
+    labels = [_label(line, lambda t: shortened(t, 28), _INDENT) for line in block.lines]
     columns = []
     for i, (top, bottom) in enumerate(block.header):
         marked = bool(any(i in line.best for line in block.lines))

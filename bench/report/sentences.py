@@ -7,7 +7,7 @@ from bench.report.blocks import is_few, row_title
 from bench.report.compare import Comparison, Leader
 from bench.report.table import Cell, Table
 from bench.statistics import ASSUMED, CLAIM
-from bench.text import clean, count
+from bench.text import clean, count, shortened
 
 FEW = f"Fewer than {CLAIM} seeds support no claim: these numbers show that it runs, not which method is better."
 
@@ -29,7 +29,7 @@ def mean(cell: Cell) -> str:
 
 
 def _title(table: Table, row: int) -> str:
-    return clean(row_title(table.rows[row]), 40)
+    return shortened(row_title(table.rows[row]), 40)
 
 
 def leader_line(table: Table, column: int, found: dict[int, Leader]) -> str:
@@ -64,7 +64,8 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     """The gain over a baseline, all pairs together."""
     if versus is None:
         return []
-    whole = {i: c for i, c in versus.pooled.items() if table.rows[i].cells and not table.rows[i].variant}
+    every = {i: c for i, c in versus.pooled.items() if table.rows[i].cells}
+    whole = {i: c for i, c in every.items() if not table.rows[i].variant} or every  # methods' own rows where there are any
     if not whole:
         return []
     most = max(table.rows[i].pooled_pairs for i in whole)  # the others' means are over other pairs
@@ -87,7 +88,9 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
         found = (("clearly above", better), ("clearly below", worse), ("not to be told from", unsure))
         parts = [f"{word} {{}}: {_listed(names, 9)}" for word, names in found if names]
         text = "; ".join(part.replace("{}", base if k == 0 else "it", 1) for k, part in enumerate(parts))
-        corrected = f" (Holm over {len(tested)} methods, 5 %)" if len(tested) > 1 else " (5 %)"
+        rows = sum(c.holm is not None for c in every.values())
+        what = "methods" if rows == len(tested) else "rows"
+        corrected = f" (Holm over {rows} {what}, 5 %)" if rows > 1 else " (5 %)"
         lines.append(f"{text[0].upper()}{text[1:]}{corrected}.")
     else:
         lines.append("There are too few seeds for an interval: nothing here is sure.")

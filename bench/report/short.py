@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.report.blocks import NOISE, NOISY, NONE, conditions, is_few, remarks, row_title, set_title, signed, times
 from bench.report.sentences import FEW, standing_line
 from bench.report.table import Cell, ResultSet, Table, name
-from bench.text import clean, count
+from bench.text import clean, count, shortened
 
 LINES = 30
 """At most so many lines: what stands above is not scrolled away."""
@@ -30,7 +30,7 @@ def short(sets: list[ResultSet], shown: ResultSet, width: int, out: Path | None,
         above += _wrap(f"Evidence sets: {', '.join(kept)}; report --set NAME shows one, --full all.", width) if kept else []
         return "\n".join([*above, *_fitted(below, width)]) + "\n"
     table = shown.tables[0]
-    labels = ["Teacher", *(clean(row_title(row), _LABEL) for row in table.rows)]
+    labels = ["Teacher", *(shortened(row_title(row), _LABEL) for row in table.rows)]
     columns, missing = _fitting(table, width - max(map(len, labels)))
     where = "" if shown is sets[0] else f"{set_title(shown)}. "
     above = _wrap(where + conditions(table), width) + _wrap(_legend(table, len(columns) > len(table.pairs)), width) + [""]

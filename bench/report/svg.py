@@ -13,7 +13,7 @@ from bench.report.blocks import row_title
 from bench.report.compare import Comparison
 from bench.report.epochs import mean_curve, thin
 from bench.report.table import Table
-from bench.text import clean
+from bench.text import clean, shortened
 
 POINTS = 90
 """Epochs drawn of a learning curve: enough for a screen, and the page stays small."""
@@ -25,7 +25,7 @@ def _n(value: float) -> str:
 
 
 def _short(text: object, limit: int = 18) -> Markup:
-    return escape(clean(text, limit))
+    return escape(shortened(text, limit))
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -132,7 +132,7 @@ def cost(table: Table, versus: Comparison | None) -> Markup | None:
     taken = [(at(x) - 6, up(y) - 6, at(x) + 6, up(y) + 6) for _, x, y, _ in points]
     for i, x, y, half in points:
         cx, cy = at(x), up(y)
-        name = clean(row_title(table.rows[i]), 15)
+        name = shortened(row_title(table.rows[i]), 15)
         wide = 6.6 * len(name)
         spots = [(8, 4), (-8 - wide, 4), (8, -8), (8, 16), (-8 - wide, -8), (-8 - wide, 16), (-wide / 2, -14), (-wide / 2, 24)]
         spots += [(12, -22), (-12 - wide, -22), (12, 30), (-12 - wide, 30), (-wide / 2, -28), (-wide / 2, 38), (22, 4), (-22 - wide, 4)]
@@ -204,7 +204,7 @@ def curves(table: Table, column: int) -> Markup | None:
         line = " ".join(f"{_n(at(e))},{_n(up(max(v, low)))}" for e, v in points)
         dash = f' stroke-dasharray="{_DASHES[i % len(_DASHES)]}"' if i % len(_DASHES) else ""
         n = len(table.rows[i].cells[column].values)
-        tip = escape(f"{clean(row_title(table.rows[i]), 40)}: {values[-1]:.2f} after epoch {len(values)}, n = {n}")
+        tip = escape(f"{shortened(row_title(table.rows[i]), 40)}: {values[-1]:.2f} after epoch {len(values)}, n = {n}")
         parts.append(f'<g class="m" data-m="{i}"><polyline class="curve" points="{line}"{dash}><title>{tip}</title></polyline></g>')
     parts.append(f'<text class="axis" x="{right}" y="{bottom + 30}" text-anchor="end">epoch</text>')
     return _svg(320, bottom + 36, f"Learning curves on {table.pairs[column].title}: test top-1 in percent by epoch", parts)

@@ -1,5 +1,6 @@
 """Table 1 as data: one table per set of results, protocol and precision. What may not be averaged is kept apart, and listed with the reason."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -167,6 +168,13 @@ def _place(value: Any, order: Iterable[Any]) -> tuple[int, str]:
     return (known.index(value) if value in known else len(known), str(value))
 
 
+def _variants_place(label: str, planned: list[str]) -> tuple[Any, ...]:
+    """A method's own row first, then its planned ones in the plan's order, then the others, numbers by value."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", label)
+    by_value = [(float(text), "") if i % 2 else (0.0, text) for i, text in enumerate(parts)]
+    return bool(label), planned.index(label) if label in planned else len(planned), by_value
+
+
 def _mixed(runs: list[RunView], pair: Pair) -> str:
     """Why the done runs of a pair do not belong together, or an empty string."""
     teachers = sorted({str(r.known.teacher_hash) for r in runs if r.teacher})
@@ -250,7 +258,8 @@ def build_table(
     seeds = list(plan.seeds) or met
     order = [*plan.titles, *ROWS]
     rows = []
-    for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), k[1])):
+    labels = {method: list(dict.fromkeys(label for pair in pairs for label in plan.labels(pair.key, method))) for method in plan.titles}
+    for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), *_variants_place(k[1], labels.get(k[0], [])))):
         cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken | out.keys()) for p in pairs]
         for pair, cell in zip(pairs, cells, strict=True):
             cell.published = published.look_up(index, protocol, pair.teacher, pair.student, method, variant)

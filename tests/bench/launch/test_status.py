@@ -25,6 +25,18 @@ def test_runs_that_are_trained_again_are_told(tmp_path, capsys):
     assert "interrupted" in lines[stopped.id] and "5/" in lines[stopped.id] and "planned" in lines[waiting.id]
 
 
+def test_rows_of_one_method_are_told_apart(tmp_path, capsys):
+    for temperature in (2.0, 8.0):
+        run = run_of("kd", "resnet56", "resnet20", 1, hyper={"temperature": temperature})
+        add_run(tmp_path, run, 70.0, status="diverged", rows=2, changed={"temperature": temperature})
+    assert status.show(tmp_path, False) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "-kd-s1-" in line]
+    assert [line.split()[4] for line in lines] in (["temperature=2.0", "temperature=8.0"], ["temperature=8.0", "temperature=2.0"])
+    add_run(tmp_path, run_of("kd", "resnet56", "resnet20", 2, hyper={"temperature": 2.0}), 70.0, changed={"temperature": 2.0})
+    assert status.show(tmp_path, False) == 0  # its source is not today's
+    assert "run them again with --redo --methods kd:temperature=2.0, or raise its version" in capsys.readouterr().out
+
+
 def test_a_run_to_be_trained_again_is_not_counted_as_done(tmp_path):
     runs = [run_of("student", "resnet56", "resnet20", seed) for seed in (1, 2)]
     for run in runs:

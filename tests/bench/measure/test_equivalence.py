@@ -92,6 +92,8 @@ def test_what_is_missing_is_named_and_not_paired(tmp_path, capsys):
     add_run(tmp_path, run_of("kd", *PAIR, 6, precision="bf16"), 70.0)
     add_run(tmp_path, run_of("kd", *PAIR, 6, precision="fp32", teacher_hash="another"), 60.0)  # not the same teacher
     add_run(tmp_path, run_of("student", *PAIR, 6, precision="bf16"), 70.0, status="diverged")
+    for precision in ("bf16", "fp32"):  # of another row of the method
+        add_run(tmp_path, run_of("kd", *PAIR, 6, precision=precision, hyper={"temperature": 2.0}), 70.0, changed={"temperature": 2.0})
     assert options(tmp_path, seeds=("1-6",)).main() == DONE
     assert "left out: kd with seed 6" in capsys.readouterr().out
     found = outcome(tmp_path)

@@ -10,9 +10,9 @@ from bench.launch import estimate
 from bench.plan import protocols
 from bench.plan.expand import MethodFacts, Plan, Registries, as_json, expand, group_macs, images, narrowed
 from bench.plan.groups import Group
-from bench.plan.names import check_methods
+from bench.plan.names import check_methods, check_rows
 from bench.plan.profiles import ALL_PAIRS, CRD_PAIRS, PAIRS, PROFILES, UNLIKE_PAIRS, Pair, Profile
-from bench.plan.rows import method_of, settings_of
+from bench.plan.rows import method_of, row_of, settings_of
 from bench.plan.selection import Selection, parse_pair, parse_seeds, parse_set, words
 from bench.text import duration
 
@@ -108,8 +108,8 @@ def test_rows_of_one_method_with_settings_of_their_own_stand_side_by_side():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (("kd", "kd:temperature=4"), "--methods kd:temperature=4: on mid-small the same run as kd; leave one of the two out"),
-        (("kd:temperature=2:alpha=0", "kd:alpha=0:temperature=2"), "the same run as kd:temperature=2:alpha=0"),
+        (("kd", "kd:temperature=4"), "--methods kd:temperature=4: the same runs as kd; leave one of the two out"),
+        (("kd:temperature=2:alpha=0", "kd:alpha=0:temperature=2"), "the same runs as kd:temperature=2:alpha=0"),
         (("kd:temperature",), "--methods kd:temperature: expected method:setting=value, as in kd:temperature=2"),
         (("kd:=2",), "expected method:setting=value"),
         (("kd:temperature=2:temperature=3",), "temperature stands there twice"),
@@ -122,12 +122,33 @@ def test_rows_that_are_refused(rows, message):
     assert message in str(refused.value)
 
 
+def test_a_row_that_is_another_on_one_pair_stands_on_the_others():
+    def of(group):
+        alike = group.teacher == "mid"  # alpha is 0 there anyway
+        return {row: dataclasses.replace(f, run=f"{group.seed}") if alike and method_of(row) == "kd" else f for row, f in of_group(group).items()}
+
+    facts = dataclasses.replace(FACTS, of=of)
+    found = expand(PROFILE, Selection(methods=("kd", "kd:alpha=0")), facts)
+    assert found.twins == (("mid-small", "kd:alpha=0", "kd"),)
+    assert {(c.teacher, c.row) for c in found.cells} == {("mid", "kd"), ("big", "kd"), ("big", "kd:alpha=0")}
+    assert all(("kd:alpha=0" in g.methods) == (g.teacher == "big") for g in (*found.groups, *found.full_groups))
+
+
+def test_a_setting_that_no_row_takes_is_refused():
+    with pytest.raises(UsageError, match="--set kd.temperature: every row of kd has a temperature of its own"):
+        plan_of(methods=("student", "kd:temperature=2"), hyper=(("kd", "temperature", "8"),))
+    assert plan_of(methods=("kd", "kd:temperature=2"), hyper=(("kd", "temperature", "8"),)).cells[0].changed == (("temperature", "4", "8"),)
+
+
 def test_rows_are_refused_before_anything_is_imported():
-    check_methods(["+kd:temperature=2", "at+kd:kd_weight=2"])
+    check_rows(["+kd:temperature=2", "at+kd:kd_weight=2"])
     for rows, message in ((["kdd:temperature=2"], "'kdd'"), (["kd:temperature"], "method:setting=value")):
         with pytest.raises(UsageError, match=message):
-            check_methods(rows)
+            check_rows(rows)
+    with pytest.raises(UsageError, match="kd:temperature=2: name the method alone"):  # of other commands
+        check_methods(["kd:temperature=2"])
     assert settings_of("kd") == {} and method_of("at+kd:kd_weight=2") == "at+kd"
+    assert row_of("kd", {"temperature": 2.0, "alpha": 0}) == "kd:alpha=0:temperature=2.0" and row_of("kd", None) == "kd"
 
 
 def test_an_ablation_is_a_variant_and_the_profiles_own_settings_are_none():

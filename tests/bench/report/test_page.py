@@ -243,6 +243,14 @@ def test_sentences_say_who_leads_and_how_surely(tmp_path):
     assert line.startswith("Best on resnet56 → resnet20: KD 70.99 ± 0.01 (n = 3), 0.97 ahead of AT (95 %") and line.endswith("The lead is clear.")
     pooled = " ".join(sentences.pooled_lines(t, compare.against(t, "student")))
     assert "KD is furthest above Student: +1.98" in pooled and "Clearly above Student: KD and AT (Holm over 2 methods, 5 %)." in pooled
+    for seed in (1, 2, 3):  # a variant is corrected for, and no method; where there are only such, they are spoken of
+        add_run(tmp_path, run_of("kd", *R20, seed, hyper={"temperature": 2.0}), 72.0 + seed / 100, changed={"temperature": 2.0})
+    more = tables(tmp_path)
+    pooled = " ".join(sentences.pooled_lines(more, compare.against(more, "student")))
+    assert "KD is furthest above Student: +1.98" in pooled and "Clearly above Student: KD and AT (Holm over 3 rows, 5 %)." in pooled
+    more.rows = [row for row in more.rows if row.method == "student" or row.variant]
+    only = " ".join(sentences.pooled_lines(more, compare.against(more, "student")))
+    assert "KD [temperature=2.0] is furthest above Student: +3.01" in only
     below = " ".join(sentences.pooled_lines(t, compare.against(t, "kd")))
     assert "no method is above KD and AT comes nearest: −0.97" in below and "Clearly below KD: Student and AT" in below
 

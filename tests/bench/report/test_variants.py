@@ -2,9 +2,11 @@
 
 import pytest
 
+from bench.errors import UsageError
 from bench.plan.protocols import PROTOCOLS
-from bench.report import blocks, published, table, variants
+from bench.report import blocks, explain, published, table, variants
 from bench.store.files import read_json, write_json
+from bench.text import shortened
 from tests.bench.synthetic import add_cost, add_plan, add_run, run_of
 
 WRN, R20 = ("wrn_40_4", "wrn_16_4"), ("resnet56", "resnet20")
@@ -92,6 +94,25 @@ def test_rows_that_are_planned_together_stand_side_by_side(tmp_path, own_row):
         add_run(tmp_path, stranger, 69.0)
         cells = {key[1]: row.cells[0].values for key, row in rows(tmp_path).items() if key[0] == "iep"}
         assert cells[""] == {1: 68.0} and cells["phase_batch=64"] == {2: 69.0} and cells["iterations=3"] == {1: 67.0}
+
+
+def test_rows_of_a_sweep_are_told_apart_and_in_order(tmp_path):
+    """In the plan's order, else by value; with names that differ however short; explained by the name that a launch gives them."""
+    for iterations in (10, 3, 1):
+        add_run(tmp_path, iep(1, {"iterations": iterations}), 60.0 + iterations, changed={"iterations": iterations})
+    add_run(tmp_path, iep(1, {}), 68.0)
+    add_plan(tmp_path, [WRN], ("student", "iep"), (1,), QUARTER)
+    found = [label for method, label in rows(tmp_path) if method == "iep"]
+    assert found == ["", "iterations=1", "iterations=3", "iterations=10"]
+    results = table.build(tmp_path)
+    names = [blocks.row_title(row) for row in results[0].tables[0].rows]
+    for limit in (12, 16, 24):
+        assert len({shortened(name, limit) for name in names}) == len(names) and max(len(shortened(name, limit)) for name in names) <= limit
+    pair = "wrn_40_4/wrn_16_4"
+    said = explain.explain(results, "iep:iterations=3", pair)
+    assert said.startswith("IEP [iterations=3] on") and said == explain.explain(results, "iep:iterations=3.0", pair)
+    with pytest.raises(UsageError, match="--explain method"):
+        explain.explain(results, "iep:iterations=30", pair)
 
 
 def test_a_run_in_the_place_of_a_planned_row_is_left_out_beside_a_planned_variant(tmp_path):
