@@ -139,9 +139,9 @@ def _losses(context, learner, batches: int):
     from methods.base import Batch
 
     images, size = context.images, learner.run.protocol.batch
-    draws = augment.draws(learner.run.seed, 1, len(images.train_labels))
+    draws = augment.draws(learner.run.seed, 1, len(images.train_labels)).to(context.device)
     for i in range(min(batches, -(-len(draws.order) // size))):
-        index = draws.order[i * size : (i + 1) * size].to(context.device)
+        index = draws.order[i * size : (i + 1) * size]
         pictures = images.train_batch(index, draws.dy, draws.dx, draws.flip)
         labels = images.train_labels[index]
         if learner.draws_in_steps:

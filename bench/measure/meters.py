@@ -99,10 +99,11 @@ def timed(step: Callable[[], None], steps: int, device: torch.device) -> list[fl
     if device.type == "cuda":
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
         torch.cuda.synchronize(device)
-        marks[0].record()
+        stream = torch.cuda.current_stream(device)  # an event asked for no stream is the current device's
+        marks[0].record(stream)
         for mark in marks[1:]:
             step()
-            mark.record()
+            mark.record(stream)
         torch.cuda.synchronize(device)
         return [a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)]
     times = []
@@ -115,8 +116,7 @@ def timed(step: Callable[[], None], steps: int, device: torch.device) -> list[fl
 
 class Memory:
     """Peak memory of a step, taken over steps that are not captured, since a captured step's pool does not show its peak. CUDA: what
-    torch's allocator held, the data set included (given beside it). CPU: the process's high-water mark above what it used before the
-    networks were made."""
+    torch's allocator held, CPU: the process's high-water mark; both above what was used before the networks were made, the data set."""
 
     def __init__(self, device: torch.device, images) -> None:
         self.device = device
@@ -139,7 +139,8 @@ class Memory:
     def peaks(self) -> dict[str, Any]:
         """After the steps that count."""
         if self.device.type == "cuda":
-            return {"peak_memory_bytes": torch.cuda.max_memory_allocated(self.device), "peak_memory_kind": "allocated", "data_bytes": self.base}
+            peak = torch.cuda.max_memory_allocated(self.device) - self.base
+            return {"peak_memory_bytes": peak, "peak_memory_kind": "allocated above baseline", "data_bytes": self.base}
         peak = max(0, high_water() - self.base)
         _give_back_freed(32 << 20)
         return {"peak_memory_bytes": peak, "peak_memory_kind": "process high-water above baseline"}

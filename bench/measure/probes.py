@@ -59,8 +59,8 @@ def probe(
 ) -> dict[str, Any]:
     """Measure a group's one method alone on the device and return its record (times in ms, memory in bytes).
 
-    A teacher that is not in the results folder is replaced by an untrained one and recorded so (`teacher_trained` false). On a CPU the
-    measuring is done by a fresh process, whose high-water mark is the probe's own. `check` is called while waiting and may raise to stop.
+    A teacher that is not in the results folder is replaced by an untrained one and recorded so (`teacher_trained` false). The
+    measuring is done by a fresh process, whose memory is the probe's own. `check` is called while waiting and may raise to stop.
     Raises UsageError for bad input and for a pair that the method cannot do.
     """
     device = environment.select(execution.device)
@@ -72,7 +72,7 @@ def probe(
         raise UsageError(f"a probe of {steps} steps after {warmup} warm-ups; at least 1 after 0")
     request = of_one(group), execution, steps, warmup
     with exclusive(device, check):
-        return _in_fresh_process(request, check) if device.type == "cpu" else measure(*request)
+        return _in_fresh_process(request, check)
 
 
 def run_probe(group: Group, execution: Execution, *, steps: int | None = None, warmup: int | None = None) -> int:

@@ -19,6 +19,7 @@ from bench.text import say
 from bench.train import checkpoint, environment
 from bench.train.checkpoint import START, Position
 from bench.train.context import Context
+from bench.train.engine import is_short_of_memory
 from bench.train.execution import Execution
 from bench.train.loop import Training
 from bench.train.run_folder import RunFolder
@@ -191,7 +192,7 @@ def _train_part(job: GroupJob, position: Position, members: list[Standing]) -> t
         except Stopped:
             return _interrupted(job, [one for one in members if one[0].id not in training.gone]), []  # a failure keeps its reason
         except Exception as error:  # a stranger's method may raise anything
-            training.too_large = isinstance(error, torch.OutOfMemoryError) and len(members) > 1
+            training.too_large = is_short_of_memory(error) and len(members) > 1
             if training.too_large:
                 break
             training.fail(folder, error)

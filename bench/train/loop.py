@@ -17,7 +17,7 @@ from bench.store.weights import state_hash
 from bench.text import say
 from bench.train import environment, reasons
 from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
-from bench.train.engine import DeviceLost, Failures, is_lost
+from bench.train.engine import DeviceLost, Failures, is_lost, is_short_of_memory
 from bench.train.learner import Learner, evaluate
 from bench.train.preparations import Built
 from bench.train.run_folder import RunFolder
@@ -99,9 +99,9 @@ class Training:
 
     def fail(self, folder: RunFolder, error: Exception) -> None:
         """Record a member that cannot go on; the others do."""
-        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        out_of_memory = is_short_of_memory(error)
         reason = "out of memory" if out_of_memory else reasons.reason(error, folder.member.method)
-        peak = {"peak_memory_bytes": torch.cuda.max_memory_allocated()} if out_of_memory and torch.cuda.is_available() else {}
+        peak = {"peak_memory_bytes": torch.cuda.max_memory_allocated(self.job.device)} if out_of_memory and torch.cuda.is_available() else {}
         print(f"{folder.id} failed: {reason}", flush=True)
         self.trouble = True
         self.gone.add(folder.id)
@@ -179,9 +179,12 @@ class Training:
         self.engine.divisible = len(self.places) > 1 and not self._row_unsaved
         try:
             failed = self.engine.step(start, stop)
-        except torch.OutOfMemoryError as error:  # of what the learners share, or of a recording
+        except RuntimeError as error:
+            if not is_short_of_memory(error):
+                raise
+            # of what the learners share, or of a recording
             failed = [(place.learner, error) for place in self.places]
-        self.too_large = self.engine.divisible and any(isinstance(error, torch.OutOfMemoryError) for _, error in failed)
+        self.too_large = self.engine.divisible and any(is_short_of_memory(error) for _, error in failed)
         return failed
 
     def _pretrained(self, epoch: int, count: int) -> bool:

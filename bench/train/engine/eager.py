@@ -113,4 +113,13 @@ def _each(learners: Iterable[Learner], work: Callable[[Learner], None]) -> Failu
 
 def is_lost(error: Exception) -> bool:
     """Whether the device is gone, rather than the learner at fault (running out of memory is the learner's)."""
-    return not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error)
+    return not is_short_of_memory(error) and "CUDA error" in str(error)
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch's, or that of a library that takes its own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _LIBRARY_SHORT_OF_MEMORY)
+
+
+_LIBRARY_SHORT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED")
+"""cuBLAS says the second where there is no room for a handle."""

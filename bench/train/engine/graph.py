@@ -43,6 +43,8 @@ class Graph(Static):
                 except Exception as error:  # a stranger's method may raise anything: the others go on
                     if is_lost(error) and not torch.cuda.is_current_stream_capturing():
                         raise DeviceLost(str(error)) from error
+                    if torch.cuda.is_current_stream_capturing():  # nothing more can be captured, and what tries hides the reason
+                        raise RuntimeError(f"{learner.run.method}: {error}") from error
                     failed.append((learner, error))
         # The shared tensors are the main stream's: they are held until every reader has joined it.
         for learner in learners:
@@ -67,11 +69,17 @@ class Graph(Static):
         for learner in learners:  # gradients of the step are allocated in the pool, anew in each graph
             learner.optimizer.zero_grad(set_to_none=True)
         gc.collect()  # autograd nodes of steps before would bring their streams into the capture
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), _own_streams_only(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            shared, failed = self._work(index, learners, start)
-            for _, error in failed:
-                raise error
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            # A capture that fails leaves its stream the current one.
+            with torch.cuda.device(self.device), torch.cuda.stream(current), _own_streams_only():
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                    shared, _ = self._work(index, learners, start)
+        except Exception as error:
+            first: BaseException = error
+            while first.__context__ is not None and not str(first).startswith(tuple(f"{one.run.method}: " for one in learners)):
+                first = first.__context__  # the end of a broken capture raises an error of its own, which says nothing
+            raise RuntimeError(str(first)) from error
         others = len(learners) < len(self.learners)
         return Recorded(graph.replay, shared if others else None)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bench.data.augment import Augmenter, Draws
 from bench.text import say
 from bench.train.engine import state
-from bench.train.engine.eager import DeviceLost, Eager, Failures, Shared, is_lost, train
+from bench.train.engine.eager import DeviceLost, Eager, Failures, Shared, is_lost, is_short_of_memory, train
 from bench.train.learner import Learner
 
 TRIALS = 2
@@ -174,7 +174,7 @@ class Static(Eager):
 
 def _is_short_of_memory(error: BaseException | None) -> bool:
     """Whether memory ran out, here or behind the error that the end of a broken capture raised."""
-    return error is not None and (isinstance(error, torch.OutOfMemoryError) or _is_short_of_memory(error.__context__))
+    return error is not None and (is_short_of_memory(error) or _is_short_of_memory(error.__context__))
 
 
 def _parts(draws: Draws) -> tuple[Tensor, ...]:

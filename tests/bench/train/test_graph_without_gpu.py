@@ -9,7 +9,7 @@ import contextlib
 import pytest
 import torch
 
-from bench.train.engine import DeviceLost, Eager, Graph, state
+from bench.train.engine import DeviceLost, Eager, Graph, is_lost, is_short_of_memory, state
 from methods import registry
 from tests.bench import groups
 from tests.bench.groups import BATCH, everything, unequal
@@ -49,8 +49,10 @@ class FakeCuda:
     @contextlib.contextmanager
     def stream(self, stream):
         before, self.current = self.current, stream
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextlib.contextmanager
     def graph(self, graph, pool, stream):
@@ -146,9 +148,51 @@ def test_capture_that_fails_ends_in_eager_steps(cuda, monkeypatch, capsys):
     groups.run(runner, [1])
     groups.run(groups.engine(Eager, plain), [1])
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "recording failed: CUDA error: operation not permitted" in said
+    assert said.count("\n") == 1 and "recording failed: kd: CUDA error: operation not permitted" in said
     assert runner.ran(one) == runner.ran(other) == "eager"
     assert not unequal(everything(one), everything(plain[0])) and not unequal(everything(other), everything(plain[1]))
+
+
+@pytest.mark.parametrize(
+    ("error", "short", "lost"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True, False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
+    ],
+)
+def test_a_library_without_memory_is_no_lost_device(error, short, lost):
+    assert (is_short_of_memory(error), is_lost(error)) == (short, lost)
+
+
+def test_the_error_that_broke_a_capture_is_told_and_not_that_of_its_end(cuda, monkeypatch, capsys):
+    """Whatever the capture's end raises; and the stream that was the current one is it again."""
+    runner, learners = graphed(cuda, ["student", "kd", "at"])
+    whole = torch.cuda.graph
+
+    @contextlib.contextmanager
+    def ends_badly(*arguments, **named):
+        try:
+            with whole(*arguments, **named):
+                yield
+        except RuntimeError:
+            cuda.current = runner._stream  # as torch leaves it
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from None
+
+    def refuses(*arguments):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    step, tried = learners[1].step, []
+    monkeypatch.setattr(learners[1], "step", lambda *a: refuses() if cuda.capturing else step(*a))
+    monkeypatch.setattr(learners[2], "step", lambda *a, own=learners[2].step: (tried.append(cuda.capturing), own(*a)))
+    monkeypatch.setattr(torch.cuda, "graph", ends_badly)
+    monkeypatch.setattr(Graph, "_usable", lambda self: True)
+    groups.run(runner, [1])
+    said = capsys.readouterr().out
+    assert "recording failed: kd: CUDA error: operation not permitted" in said and "previous error" not in said
+    assert True not in tried and cuda.current.number == 0  # nothing is captured after it
 
 
 def test_a_device_that_is_gone_ends_the_group(cuda, monkeypatch):
