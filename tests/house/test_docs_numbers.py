@@ -66,17 +66,19 @@ def test_a_wrong_digit_is_found():
 
 def test_skds_readings_are_what_the_records_and_results_say():
     text = (TENTH / "README.md").read_text().split("### Readings of SKD's loss")[1].split("**Why they end lower")[0]
-    runs = {(v.method, (v.changed or {}).get("sum_over", ""), v.precision): v.record.test_top1 for v in scan(TENTH)[0] if v.seed == 1}
+    runs = {(v.method, (v.changed or {}).get("sum_over", ""), v.precision, v.seed): v.record.test_top1 for v in scan(TENTH)[0]}
     numbers = [value for name in ("relations", "gradients") for value in kept()[name][TENTH.name]]
     readings = [row for row in rows(text) if "sum_over=" in row]
     assert len(readings) == 2
     for row in readings:
         reading = re.search(r"sum_over=(\w+)", row)[1]
-        top1 = runs["skd", reading, "tf32"]
-        assert f"| {top1:.2f} | {top1 - runs['student', '', 'tf32']:.2f} |".replace("| -", "| −") in row
+        found = [runs["skd", reading, "tf32", seed] for seed in (1, 2)]
+        gains = [top1 - runs["student", "", "tf32", seed] for seed, top1 in zip((1, 2), found, strict=True)]
+        printed = f"| {found[0]:.2f} | {found[1]:.2f} | {gains[0]:.2f}, {gains[1]:.2f} |"
+        assert printed.replace(" -", " −") in row
     assert not [(row, left) for row in rows(text) if (left := unknown(row, [*numbers, *runs.values(), *differences(runs)]))]
 
 
-def differences(runs: dict[tuple[str, str, str], float]) -> list[float]:
-    """To the student of the same precision."""
-    return [top1 - runs["student", "", precision] for (_, _, precision), top1 in runs.items()]
+def differences(runs: dict[tuple[str, str, str, int], float]) -> list[float]:
+    """To the student of the same precision and seed."""
+    return [top1 - runs["student", "", precision, seed] for (_, _, precision, seed), top1 in runs.items()]
