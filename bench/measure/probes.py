@@ -14,7 +14,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +177,9 @@ def _child(request: tuple[Any, ...], pipe) -> None:
         pipe.send(RuntimeError(f"the probe failed:\n{traceback.format_exc()}"))
 
 
-@lru_cache(maxsize=1)
-def _load(protocol: Protocol, data_root: str | None, download: bool):
-    """One data set in a process: probes of a device follow each other."""
-    return data.load(protocol, Path(data_root) if data_root else None, download)
-
-
 def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict[str, Any]:
     """The probe itself, of a group of one method, in this process, on a device that is ours: so many `timed` steps after `warmup`."""
-    dataset = _load(group.protocol, execution.data_root, execution.download)
+    dataset = data.load(group.protocol, Path(execution.data_root) if execution.data_root else None, execution.download)
     context = Context(group.protocol, group.precision, execution, group.teacher, untrained=True, dataset=dataset)
     device, images, chosen = context.device, context.images, context.engine
     size, count, classes = dataset.image_size, len(dataset.train_labels), len(dataset.classes)

@@ -47,7 +47,10 @@ def _named(said: str, rows: list[Row]) -> set[tuple[str, str]]:
     """The (method, variant) that a name means: a method with all its variants, a row as a launch names it, or the name that a table prints;
     capitals and signs may differ."""
     if ":" in said:
-        wanted = {name: _value(text) for name, text in settings_of(said).items()}
+        try:
+            wanted = {name: _value(text) for name, text in settings_of(said).items()}
+        except UsageError:  # no row of a launch
+            return set()
         return {(r.method, r.variant) for r in rows if _plain(r.method) == _plain(method_of(said)) and _settings(r) == wanted}
     for same in (lambda name: name == said, lambda name: _plain(name) == _plain(said)):
         found = {(r.method, r.variant) for r in rows if same(r.method) or same(r.title) or same(row_title(r))}

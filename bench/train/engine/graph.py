@@ -70,16 +70,20 @@ class Graph(Static):
             learner.optimizer.zero_grad(set_to_none=True)
         gc.collect()  # autograd nodes of steps before would bring their streams into the capture
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        broke = None
         try:
             # A capture that fails leaves its stream the current one.
             with torch.cuda.device(self.device), torch.cuda.stream(current), _own_streams_only():
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                    shared, _ = self._work(index, learners, start)
+                    try:
+                        shared, _ = self._work(index, learners, start)
+                    except Exception as error:
+                        broke = error
+                        raise
         except Exception as error:
-            first: BaseException = error
-            while first.__context__ is not None and not str(first).startswith(tuple(f"{one.run.method}: " for one in learners)):
-                first = first.__context__  # the end of a broken capture raises an error of its own, which says nothing
-            raise RuntimeError(str(first)) from error
+            broke = broke or error  # the end of a broken capture raises an error of its own, which says nothing
+        if broke is not None:
+            raise broke
         others = len(learners) < len(self.learners)
         return Recorded(graph.replay, shared if others else None)
 
