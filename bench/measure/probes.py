@@ -29,7 +29,6 @@ from bench.plan import datasets, members
 from bench.plan.expand import images as planned_images
 from bench.plan.groups import Group
 from bench.plan.members import Member
-from bench.plan.protocols import Protocol
 from bench.store import costs, teachers
 from bench.store.files import read_json, write_json
 from bench.store.lease import waited_for
