@@ -94,7 +94,7 @@ def differences(table: Table, versus: Comparison) -> Markup | None:
         y = top + step * (k + 0.5)
         d = versus.pooled[i].difference
         parts.append(f'<g class="m" data-m="{i}">')
-        parts.append(f'<text class="name" x="{left - 10}" y="{_n(y + 4)}" text-anchor="end">{_short(row_title(table.rows[i]), 15)}</text>')
+        parts.append(f'<text class="name" x="{left - 10}" y="{_n(y + 4)}" text-anchor="end">{_short(row_title(table.rows[i]), 13)}</text>')
         for j, pair in enumerate(table.pairs):
             if (i, j) in versus.cells:
                 v = versus.cells[i, j].difference.mean
