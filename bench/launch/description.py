@@ -45,6 +45,8 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     skipped = dict.fromkeys((c.teacher, c.student, c.row, c.skipped) for c in the_plan.cells if c.skipped)
     lines += [f"  skipped {teacher}-{student}, {row}: {reason}" for teacher, student, row, reason in skipped]
     lines += [f"  {row} on {pair}: the same run as {other}, which stands for it" for pair, row, other in the_plan.twins]
+    as_own = dict.fromkeys((c.row, f"{c.teacher}-{c.student}", c.method) for c in the_plan.cells if settings_of(c.row) and not c.changed)
+    lines += [f"  {row} on {pair}: the settings of {method}'s own row, in which it stands there" for row, pair, method in as_own]
     if not left.seconds:
         return "\n".join([*lines, f"total: nothing left to train ({place})"])
     on_cpu = device is not None and device["type"] == "cpu"

@@ -145,6 +145,15 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
             launch._refuse_days(Run(), days)
 
 
+def test_the_plan_says_where_a_row_is_not_one_of_its_own(tmp_path):
+    """beta is 0.05 on vgg13 -> vgg8 anyway: beside the method's own row, and without it."""
+    common = ("run", *LOCAL, "--results", str(tmp_path), "--pairs", "vgg13-vgg8", "resnet56-resnet20", "--seeds", "1", "--dry-run")
+    beside = bench(*common, "--methods", "skd", "skd:beta=0.05", cwd=tmp_path).stdout
+    assert "skd:beta=0.05 on vgg13-vgg8: the same run as skd, which stands for it" in beside and "own row" not in beside
+    alone = bench(*common, "--methods", "skd:beta=0.05", cwd=tmp_path).stdout
+    assert "skd:beta=0.05 on vgg13-vgg8: the settings of skd's own row, in which it stands there" in alone
+
+
 def test_the_plan_shows_every_changed_setting(tmp_path):
     changes = ("--methods", "student,kd,skd", "--set", "kd.temperature=2", "--set", "skd.sum_over=rows", "--epochs", str(2 * EPOCHS))
     got = bench("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run", cwd=tmp_path)
