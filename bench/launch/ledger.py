@@ -16,7 +16,6 @@ from bench.store import redo, teachers
 from bench.store.files import write_json
 from bench.store.lease import Lease
 from bench.store.runs import RunView, is_done, read_status
-from bench.text import settings_text
 from methods import registry
 
 
@@ -85,6 +84,10 @@ class Ledger:
         by_group = {(g.teacher, g.student, g.seed): self.ids(g) for g in self.plan.full_groups}
         return {c: by_group[c.teacher, c.student, c.seed][c.row] for c in self.plan.cells}
 
+    def labels(self) -> dict[str, str]:
+        """What tells the row of a run from its method's own, by id; those of the own rows are left out."""
+        return {run: cell.label for cell, run in self.runs().items() if run and cell.label}
+
     def done(self, run: str | None) -> bool:
         """Whether the run's final record is there and sound, and it is not to be trained again."""
         if self.redo and run is not None and (redo.pending(self.results, run) or (not self._begun and run in self._to_mark)):
@@ -123,7 +126,7 @@ class Ledger:
     def troubles(self) -> dict[str, str]:
         """Runs of the plan that failed or diverged, with the reason."""
         found = {}
-        changed = {run: settings_text({name: here for name, _, here in c.changed}) for c, run in self.runs().items() if run}
+        labels = self.labels()
         for run in {run for run in self.runs().values() if run and not self.done(run)}:
             try:
                 where = redo.root(self.results) if redo.pending(self.results, run) else self.results
@@ -132,7 +135,7 @@ class Ledger:
                 found[run] = str(error)
                 continue
             if status and status.status in ("failed", "diverged", "interrupted"):
-                found[run] = f"{status.status}: {status.reason or 'no reason given'}{f' ({changed[run]})' if changed.get(run) else ''}"
+                found[run] = f"{status.status}: {status.reason or 'no reason given'}{f' ({labels[run]})' if run in labels else ''}"
         return found
 
     @cached_property

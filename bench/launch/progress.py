@@ -18,7 +18,9 @@ LINE_SECONDS = 30.0
 TABLE_SECONDS = 1.0
 ENOUGH = 0.02
 """The share of the work that must have been done here before the time left is told."""
-HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
+HEADER = ("run", "changed", "epoch", "step", "loss", "top-1", "left")
+LABEL = 32
+"""Characters of what a row's settings are, at most."""
 
 
 def statuses(results: Path, since: float = 0.0, known: Mapping[Path, int] | None = None) -> list[Status]:
@@ -47,11 +49,12 @@ def _text(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else form.format(value) + unit
 
 
-def line(status: Status) -> tuple[str, ...]:
-    """One run's row: run, epoch, step, loss, test top-1, time left."""
+def line(status: Status, label: str = "") -> tuple[str, ...]:
+    """One run's row: run, the settings that tell it from its method's own, epoch, step, loss, test top-1, time left."""
     s = status
     return (
         clean(s.run or "?"),
+        clean(label or "-", LABEL),
         f"{_text(s.epoch, '{}')}/{_text(s.epochs, '{}')}",
         f"{_text(s.step, '{}')}/{_text(s.steps, '{}')}" if s.step is not None else "-",
         _text(s.loss, "{:.3f}"),
@@ -71,7 +74,8 @@ def _part(status: Status) -> float:
 
 class Progress:
     """Shows a launch. `counts` gives (done, planned) runs, `counted` whether a run is among them: False for a teacher's, None for one of another
-    plan. `update` is called often and looks when it is time; `close` ends the display."""
+    plan. `labels`: what tells a run of a variant from its method's own, by id. `update` is called often and looks when it is time; `close` ends
+    the display."""
 
     def __init__(
         self,
@@ -79,8 +83,9 @@ class Progress:
         counts: Callable[[], tuple[int, int]],
         out: TextIO | None = None,
         counted: Callable[[str], bool | None] = lambda run: True,
+        labels: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        self.results, self.counts, self.counted = results, counts, counted
+        self.results, self.counts, self.counted, self.labels = results, counts, counted, labels
         self.out = out or sys.stdout
         self.terminal = self.out.isatty()
         self._since = time.time() - 5.0  # file times, coarser than the clock on some file systems
@@ -172,10 +177,13 @@ class Progress:
             self._display = Live(console=Console(file=self.out, force_terminal=True), auto_refresh=False)
             self._display.start()
         table = Table(box=None, pad_edge=False, show_edge=False)
-        for name in HEADER:
-            table.add_column(name, no_wrap=True, justify="left" if name == "run" else "right")
         room = max(3, self._display.console.height - 4)
-        for status in running[:room]:
-            table.add_row(*map(Text, line(status)))
+        labels = self.labels() if running else {}
+        columns = list(zip(HEADER, *(line(status, labels.get(status.run or "", "")) for status in running[:room]), strict=True))
+        columns = [column for column in columns if column[0] != "changed" or set(column[1:]) - {"-"}]
+        for name, *_ in columns:
+            table.add_column(name, no_wrap=True, justify="left" if name in ("run", "changed") else "right")
+        for row in list(zip(*columns, strict=True))[1:]:
+            table.add_row(*map(Text, row))
         more = [Text(f"... and {len(running) - room} more")] if len(running) > room else []
         self._display.update(Group(*([table] if running else []), *more, Text(summary, no_wrap=True, overflow="ellipsis")), refresh=True)

@@ -270,7 +270,7 @@ def _run_here(
             ours.update(book.runs().values())
         return run in ours or None
 
-    show = Progress(book.results, book.counts, counted=counted)
+    show = Progress(book.results, book.counts, counted=counted, labels=book.labels)
     locks = book.results / "locks"
 
     def ended(task: Task) -> None:

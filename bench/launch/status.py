@@ -99,7 +99,7 @@ def counts(results: Path) -> tuple[int, int]:
 
 def watch(results: Path) -> int:
     """The live table until interrupted."""
-    show = Progress(results, lambda: counts(results))
+    show = Progress(results, lambda: counts(results), labels=lambda: {c.run: c.label for c in planned_cells(results)[0] if c.run and c.label})
     while True:
         show.update()
         time.sleep(0.5)

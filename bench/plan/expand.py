@@ -16,6 +16,7 @@ from bench.plan.profiles import ROWS, Pair, Profile
 from bench.plan.protocols import Protocol
 from bench.plan.rows import method_of, settings_of
 from bench.plan.selection import Selection, parse_pair
+from bench.text import settings_text
 
 FORMAT = 1
 TEACHER_SEED = 0
@@ -59,6 +60,11 @@ class Cell:
     @property
     def method(self) -> str:
         return method_of(self.row)
+
+    @property
+    def label(self) -> str:
+        """What tells its row from the method's own."""
+        return settings_text({name: here for name, _, here in self.changed})
 
 
 @dataclass(frozen=True)

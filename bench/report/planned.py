@@ -8,7 +8,6 @@ from bench.plan.identity import canonical
 from bench.plan.protocols import Protocol
 from bench.store.files import read_json, typed
 from bench.store.records import PlannedCell, PlanRecord, known_protocol
-from bench.text import settings_text
 
 PairKey = tuple[str | None, str]
 
@@ -43,11 +42,6 @@ class Planned:
         return {name: own for name, (own, _) in cell.changed.items()} if cell else {}
 
 
-def label(cell: PlannedCell) -> str:
-    """What tells a planned cell's row from its method's own."""
-    return settings_text({name: here for name, (_, here) in cell.changed.items()})
-
-
 def read(folder: Path) -> Planned:
     """The plan in `folder`. Raises StoreError."""
     raw = read_json(folder / "plan.json")
@@ -61,5 +55,5 @@ def read(folder: Path) -> Planned:
         tuple(sorted(plan.seeds)),
         tuple((p.teacher, p.student) for p in plan.pairs),
         {row.method: row.title for row in plan.rows},
-        {(c.teacher, c.student, c.method, label(c), c.seed): c for c in plan.cells},
+        {(c.teacher, c.student, c.method, c.label, c.seed): c for c in plan.cells},
     )

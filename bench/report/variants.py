@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.plan.identity import canonical
-from bench.report.planned import PairKey, Planned, label
+from bench.report.planned import PairKey, Planned
 from bench.store.runs import RunView
 from bench.text import settings_text
 
@@ -50,7 +50,7 @@ def rows(runs: list[RunView], plan: Planned, planned: set[str], pair: PairKey) -
     wanted = plan.labels(pair, method) or [""]
     main = "" if "" in wanted else wanted[0]
     own = {row: plan.own(pair, method, row) for row in wanted}
-    cells = {cell.run: label(cell) for row in wanted for seed in plan.seeds if (cell := plan.cell(pair, method, row, seed))}
+    cells = {cell.run: cell.label for row in wanted for seed in plan.seeds if (cell := plan.cell(pair, method, row, seed))}
     labels: dict[str, str | None] = {run.id: cells[run.id] if run.id in cells else _label(run, own[main]) for run in runs}
     out: dict[str, str] = {}
     for row in wanted:

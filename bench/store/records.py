@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta, Struct, field
 
 from bench.plan.protocols import Protocol
+from bench.text import settings_text
 
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[str, Meta(max_length=10_000)]
@@ -221,6 +222,11 @@ class PlannedCell(Struct, frozen=True, kw_only=True):
     run: Name | None
     skipped: Text | None
     changed: dict[str, tuple[Any, Any]] = {}
+
+    @property
+    def label(self) -> str:
+        """What tells its row from the method's own."""
+        return settings_text({name: here for name, (_, here) in self.changed.items()})
 
 
 class PlanRecord(Struct, frozen=True, kw_only=True):

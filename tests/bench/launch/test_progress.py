@@ -124,6 +124,20 @@ def test_a_terminal_gets_a_table_that_is_drawn_over(tmp_path):
     assert "a line [that] stays" in out.getvalue()
 
 
+def test_the_table_tells_the_settings_of_variants_and_has_no_column_for_none(tmp_path):
+    out, labels = Terminal(), {}
+    show = Progress(tmp_path, lambda: (0, 2), out, labels=lambda: labels)
+    status(tmp_path, "skd-s1-a", "running", epoch=1, epochs=9)
+    status(tmp_path, "skd-s1-b", "running", epoch=1, epochs=9)
+    show.update()
+    assert "changed" not in out.getvalue()
+    labels["skd-s1-b"] = "sum_over=images"
+    show.update(force=True)
+    show.close()
+    text = out.getvalue()
+    assert "changed" in text and "skd-s1-a  -  " in text and "skd-s1-b  sum_over=images  " in text
+
+
 def test_old_and_broken_statuses_are_left_out(tmp_path):
     status(tmp_path, "old", "running", epoch=1)
     os.utime(tmp_path / "runs" / "old" / "status.json", (1, 1))
