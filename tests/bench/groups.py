@@ -19,7 +19,7 @@ from tests.methods import cases
 CPU = torch.device("cpu")
 BATCH, REMAINDER = 12, 4
 IMAGES = 80  # of a test's training set, at most
-PROTOCOL = Protocol("engines", epochs=10, milestones=(4, 7), batch=BATCH, image_size=cases.SIZE)
+PROTOCOL = Protocol("engines", epochs=10, milestones=(2, 3), batch=BATCH, image_size=cases.SIZE)
 
 
 @contextlib.contextmanager
