@@ -181,7 +181,7 @@ def table_view(
     findings = [sentences.standing_line(table), *pooled, *sentences.published_lines(table), *sentences.cost_lines(table)]
     short = sentences.in_short(table, versus[0] if versus else None)
     files = paste.files(dataclasses.replace(results, tables=[table]), published=True)
-    files = {name.replace("table1", f"table{number}"): text for name, text in files.items() if "standalone" not in name}
+    files = {file.replace("table1", f"table{number}"): text for file, text in files.items() if "standalone" not in file}
     taken[mark] = files
     sources = {(c.published.name, c.published.source, c.published.note): None for r in table.rows for c in r.cells if c.published}
     return {
