@@ -136,10 +136,11 @@ class Folder:
 
     def _fit(self, folder: Path, source: random.Random) -> None:
         """The run's other files say what the damaged one says: sums, and the name where the identity is another one."""
+        moved = None
         with contextlib.suppress(Exception):  # what cannot be made to fit stays as it is
             i = json.loads((folder / "config.json").read_bytes())["identity"]
             name = "-".join(p for p in (i.get("teacher"), i["student"], i["method"], f"s{i['seed']}", digest(i)) if p)
-            self.moved = folder.with_name(name)
+            moved = folder.with_name(name)
             lines = [json.loads(line) for line in (folder / "epochs.jsonl").read_bytes().splitlines()]
             if name != folder.name:
                 (folder / "epochs.jsonl").write_bytes(b"".join(dumps(sealed({**line, "run": name})) + b"\n" for line in lines))
@@ -151,8 +152,9 @@ class Folder:
                 record[key] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
             (folder / "record.json").write_bytes(dumps(sealed(record)))
         with contextlib.suppress(OSError, ValueError):
-            if self.moved:
-                folder.rename(self.moved)
+            if moved:
+                folder.rename(moved)
+                self.moved = moved  # only a name that can be one: others cannot be removed either
 
     def mend(self) -> None:
         if self.moved is not None and self.moved not in {p.parent for p in self.files}:
