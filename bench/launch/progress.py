@@ -18,9 +18,9 @@ LINE_SECONDS = 30.0
 TABLE_SECONDS = 1.0
 ENOUGH = 0.02
 """The share of the work that must have been done here before the time left is told."""
-HEADER = ("run", "changed", "epoch", "step", "loss", "top-1", "left")
-LABEL = 32
-"""Characters of what a row's settings are, at most."""
+HEADER = ("run", "epoch", "step", "loss", "top-1", "left")
+NARROW = ((), ("loss",), ("loss", "step"))
+"""What is left out where the terminal has no room for all of it."""
 
 
 def statuses(results: Path, since: float = 0.0, known: Mapping[Path, int] | None = None) -> list[Status]:
@@ -50,11 +50,11 @@ def _text(value: float | None, form: str, unit: str = "") -> str:
 
 
 def line(status: Status, label: str = "") -> tuple[str, ...]:
-    """One run's row: run, the settings that tell it from its method's own, epoch, step, loss, test top-1, time left."""
+    """One run's row: run, epoch, step, loss, test top-1, time left. `label`: of a variant, shown in place of the number that ends its id."""
     s = status
+    run = s.run or "?"
     return (
-        clean(s.run or "?"),
-        clean(label or "-", LABEL),
+        clean(f"{run.rpartition('-')[0]} [{label}]" if label else run),
         f"{_text(s.epoch, '{}')}/{_text(s.epochs, '{}')}",
         f"{_text(s.step, '{}')}/{_text(s.steps, '{}')}" if s.step is not None else "-",
         _text(s.loss, "{:.3f}"),
@@ -180,10 +180,13 @@ class Progress:
         room = max(3, self._display.console.height - 4)
         labels = self.labels() if running else {}
         columns = list(zip(HEADER, *(line(status, labels.get(status.run or "", "")) for status in running[:room]), strict=True))
-        columns = [column for column in columns if column[0] != "changed" or set(column[1:]) - {"-"}]
-        for name, *_ in columns:
-            table.add_column(name, no_wrap=True, justify="left" if name in ("run", "changed") else "right")
-        for row in list(zip(*columns, strict=True))[1:]:
-            table.add_row(*map(Text, row))
+        for left_out in NARROW:
+            shown = [column for column in columns if column[0] not in left_out]
+            if sum(max(map(len, column)) + 2 for column in shown) - 2 <= self._display.console.width:
+                break
+        for name, *_ in shown:  # where it is still too narrow, the runs' names are cut and no number is
+            table.add_column(name, no_wrap=name != "run", justify="left" if name == "run" else "right")
+        for run, *numbers in list(zip(*shown, strict=True))[1:]:
+            table.add_row(Text(run, no_wrap=True, overflow="ellipsis"), *map(Text, numbers))
         more = [Text(f"... and {len(running) - room} more")] if len(running) > room else []
         self._display.update(Group(*([table] if running else []), *more, Text(summary, no_wrap=True, overflow="ellipsis")), refresh=True)

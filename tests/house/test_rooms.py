@@ -121,13 +121,19 @@ def test_a_room_says_what_it_is_for(room):
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp
 
 
-def confused(function: ast.FunctionDef) -> set[str]:
+SCOPES = ast.FunctionDef | ast.Lambda
+
+
+def confused(function: ast.FunctionDef | ast.Lambda) -> set[str]:
     """Names that one comprehension of a function binds and another reads, though nothing else in the function binds them."""
     own: set[str] = set()
     bound: set[str] = set()
     read: set[str] = set()
 
     def visit(node: ast.AST, around: frozenset[str], inside: bool) -> None:
+        if isinstance(node, SCOPES) and node is not function:
+            own.add(getattr(node, "name", ""))
+            return
         if isinstance(node, COMPREHENSIONS | ast.GeneratorExp):
             targets = {name.id for part in node.generators for name in ast.walk(part.target) if isinstance(name, ast.Name)}
             around, inside = around | targets, inside or isinstance(node, COMPREHENSIONS)
@@ -135,6 +141,8 @@ def confused(function: ast.FunctionDef) -> set[str]:
                 bound.update(targets)
         elif isinstance(node, ast.arg):
             own.add(node.arg)
+        elif isinstance(node, ast.alias):
+            own.add(node.asname or node.name)
         elif isinstance(node, ast.Name) and node.id not in around:
             if isinstance(node.ctx, ast.Store):
                 own.add(node.id)
@@ -149,14 +157,15 @@ def confused(function: ast.FunctionDef) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_no_comprehension_takes_a_name_that_another_one_reads(name):
-    """Python 3.12.0 to 3.12.3 reads the variable of the first in the second (CPython issue 118513): the report's page fell over it."""
+    """Python 3.12.0 to 3.12.3 reads the variable of the first in the second (CPython issue 118513), and every version since where the name is an
+    enclosing function's (issue 156664): the report's page fell over it."""
     for node in ast.walk(ast.parse(modules()[name].read_text())):
-        if isinstance(node, ast.FunctionDef):
-            assert not confused(node), f"{name}.{node.name}"
+        if isinstance(node, SCOPES):
+            assert not confused(node), f"{name}, line {node.lineno}"
 
 
 def test_confused_comprehensions_are_found():
-    innocent = "return [b for b in a], [b for _ in a], [[z for z in y] for y in a]"
+    innocent = "return [b for b in a], [b for _ in a], [[z for z in y] for y in a], lambda name: [y for y in name]"
     for body, names in (("x = {name: 1 for name in a}; return x, [name(y) for y in b]", {"name"}), (innocent, set())):
         (function,) = ast.parse(f"def f(a, b): {body}").body
         assert confused(function) == names

@@ -3,6 +3,8 @@
 import io
 import os
 
+import pytest
+
 from bench.launch import progress
 from bench.launch.progress import Progress, statuses
 from bench.store.runs import write_status
@@ -124,18 +126,21 @@ def test_a_terminal_gets_a_table_that_is_drawn_over(tmp_path):
     assert "a line [that] stays" in out.getvalue()
 
 
-def test_the_table_tells_the_settings_of_variants_and_has_no_column_for_none(tmp_path):
-    out, labels = Terminal(), {}
-    show = Progress(tmp_path, lambda: (0, 2), out, labels=lambda: labels)
-    status(tmp_path, "skd-s1-a", "running", epoch=1, epochs=9)
-    status(tmp_path, "skd-s1-b", "running", epoch=1, epochs=9)
+@pytest.mark.parametrize(
+    ("width", "shown", "hidden"),
+    [(120, "700/782  112.050  12.50 %", "…"), (80, "700/782  12.50 %", "112.050"), (60, "3/24  12.50 %", "700/782")],
+)
+def test_a_variant_is_told_by_its_settings_and_no_number_is_cut(tmp_path, monkeypatch, width, shown, hidden):
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = Terminal()
+    show = Progress(tmp_path, lambda: (0, 2), out, labels=lambda: {"resnet56-resnet20-skd-s1-b": "sum_over=images"})
+    for run in ("resnet56-resnet20-skd-s1-a", "resnet56-resnet20-skd-s1-b"):
+        status(tmp_path, run, "running", epoch=3, epochs=24, step=700, steps=782, loss=112.05, test_top1=12.5, eta_seconds=6000)
     show.update()
-    assert "changed" not in out.getvalue()
-    labels["skd-s1-b"] = "sum_over=images"
-    show.update(force=True)
-    show.close()
     text = out.getvalue()
-    assert "changed" in text and "skd-s1-a  -  " in text and "skd-s1-b  sum_over=images  " in text
+    assert text.count(shown) == 2 and text.count("1 h 40 min") == 2 and hidden not in text
+    assert "resnet56-resnet20-skd-s1-a " in text
+    assert ("resnet56-resnet20-skd-s1 [sum_over=images]" if width > 60 else "resnet56-resnet20-skd-s1 [su") in text
 
 
 def test_old_and_broken_statuses_are_left_out(tmp_path):

@@ -63,6 +63,7 @@ def eager():
 
 def test_the_steps_to_repeat(eager):
     assert len(eager) == STEPS and len({start for _, start in eager}) == 5
+    assert len(groups.PROTOCOL.milestones) == 2 and max(groups.PROTOCOL.milestones) < EPOCHS[-1]
     names = registry.names()
     first, last = eager[1, 0], eager[EPOCHS[-1], LAST]
     assert all(unequal(first[i], last[i]) for i in range(len(names)))
