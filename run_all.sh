@@ -34,7 +34,7 @@ for option in "$@"; do
         -h | --help) exec "$python" -m bench run --help ;;
     esac
 done
-if sinfo -h >/dev/null 2>&1 || "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+if { [ -z "${SLURM_JOB_ID:-}" ] && sinfo -h >/dev/null 2>&1; } || "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     exec "$python" -m bench run --profile paper --download --results "$results" --data-root "$data" "$@"
 fi
 echo "run_all.sh: no GPU and no Slurm here. Table 1 on this machine would take, in"

@@ -48,8 +48,7 @@ class Doctor(DataOption, ResultsOption):
     """Exit with 1 where anything is wrong."""
 
     def main(self) -> int:
-        if self.results.exists() and not self.results.is_dir():
-            raise UsageError(f"{self.results} is no folder; name the results folder with --results")
+        self.results_there()
         the_plan = expand(profile := get_profile(self.profile), Selection(), registries.read(protocols.get(profile.protocol)))
         root = self.data_folder
         checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (

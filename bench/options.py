@@ -1,6 +1,8 @@
 """Options that several commands share: frozen dataclasses to inherit from, and the types of lists of words."""
 
 import os
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +19,18 @@ Appended = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 class ResultsOption:
     results: Path = Path("results")
     """The results folder."""
+
+    def results_there(self) -> bool:
+        """Whether the results folder is there. Raises UsageError where it is no folder or cannot be looked at."""
+        try:
+            mode = self.results.stat().st_mode
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise UsageError(f"--results {self.results}: {error.strerror}; choose another --results folder") from None
+        if not stat.S_ISDIR(mode):
+            raise UsageError(f"--results {self.results} is no folder; choose another --results folder")
+        return True
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,11 @@ class DownloadOption:
 class DeviceOption:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+    def check_device(self) -> None:
+        """Raises UsageError for what names no device, whether or not one is there."""
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"--device {self.device!r}: auto, cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)

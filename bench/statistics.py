@@ -36,6 +36,7 @@ class Difference:
     """A mean difference, the half-width of its interval (None where there is no saying), and how many differences entered.
 
     `common`: of a mean over pairs, the half-width that allows for seeds common to them; None where there is one pair or no saying.
+    `pairs`: how many pairs it is over; `fewest`: the seeds of the one that has the fewest, None: `n`, of one pair.
     """
 
     mean: float
@@ -43,6 +44,13 @@ class Difference:
     n: int
     df: float | None = None
     common: float | None = None
+    pairs: int = 1
+    fewest: int | None = None
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of each pair, at least: what a claim rests on."""
+        return self.n if self.fewest is None else self.fewest
 
 
 @dataclass(frozen=True)
@@ -113,9 +121,9 @@ def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, 
         return None
     means = {pair: summarise(list(by_seed.values())) for pair, by_seed in filled.items()}
     mean = math.fsum(m.mean for m in means.values()) / len(means)
-    count = sum(m.n for m in means.values())
-    if any(m.n < 2 for m in means.values()):
-        return Difference(mean, None, count)
+    count, fewest = sum(m.n for m in means.values()), min(m.n for m in means.values())
+    if fewest < 2:
+        return Difference(mean, None, count, pairs=len(means), fewest=fewest)
     clusters: dict[str, dict[int, float]] = {}
     for pair, by_seed in filled.items():
         group = clusters.setdefault(shared[pair], {})
@@ -125,9 +133,9 @@ def pooled(differences: Mapping[str, Mapping[int, float]], shared: Mapping[str, 
     variance = math.fsum(v for v, _ in variances)
     common = _common(list(filled.values()))
     if variance < ALIKE**2:
-        return Difference(mean, None, count)
+        return Difference(mean, None, count, pairs=len(means), fewest=fewest)
     df = variance**2 / math.fsum(v * v / k for v, k in variances)
-    return Difference(mean, t_quantile(round(df, 6)) * math.sqrt(variance), count, df, common)
+    return Difference(mean, t_quantile(round(df, 6)) * math.sqrt(variance), count, df, common, len(means), fewest)
 
 
 def differences(

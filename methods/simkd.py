@@ -54,12 +54,13 @@ class SimKD(WithClassifier):
 
     @classmethod
     def inference(cls, hyper: Hyper, setting: Setting) -> Inference:
-        """The projector, and by how much the teacher's classifier is larger than the student's own, which is left out."""
+        """The projector and the teacher's classifier, less what stands behind the student's last stage, which is left out."""
         height, width = _size(setting)
         weights = [narrow * wide * kernel**2 for narrow, wide, kernel in _convolutions(hyper, setting)]
         norms = sum(2 * wide for _, wide, _ in _convolutions(hyper, setting))
-        classifier = (setting.teacher.embedding - setting.student.embedding) * setting.classes
-        return Inference(sum(weights) + norms + classifier, height * width * sum(weights) + classifier)
+        classifier = setting.teacher.embedding * setting.classes
+        parameters, macs = setting.student.behind
+        return Inference(sum(weights) + norms + classifier + setting.classes - parameters, height * width * sum(weights) + classifier - macs)
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         super().__init__(hyper, setting, prepared)

@@ -45,3 +45,4 @@ class Shapes:
     classes: int
     embedding: int  # D
     maps: Mapping[str, tuple[tuple[int, int, int], ...]]  # kind -> ((C, H, W) of stem, stage 1, ...); one of `last`, `cam`
+    behind: tuple[int, int] = (0, 0)  # parameters, and multiply-accumulates of an image, of what stands behind the last stage (see `trunk`)

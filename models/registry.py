@@ -9,7 +9,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from models import bottleneck, mobilenet, resnet, shufflenet_v1, shufflenet_v2, vgg, wrn
 from models.layers import NetworkError
-from models.network import Network
+from models.network import Network, trunk
 from models.outputs import KINDS, Shapes
 
 FILES = (resnet, wrn, vgg, bottleneck, mobilenet, shufflenet_v1, shufflenet_v2)
@@ -73,10 +73,16 @@ def build(name: str, num_classes: int = 100, **chosen: object) -> Network:
 @functools.cache
 def shapes(name: str, num_classes: int = 100, image_size: int = 32, **chosen: object) -> Shapes:
     """The shapes of a network's outputs for one image of `image_size` pixels a side, every kind of map. Raises NetworkError as `build`."""
+    image = torch.zeros(1, 3, image_size, image_size)
     with without_values():
-        outputs = build(name, num_classes, **chosen).eval()(torch.zeros(1, 3, image_size, image_size), KINDS)
+        network = build(name, num_classes, **chosen).eval()
+        outputs = network(image, KINDS)
+        before = {module for part in trunk(network) for module in part.modules()}
+        modules = [module for module in network.modules() if module not in before]
+        macs = _counted(network, modules, image, _macs)
+    own = sum(p.numel() for module in modules for p in module.parameters(recurse=False))
     maps = {kind: tuple(tuple(m.shape[1:]) for m in of_kind) for kind, of_kind in outputs.maps.items()}
-    return Shapes(name, outputs.logits.shape[1], outputs.embedding.shape[1], maps)
+    return Shapes(name, outputs.logits.shape[1], outputs.embedding.shape[1], maps, (own, macs))
 
 
 @functools.cache
@@ -85,24 +91,32 @@ def macs(name: str, num_classes: int = 100, image_size: int = 32) -> int:
 
     Raises NetworkError for an unknown name.
     """
-    # A value takes C_in / groups * k * k of them, or the features in.
-    return counted(name, lambda layer, output: output.numel() * math.prod(layer.weight.shape[1:]), num_classes, image_size)
+    return counted(name, _macs, num_classes, image_size)
+
+
+def _macs(layer: nn.Module, output: torch.Tensor) -> int:
+    return output.numel() * math.prod(layer.weight.shape[1:])  # a value takes C_in / groups * k * k of them, or the features in
 
 
 def counted(name: str, of: Callable[[nn.Module, torch.Tensor], int], num_classes: int = 100, image_size: int = 32) -> int:
     """The sum of `of(layer, output)` over the convolutions and linear layers of one image's forward pass. Raises NetworkError for an unknown name."""
+    with without_values():
+        network = build(name, num_classes).eval()
+        return _counted(network, network.modules(), torch.zeros(1, 3, image_size, image_size), of)
+
+
+def _counted(network: Network, modules: Iterable[nn.Module], image: torch.Tensor, of: Callable[[nn.Module, torch.Tensor], int]) -> int:
+    """That sum over the convolutions and linear layers among `modules`."""
     total = 0
 
     def count(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
         nonlocal total
         total += of(layer, output)
 
-    with without_values():
-        network = build(name, num_classes).eval()
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.register_forward_hook(count)
-        network(torch.zeros(1, 3, image_size, image_size))
+    for module in modules:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    network(image)
     return total
 
 

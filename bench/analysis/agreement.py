@@ -47,8 +47,9 @@ class Agreement(Analysis):
         options, teacher, methods = self.options, context.teacher, context.rows()
         count = context.count(options.images or None)
         labels, classes = context.images.test_labels[:count].cpu(), len(context.dataset.classes)
-        batch = min(options.cka_batch, count)
-        kernels = max(1, min(options.cka_images, count) // batch)
+        shown = min(options.cka_images, count)
+        batch = min(options.cka_batch, shown)
+        kernels = shown // batch
 
         def seen(subject) -> dict[str, torch.Tensor]:
             make = lambda: _seen(context, subject, count, batch, kernels)  # noqa: E731
@@ -74,7 +75,8 @@ class Agreement(Analysis):
                 pairs = [[maths.cka(known[f"gram.{t}"], found[f"gram.{s}"]) for s in layers["student"]] for t in layers["teacher"]]
                 arrays[f"{student.label}.cka"] = np.array(pairs)
         names = list(context.dataset.classes)
-        return Result({"teacher": own, "rows": rows, "layers": layers, "images": count, "cka_images": kernels * batch, "classes": names}, arrays)
+        cka = {"cka_images": kernels * batch, "cka_batch": batch}
+        return Result({"teacher": own, "rows": rows, "layers": layers, "images": count, **cka, "classes": names}, arrays)
 
     @classmethod
     def tables(cls, stored: Stored) -> list[Table]:
@@ -94,7 +96,8 @@ class Agreement(Analysis):
         header = ("method", *(f"{a} / {b}" for a, b in zip(layers["teacher"], layers["student"], strict=False)), "over all pairs of stages")
         cka = {m: np.stack([stored.arrays[f"{label}.cka"] for label in values["label"].values()]) for m, values in cells.items()}
         rows = [(m, *(mean_and_sd(c[:, i, i], 3) for i in range(len(header) - 2)), mean_and_sd(c.mean((1, 2)), 3)) for m, c in cka.items()]
-        note = f"Linear CKA of the whole maps, unbiased, {facts['cka_images']} test images in minibatches of {stored.options['cka_batch']}."
+        batch = facts.get("cka_batch", stored.options["cka_batch"])
+        note = f"Linear CKA of the whole maps, unbiased, {facts['cka_images']} test images in minibatches of {batch}."
         out.append(Table("CKA of the teacher's stages (first) and the student's (second)", header, rows, (note,)))
         if gains := _gains(stored):
             change = {m: [shown(compared(v[name], cells[BASELINE][name]), 3 if name == "kl" else 2) for name in MEASURES] for m, v in cells.items()}

@@ -37,7 +37,7 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1 or not 0 < self.share <= 1:
             raise ValueError("concepts.quantile and concepts.share lie between 0 and 1")
-        if min(self.epochs, self.batch, self.images, self.most_images, self.least_images) < 1 or self.rate <= 0:
+        if min(self.epochs, self.batch, self.images, self.most_images, self.least_images, self.most_concepts) < 1 or self.rate <= 0:
             raise ValueError("concepts: counts are at least 1, rate above 0")
 
 
@@ -187,12 +187,16 @@ def _matrix(stored: Stored, layer: str, names: list[str]) -> Drawing:
 
 def _terms(text: str, names: list[str]) -> tuple[list[int], list[int]]:
     """Concepts added and taken away, as positions. Raises UsageError for a concept that is not there."""
-    parts = re.findall(r"([+-]?)([^+-]+)", text)
-    missing = [name for _, name in parts if name.strip() not in names]
-    if missing or not parts:
-        known = f"{', '.join(names[:12])}{', ...' * (len(names) > 12)}"
-        raise UsageError(f"arithmetic {text!r}: this probe has no concept {missing[0] if missing else text!r}; it has {known}")
-    places = [(sign, names.index(name.strip())) for sign, name in parts]
+    name = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)"  # a name may hold a hyphen
+    term, places, at = re.compile(rf"\s*([+-]?)\s*({name})\s*(?=[+-]|$)"), [], 0
+    while at < len(text) or not places:
+        found = term.match(text, at)
+        if found is None or (places and not found[1]):
+            known = f"{', '.join(names[:12])}{', ...' * (len(names) > 12)}"
+            missing = text[at:].strip().lstrip("+-") or text
+            raise UsageError(f"arithmetic {text!r}: this probe has no concept {missing!r}; it has {known}")
+        places.append((found[1], names.index(found[2])))
+        at = found.end()
     return [k for sign, k in places if sign != "-"], [k for sign, k in places if sign == "-"]
 
 

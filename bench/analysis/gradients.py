@@ -30,8 +30,11 @@ class Options:
 class Gradients(Analysis):
     title = "Gradients of the loss terms"
     question = "How strong is the gradient of each loss term beside that of the labels, and do the two point the same way?"
-    version = 2
-    before = {1: "where students have dropout, its masks were not those of training"}
+    version = 3
+    before = {
+        1: "where students have dropout, its masks were not those of training",
+        2: "a memory bank (crd) began the trained pass with what the initial one had left in it",
+    }
     needs = Needs(students=True)
     scope = "group"
     Options = Options
@@ -113,10 +116,10 @@ def _of_run(context, student, batches: int) -> dict[str, np.ndarray]:
     if member.skipped:
         raise UsageError(f"{student.label}: {member.skipped}")
     wanted = member.method.preparation(member.hyper, member.setting)
-    learner = Learner(member.run, member.method, member.hyper, member.setting, wanted and context.preparation(teacher, wanted), context.device)
-    learner.start(context.images.train_labels)
-    found = {}
+    prepared, found = wanted and context.preparation(teacher, wanted), {}
     for when, epoch in zip(WHEN, (1, view.protocol.epochs), strict=True):
+        learner = Learner(member.run, member.method, member.hyper, member.setting, prepared, context.device)
+        learner.start(context.images.train_labels)
         if when == "trained":
             learner.student.load_state_dict(read_state(student.file))
             if (own := student.file.with_name("method.pt")).exists():

@@ -128,7 +128,7 @@ class KnowledgeAlteration(Analysis):
             )
             out.append(Table(title, ("method", "seeds", *header, "minus plain student"), rows, notes))
         rows = [(f"stage {s}", *(f"{r[n]:.4f}" for n in PREDICTORS)) for s, r in zip(steps, facts["phase_one"], strict=True)]
-        title = "How well the teacher's next affinities are predicted by phase I, by no change, by nothing (KL, nats an image)"
+        title = "How well phase I predicts the teacher's next affinities on its training images, beside no change and nothing (KL, nats an image)"
         return [*out, Table(title, ("", *PREDICTORS), rows)]
 
     @classmethod

@@ -22,6 +22,7 @@ class Forecast:
     seconds: float  # of one slot
     elapsed: float  # on all slots
     source: str
+    kind: str  # of device: cpu or cuda
 
 
 def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, place: str, left: Forecast) -> str:
@@ -49,9 +50,10 @@ def describe(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     lines += [f"  {row} on {pair}: the settings of {method}'s own row, in which it stands there" for row, pair, method in as_own]
     if not left.seconds:
         return "\n".join([*lines, f"total: nothing left to train ({place})"])
-    on_cpu = device is not None and device["type"] == "cpu"
-    one = (device["name"] if device else "GPU") + (f" slot of {count(slots[0].threads, 'core')}" if on_cpu else "")
-    shared = f" that share {cores()} cores" if on_cpu and slots[0].threads * len(slots) > cores() else ""
+    on_cpu = left.kind == "cpu"
+    one = device["name"] if device else {"cpu": "CPU", "cuda": "GPU"}[left.kind]
+    one += f" slot of {count(slots[0].threads, 'core')}" if on_cpu else ""
+    shared = f" that share {cores()} cores" if on_cpu and device and slots[0].threads * len(slots) > cores() else ""
     several = f", {duration(left.elapsed)} on {len(slots)} slots{shared}" if len(slots) > 1 else ""
     return "\n".join([*lines, f"total: {duration(left.seconds)} of one {one}{several} ({place})", f"  estimated: {left.source}"])
 

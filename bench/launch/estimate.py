@@ -1,5 +1,6 @@
 """What a plan will cost: from measured costs where there are any, else multiply-accumulates over a rate that is stated. No torch here."""
 
+import contextlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from bench.plan.expand import group_macs, images, tested_images
 from bench.plan.groups import Group
 from bench.plan.rows import method_of
+from bench.plan.selection import typed
 from bench.store.costs import fits, scan
 from bench.store.records import Cost
 
@@ -38,9 +40,16 @@ def cost_of(costs: Sequence[Cost], group: Group, row: str, threads: int | None =
 
     def serves(c: Cost) -> bool:
         same = c.student == group.student and c.method == method and c.precision == group.precision and c.teacher in (group.teacher, None)
-        return same and fits(c, group.protocol) and all(c.hyper is None or str(c.hyper.get(k)) == v for k, v in changed.items())
+        return same and fits(c, group.protocol) and all(c.hyper is None or _is(c.hyper.get(k), v) for k, v in changed.items())
 
     return max((c for c in costs if serves(c)), key=lambda c: (c.teacher is not None, c.threads == threads, c.finished), default=None)
+
+
+def _is(measured: object, asked: str) -> bool:
+    """Whether a record's value of a hyper-parameter is the one that stands on the command line: 4.0 is what 4 says."""
+    with contextlib.suppress(ValueError):
+        return str(measured) == asked or typed(asked, type(measured)) == measured
+    return False
 
 
 def rate(costs: Sequence[Cost], kind: str, threads: int) -> tuple[float, str]:

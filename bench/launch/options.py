@@ -72,6 +72,10 @@ class Run(TrainingOptions):
     def check(self) -> None:
         """Raises UsageError for a name that nothing declares and a number out of its range."""
         self.check_time_budget()
+        self.check_device()
+        for name in ("groups_per_gpu", "threads", "time", "cpus"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1")
         if not 0 <= self.checkpoint_seconds < float("inf"):
             raise UsageError(f"--checkpoint-seconds {self.checkpoint_seconds}: at least 0, which is after every step")
         get_profile(self.profile or DEFAULT_PROFILE)

@@ -114,8 +114,7 @@ class Progress:
         if self.terminal:
             self._draw(running, summary)
         elif summary != self._last:
-            self.out.write(f"[{duration(now - self._started)}] {summary}\n")
-            self.out.flush()
+            self._write(f"[{duration(now - self._started)}] {summary}\n")
         self._last = summary
 
     def say(self, message: str) -> None:
@@ -123,8 +122,17 @@ class Progress:
         if self._display:
             self._display.console.print(message, markup=False, highlight=False, soft_wrap=True)
         else:
-            self.out.write(message + "\n")
+            self._write(message + "\n")
+
+    def _write(self, text: str) -> None:
+        """A line that cannot be written, on a full disk say, is no reason to end what runs; nobody left to read it is."""
+        try:
+            self.out.write(text)
             self.out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
     def close(self) -> None:
         """Leave the last state standing and give the terminal back."""

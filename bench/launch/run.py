@@ -62,11 +62,10 @@ def run(options: Run) -> int:
     check_known("engine", options.engine, ("auto", *engine.NAMES))
     if not slurm and not options.dry_run:
         engine.choose(options.engine, environment.select(options.device))  # refused, or compiled, before any job starts
-    slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.cpus)], None)
+    slots, device = slots_for(options, len(the_plan.groups)) if not slurm else ([Slot(None, options.threads or options.cpus)], None)
     root = options.data_folder
     results = options.results.absolute()
-    if results.exists() and not results.is_dir():
-        raise UsageError(f"--results {options.results} is no folder; choose another --results folder")
+    options.results_there()
     keep_epochs = _kept(options, the_plan)
     named = [parse_teacher(text) for text in options.teacher]
     files = teacher_networks.given(named, the_plan.teachers, results, the_plan.protocol, root)
@@ -79,9 +78,8 @@ def run(options: Run) -> int:
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
     book = Ledger(results, the_plan, dataset, options.redo, files, root)
     book.check_teachers()
-    if files and not options.dry_run:
-        teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
-    left = forecast(the_plan, book, slots, device)
+    kind = device["type"] if device else "cpu" if options.device == "cpu" else "cuda"
+    left = forecast(the_plan, book, slots, device, kind)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
     for warning in ledger.changed_sources(scan(results)[0]):
         say(f"warning: {warning}")
@@ -90,15 +88,17 @@ def run(options: Run) -> int:
     execution = Execution(
         results=str(results),
         data_root=str(root.absolute()),
-        device="cpu" if options.device == "cpu" or (device is not None and device["type"] == "cpu") else "cuda",
+        device=kind,
         threads=options.threads,
         engine=options.engine,
         deterministic=options.deterministic,
         checkpoint_seconds=options.checkpoint_seconds,
         keep_epochs=keep_epochs,
     )
-    jobs = _cluster_jobs(options, the_plan, book, execution) if slurm else []
-    _ask_first(options, left, jobs, slurm)
+    _ask_first(options, left, _cluster_jobs(options, the_plan, book, execution) if slurm else [], slurm)
+    if files:
+        teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
+    jobs = _cluster_jobs(options, the_plan, book, execution) if slurm else []  # with the teachers at hand more may be known to be done
     if options.redo:
         if book.resumes_redo():
             print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
@@ -124,8 +124,6 @@ def slots_for(options: Run, groups: int) -> tuple[list[Slot], dict]:
 
     On the CPU the threads of a job follow from the whole plan, not from what is left of it: another count would be other bits.
     """
-    if options.groups_per_gpu < 1 or (options.threads is not None and options.threads < 1):
-        raise UsageError("--groups-per-gpu and --threads: at least 1")
     chosen = environment.select(options.device)
     cores = usable_cores()
     if chosen.type == "cpu":
@@ -150,10 +148,9 @@ def visible_gpus() -> list[str]:
     return (named or [str(i) for i in range(count)])[:count]
 
 
-def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None) -> Forecast:
-    """What is left and how long it will take, from measured costs where there are any."""
-    todo, missing = book.groups_left(), book.teachers_missing()
-    kind, threads = (device["type"] if device else "cuda"), slots[0].threads
+def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, kind: str) -> Forecast:
+    """What is left and how long it will take on a device of that kind (cpu or cuda), from measured costs where there are any."""
+    todo, missing, threads = book.groups_left(), book.teachers_missing(), slots[0].threads
     known = estimate.load_costs(book.results, device["name"]) if device else {}
     macs = registries.read(the_plan.protocol).macs
     cost = estimate.training([(g, the_plan.needs_teacher(g), the_plan.before(g)) for g in todo], known, macs, kind, threads)
@@ -161,7 +158,7 @@ def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     own = estimate.training([(g, False, {}) for g in trained], known, macs, kind, threads)
     at_once = len(slots) if kind == "cuda" else min(len(slots), max(1, usable_cores() // threads))
     elapsed = estimate.spread(own.by_group, at_once) + max(estimate.spread(cost.by_group, len(slots)), cost.seconds / at_once)
-    return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source)
+    return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source, kind)
 
 
 def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
@@ -264,11 +261,9 @@ def _run_here(
     ours: set[str | None] = set()
 
     def counted(run: str) -> bool | None:
-        if f"-s{TEACHER_SEED}-" in run:
-            return False
         if run not in ours:  # one that needs a teacher has its id once that is there
             ours.update(book.runs().values())
-        return run in ours or None
+        return True if run in ours else False if f"-s{TEACHER_SEED}-" in run else None
 
     show = Progress(book.results, book.counts, counted=counted, labels=book.labels)
     locks = book.results / "locks"
@@ -281,17 +276,21 @@ def _run_here(
         show.say(f"{task.name}: {'done' if task.succeeded() else 'ended, not all done'}")
 
     pool = Pool(slots, folder, locks, show.update, show.say)
-    outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
-    show.update(force=True)
-    show.close()
+    try:
+        outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
+        show.update(force=True)
+    finally:
+        show.close()
     probed = Outcome()
     if not outcome.code and options.costs:
         alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
         pool = Pool(alone, folder / "costs", locks, show.update, show.say)
         device = environment.device_facts(environment.select(options.device))
         execution = dataclasses.replace(execution, threads=alone[0].threads)  # as the pool will have it: costs are named by it
-        probed = pool.run(probe_tasks(the_plan, execution, device), until, ended)
-        show.close()
+        try:
+            probed = pool.run(probe_tasks(the_plan, execution, device), until, ended)
+        finally:
+            show.close()
     if not folder.exists():
         raise UsageError(f"{book.results} was removed while its runs were trained; nothing more was written")
     code, troubles = outcome.code or probed.code, book.troubles() | outcome.reasons() | probed.reasons()

@@ -26,7 +26,7 @@ class Status(ResultsOption):
     """Show the live table until interrupted."""
 
     def main(self) -> int:
-        if not self.results.is_dir():
+        if not self.results_there():
             raise UsageError(f"{self.results} is no folder; name the results folder with --results")
         return watch(self.results) if self.watch else show(self.results, self.all)
 
@@ -100,6 +100,9 @@ def counts(results: Path) -> tuple[int, int]:
 def watch(results: Path) -> int:
     """The live table until interrupted."""
     show = Progress(results, lambda: counts(results), labels=lambda: {c.run: c.label for c in planned_cells(results)[0] if c.run and c.label})
-    while True:
-        show.update()
-        time.sleep(0.5)
+    try:
+        while True:
+            show.update()
+            time.sleep(0.5)
+    finally:
+        show.close()

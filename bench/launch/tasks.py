@@ -157,9 +157,12 @@ def child_environment(slot: Slot, deterministic: bool) -> Iterator[None]:
 
 
 def own_folder(folder: Path) -> Path:
-    """The folder, made if need be, which others may read as far as the umask says and never write: jobs unpickle what lies in it."""
+    """The folder, made if need be with those above it, which others may read as far as the umask says and never write: jobs unpickle what
+    lies in it, and who may write above it may put another in its place."""
+    made = [place for place in folder.parents if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(folder.stat().st_mode & 0o7755)
+    for place in (*made, folder):
+        place.chmod(place.stat().st_mode & 0o7755)
     return folder
 
 

@@ -61,8 +61,11 @@ class Equivalence(TimeBudgetOption, ThreadsOption, EngineOption, DeviceOption, D
     def main(self) -> int:
         """Print the power, train what is missing, judge, and write the outcome below `results`. Returns an exit code."""
         protocol, pair, seeds = _checked(self)
+        methods = tuple(dict.fromkeys(self.methods))
+        if methods != self.methods:  # each once, or its seeds would count twice
+            return dataclasses.replace(self, methods=methods).main()
         self.check_time_budget()
-        if not self.train and not self.results.is_dir():
+        if not self.results_there() and not self.train:
             raise UsageError(f"{self.results} is no folder, and --no-train reads what is done there; name the results folder with --results")
         planned = len(seeds) * len(self.methods)
         print(power_text(planned, self), flush=True)

@@ -190,10 +190,16 @@ def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict
 
     memory = meters.Memory(device, images)
     needs = member.method.main_teacher_needs(member.hyper, member.setting)
-    teacher = context.teacher() if needs else None
     learner = Learner(member.run, member.method, hyper, member.setting, prepared, device)
     recorded = issubclass(chosen, engine.Static)  # its pools do not show a step's peak
-    eager = Steps((engine.Eager if recorded else chosen)(images, teacher, [learner], group.precision), count, group.protocol.batch)
+    batch = group.protocol.batch
+
+    def steps_of(kind: type[engine.Eager]) -> Steps:
+        made = Steps(kind(images, context.teacher() if needs else None, [learner], group.precision), count, batch)
+        context.release_teacher()  # the engine has a folded copy, and a step holds one teacher
+        return made
+
+    eager = steps_of(engine.Eager if recorded else chosen)
     learner.begin_epoch(1)
 
     for _ in range(2):  # the first steps make optimiser state and, on CUDA, try algorithms in scratch memory that training does not need
@@ -202,7 +208,9 @@ def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict
     for _ in range(2):
         eager()
     peaks = memory.peaks()
-    step = Steps(chosen(images, teacher, [learner], group.precision) if recorded else eager.runner, count, group.protocol.batch)
+    if recorded:
+        del eager
+    step = steps_of(chosen) if recorded else eager
     for _ in range(warmup):
         step()
     peaks |= memory.end()  # the method's alone: the plain student comes after
@@ -212,10 +220,9 @@ def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict
     figures = _timed(steps, timed, device)
     if figures["noisy"]:
         figures = _timed(steps, timed, device) | {"repeated": True}
-    if not learner.finite() and (context.teacher_file or teacher is None):
+    if not learner.finite() and (context.teacher_file or not needs):
         raise UsageError(f"{member.run.method} on {member.setting.pair} gives losses that are not finite; a probe of it says nothing")
 
-    batch = group.protocol.batch
     return {
         "format": FORMAT,
         **costs.measured(member.run, torch.get_num_threads(), chosen.name),

@@ -24,6 +24,7 @@ from bench.options import DeviceOption, ResultsOption, ThreadsOption
 from bench.plan import names, protocols
 from bench.plan.groups import Group
 from bench.plan.identity import PRECISIONS
+from bench.plan.members import Member, resolve
 from bench.plan.profiles import PAIRS, PROFILES, Pair
 from bench.plan.selection import parse_pair
 from bench.store.costs import slug
@@ -62,6 +63,9 @@ class Speed(ThreadsOption, DeviceOption, ResultsOption):
         options = filled(self, device)
         pairs = [parse_pair(name, models.names()) for name in options.pairs]
         engines = [engine.choose(name, device) for name in options.engines]
+        for pair in pairs:
+            if not _members(pair, options.precisions[0], options):
+                raise UsageError(f"--methods {' '.join(options.methods)}: none of them can do {pair.name}")
         rows: list[dict[str, Any]] = []
         with exclusive(device):
             environment.configure(options.precisions[0], options.threads)
@@ -107,8 +111,8 @@ def filled(options: Speed, device: torch.device) -> Speed:
         raise UsageError(f"--steps {options.steps}: at least 1")
     return dataclasses.replace(
         options,
-        pairs=options.pairs or (("resnet56-resnet20",) if options.quick else tuple(pair.name for pair in PAIRS)),
-        methods=options.methods or (("student", "kd", "at") if options.quick else paper.methods),
+        pairs=tuple(dict.fromkeys(options.pairs)) or (("resnet56-resnet20",) if options.quick else tuple(pair.name for pair in PAIRS)),
+        methods=tuple(dict.fromkeys(options.methods)) or (("student", "kd", "at") if options.quick else paper.methods),
         precisions=options.precisions or (("tf32", "fp32", "bf16") if on_gpu else ("tf32", "bf16")),
         engines=options.engines or tuple(dict.fromkeys(("eager", engine.choose("auto", device).name))),
         steps=options.steps or ((100 if on_gpu else 3) if not options.quick else (20 if on_gpu else 2)),
@@ -125,6 +129,13 @@ def random_images(count: int, test: int) -> data.Dataset:
     return data.Dataset("random", pixels[a], labels[a], pixels[b], labels[b], classes, (0,) * 100, half, half, "0" * 16)
 
 
+def _members(pair: Pair, precision: str, options: Speed) -> list[Member]:
+    """The rows that can do a pair."""
+    group = Group(pair.teacher, pair.student, 1, protocols.get("crd"), precision, options.methods)
+    images = 200 if options.quick else TRAIN_IMAGES
+    return [m for m in resolve(group, "0" * 16, 100, 32, images, "untrained") if not m.skipped]
+
+
 def _measure(
     pair: Pair, precision: str, engines: Sequence[type[engine.Eager]], options: Speed, device: torch.device
 ) -> list[dict[str, Any]]:
@@ -134,7 +145,7 @@ def _measure(
     execution = Execution(str(options.results), device=options.device, threads=options.threads)
     context = Context(crd, precision, execution, pair.teacher, untrained=True, dataset=dataset)
     images, teacher = context.images, context.teacher()
-    members = [m for m in context.resolved(Group(pair.teacher, pair.student, 1, crd, precision, options.methods)) if not m.skipped]
+    members = _members(pair, precision, options)
     alone = next((m for m in members if m.run.method == SINGLE), members[-1])
     rows = []
     for kind in engines:

@@ -11,13 +11,14 @@ from bench.nightly.verdict import gaps, judge
 
 
 def trend(rows: list[Row], baseline: dict[str, Any] | None = None, every_hours: float = 24.0) -> dict[str, Any]:
-    """The series of one machine class, oldest night first.
+    """The series of one machine class, oldest night first: nights of the last one's plan, since those of another do not compare with it.
 
-    {"nights": [{"night", "date", "commit"}], "series": [{"key", "method", "pair", "metric", "unit", "worse", "points": [[night, value], ...],
-    "reported": [{"night", "kind", "since", "open"}]}], "gaps": [[date before, date after, nights missing]], "baselines": [{"night", "commit",
-    "date", "reason"}]}. A value is the mean over seeds, in `unit`; nights without the metric have no point. `reported` covers the nights since
-    the present baseline.
+    {"nights": [{"night", "date", "commit"}], "other_plans": nights left out, "series": [{"key", "method", "pair", "metric", "unit", "worse",
+    "points": [[night, value], ...], "reported": [{"night", "kind", "since", "open"}]}], "gaps": [[date before, date after, nights missing]],
+    "baselines": [{"night", "commit", "date", "reason"}]}. A value is the mean over seeds, in `unit`; nights without the metric have no point.
+    `reported` covers the nights since the present baseline.
     """
+    known, rows = len(rows), [row for row in rows if row["plan"] == rows[-1]["plan"]]
     verdict = judge(rows, baseline, every_hours) if rows and baseline else None
     still = {(f.key, f.reported) for f in [*verdict.open, *verdict.new]} if verdict else set()
     series = []
@@ -33,6 +34,7 @@ def trend(rows: list[Row], baseline: dict[str, Any] | None = None, every_hours: 
         series.append({"key": key, **{n: latest[n] for n in ("method", "pair", "metric", "unit", "worse")}, "points": points, "reported": reported})
     return {
         "nights": [{name: row[name] for name in ("night", "date", "commit")} for row in rows],
+        "other_plans": known - len(rows),
         "series": series,
         "gaps": [list(gap) for gap in gaps(rows, every_hours)],
         "baselines": [*baseline["earlier"], {n: baseline[n] for n in ("night", "commit", "date", "reason")}] if baseline else [],

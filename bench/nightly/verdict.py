@@ -97,9 +97,9 @@ def judge(rows: Sequence[Row], baseline: dict[str, Any], every_hours: float = 24
         if nights[index - 1]["night"] <= told:
             verdict.new, verdict.resolved = [], []
         replay.take(index, verdict)
-    verdict.new = [finding for finding in verdict.new if replay.findings.get(finding.key) is finding]
-    reported = {(finding.key, finding.kind) for finding in verdict.new}
-    verdict.open = [f for f in replay.findings.values() if (f.key, f.kind) not in reported]
+    still = [*replay.findings.values(), *replay.vanished.values()]
+    verdict.new = [finding for finding in verdict.new if any(finding is one for one in still)]
+    verdict.open = [finding for finding in still if not any(finding is one for one in verdict.new)]
     tonight = nights[-1]["metrics"]
     verdict.deterministic = sum(bool(metric.get("bits")) for metric in tonight.values())
     verdict.unchanged = sum(_same_bits(tonight[k], nights[0]["metrics"].get(k)) for k in tonight)
@@ -123,7 +123,8 @@ class _Replay:
         pooled = np.array([m["scale"] == "log" for m in self.metrics])
         self.state = alarm.State(single, Noise(np.array(prior), np.array(freedom), pooled))
         self.limits = alarm.limits(len(keys), int(single.sum()))
-        self.findings: dict[str, Finding] = {}
+        self.findings: dict[str, Finding] = {}  # the regressions that the alarm has open
+        self.vanished: dict[str, Finding] = {}  # apart from them: a metric can be both
         self.measured: dict[str, list[int]] = {key: [self.first[key]] for key in keys}
         self.fresh: dict[str, int] = dict(self.first)  # the last night with new bits
         self.calm: dict[str, int] = dict(self.first)
@@ -157,9 +158,8 @@ class _Replay:
             if not math.isfinite(night.value[j]):
                 self._missing(key, index, verdict)
                 continue
-            gone = self.findings.get(key)
-            if gone and gone.kind == VANISHED:
-                verdict.resolved.append(self.findings.pop(key))
+            if key in self.vanished:
+                verdict.resolved.append(self.vanished.pop(key))
             if events[j] == alarm.BACK:
                 verdict.resolved.append(self.findings.pop(key))
             elif events[j] != alarm.NONE:
@@ -200,9 +200,9 @@ class _Replay:
 
     def _missing(self, key: str, index: int, verdict: Verdict) -> None:
         """A metric that nights before had: reported once, whatever else of it is open."""
-        row, known = self.nights[index], self.findings.get(key)
+        row = self.nights[index]
         metric = self.metrics[self.keys.index(key)]
-        if index <= self.first[key] or (known and known.kind == VANISHED) or metric["part"] not in row["parts"]:
+        if index <= self.first[key] or key in self.vanished or metric["part"] not in row["parts"]:
             return
         new = [k for k in row["metrics"] if self.first[k] == index]
         reason = row["failures"].get(metric["method"], "")
@@ -240,7 +240,7 @@ class _Replay:
     def _report(self, finding: Finding, verdict: Verdict) -> None:
         verdict.new.append(finding)
         verdict.all_findings.append(finding)
-        self.findings[finding.key] = finding
+        (self.vanished if finding.kind == VANISHED else self.findings)[finding.key] = finding
 
 
 def _worse(metric: dict[str, Any], other: dict[str, Any], replicate: str) -> float:

@@ -59,6 +59,11 @@ def times(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}×"
 
 
+def of_pairs(covered: int, table: Table) -> str:
+    """What follows a mean over pairs that does not cover all of them, e.g. ` (1/6)`."""
+    return f" ({covered}/{len(table.pairs)})" if 0 < covered < len(table.pairs) else ""
+
+
 def _head(pair: Pair) -> tuple[str, str]:
     return (name(pair.teacher) if pair.teacher else "", f"→ {name(pair.student)}" if pair.teacher else name(pair.student))
 
@@ -160,10 +165,9 @@ def table_block(table: Table, number: str) -> Block:
     over_all = versus.pooled if versus else {}
     seconds = [second_best(table, j) for j in range(len(table.pairs))]
     for place, row in enumerate(table.rows):
-        some = f" ({row.pooled_pairs}/{len(table.pairs)})" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
-        few = f" ({row.cost_pairs}/{len(table.pairs)})" if 0 < row.cost_pairs < len(table.pairs) else ""
+        some = of_pairs(row.pooled.pairs, table) if row.pooled else ""
         prep = NONE if row.preparation is None else f"{row.preparation:.0f}"
-        speed = times(row.speed) + NOISY * row.noisy + few
+        speed = times(row.speed) + NOISY * row.noisy + of_pairs(row.cost_pairs, table)
         beside = [signed(row.pooled, place in over_all and over_all[place].clear) + some, speed, times(row.memory), prep]
         best = frozenset(i for i, cell in enumerate(row.cells) if cell.best)
         second = frozenset(j for j in range(len(table.pairs)) if place in seconds[j])
@@ -260,9 +264,10 @@ def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
 
 
 def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table: Table, alone: bool = False) -> float | None:
-    """Seconds for one student: its training steps, and its share of the preparation; `alone`: all of the preparation."""
-    cost, images = sheet.get(*pair, method), _images(table.protocol)
-    if cost is None or images is None:
+    """Seconds for one student: its training steps, and its share of the preparation; `alone`: all of the preparation. None where that is not
+    known, nor of a method with a stage before the main one: the probe measures the main one's step."""
+    cost, images, row = sheet.get(*pair, method), _images(table.protocol), main_row(table.rows, method)
+    if cost is None or images is None or (row and row.pretraining is not None):
         return None
     students = 1 if alone else served(pair, method, table)
     return table.protocol.epochs * images / cost.speed + (cost.preparation or 0.0) / students
@@ -312,6 +317,8 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
             "total: training steps of one student under this protocol, plus its share of the preparation, which serves all of the table's "
             "students and seeds of one teacher; alone: a student that bears the whole preparation."
         )
+        if any(r.pretraining is not None for r in table.rows):
+            notes[-1] += " None for a method that pre-trains its student: that stage's step is not measured."
     if freed:
         notes.append(
             "of KD's step: the time of a step without a teacher in it as a fraction of KD's, measured, and (ideally) by multiply-accumulates: "

@@ -14,6 +14,7 @@ import tyro
 
 from bench.errors import UsageError, check_known
 from bench.report import analysis_section, compare, epochs, page, paste, render, table
+from bench.report.blocks import set_title
 from bench.report.explain import explain
 from bench.report.short import short
 from bench.report.table import OWN, ResultSet
@@ -47,7 +48,7 @@ class Report:
     assume_sd: float | None = None
     """Judge against published numbers that print no deviation as if it were so many points."""
     strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Exit with 1 where anything is left out or warned of."""
+    """Exit with 1 where anything of the chosen set is left out or warned of."""
     baseline: str = "student"
     """The row that differences are taken to."""
     explain: tuple[str, ...] = ()
@@ -108,10 +109,9 @@ def report(options: Report) -> int:
     more = [name for name, asked in (("epochs.csv", options.epochs), ("figures/", options.figures)) if asked and options.write]
     if more:
         print(f"written too: {out}/{', '.join(more)}", file=sys.stderr)
-    faults = sum(s.faults for s in sets)
-    if options.strict and faults:
+    if options.strict and (faults := chosen.faults):
         said = "1 warning or exclusion" if faults == 1 else f"{faults} warnings or exclusions"
-        print(f"strict: {said}; --full prints them at the end of each set", file=sys.stderr)
+        print(f"strict: {said} in {set_title(chosen)[0].lower()}{set_title(chosen)[1:]}; --full prints them at its end", file=sys.stderr)
         return 1
     return 0
 

@@ -24,8 +24,8 @@ class Compared:
 
     @property
     def clear(self) -> bool:
-        """Whether it stands after Holm's correction at 5 %, and on as many runs as a claim needs."""
-        return self.holm is not None and self.holm <= ALPHA and self.difference.n >= statistics.CLAIM
+        """Whether it stands after Holm's correction at 5 %, and on as many seeds as a claim needs."""
+        return self.holm is not None and self.holm <= ALPHA and self.difference.seeds >= statistics.CLAIM
 
 
 @dataclass

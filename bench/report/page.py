@@ -82,10 +82,18 @@ def _cell_views(cell: Cell, at: tuple[int, int], versus: list[Comparison], row: 
     return views
 
 
+def _some_pairs(covered: int, table: Table) -> str:
+    """What stands below a mean over pairs that does not cover all of them."""
+    return f"{covered} of {len(table.pairs)} pairs" if 0 < covered < len(table.pairs) else ""
+
+
 def _pooled_views(i: int, table: Table, versus: list[Comparison], some_published: bool) -> list[dict[str, Any]]:
     row = table.rows[i]
-    some = f"{row.pooled_pairs} of {len(table.pairs)} pairs" if row.pooled and row.pooled_pairs < len(table.pairs) else ""
-    views = [_compared(c.baseline, c.pooled.get(i), row.method == c.baseline and not row.variant, [some]) for c in versus]
+    views = []
+    for c in versus:
+        found = c.pooled.get(i)
+        some = _some_pairs(found.difference.pairs, table) if found else ""
+        views.append(_compared(c.baseline, found, row.method == c.baseline and not row.variant, [some]))
     first = {**views[0], "key": "mean"} if views else _view("mean", DASH)
     return [first, *views, *([_view("published", DASH)] if some_published else [])]
 
@@ -102,8 +110,10 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
             rank = "best" if cell.best else "second" if i in seconds[j] else ""
             cells.append({"id": f"{mark}-{i}-{j}", "rank": rank, "views": _cell_views(cell, (i, j), versus, row, some_published)})
         extra = [{"views": _pooled_views(i, table, versus, some_published)}]
-        for value, shown in ((row.speed, "{:.2f}×" + blocks.NOISY * row.noisy), (row.memory, "{:.2f}×"), (row.preparation, "{:,.0f} s")):
-            extra.append({"views": [_view("", DASH if value is None else shown.format(value), sort=value)]})
+        few = _some_pairs(row.cost_pairs, table)
+        for value, mark in ((row.speed, blocks.NOISY * row.noisy), (row.memory, "")):
+            extra.append({"views": [_view("", DASH if value is None else f"{value:.2f}×{mark}", sort=value, below=[few])]})
+        extra.append({"views": [_view("", DASH if row.preparation is None else f"{row.preparation:,.0f} s", sort=row.preparation)]})
         use = None if row.parameters is None else row.parameters / 1e3
         extra.append({"views": [_view("", DASH if use is None else f"{use:+,.0f} k", sort=use)]})
         extra.append({"views": [_view("", DASH if row.pretraining is None else f"{row.pretraining:,.0f} s", sort=row.pretraining)]})

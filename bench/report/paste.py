@@ -52,12 +52,13 @@ def lay_out(table: Table, published: bool) -> Grid:
     """A table as a grid. Groups: teacher and baseline, the rows of CRD's Table 1, later methods, the user's own."""
     most = max((len(cell.values) for row in table.rows for cell in row.cells), default=0)
     seconds = [second_best(table, j) for j in range(len(table.pairs))]
-    groups: list[list[tuple[str, list[Entry], bool]]] = []
+    teachers: list[tuple[str, list[Entry], bool]] = []
+    if any(pair.top1 is not None for pair in table.pairs):
+        teachers.append(("Teacher", [Entry(NONE if pair.top1 is None else f"{pair.top1:.2f}") for pair in table.pairs], False))
+        teachers += _below([pair.published for pair in table.pairs], published)
+    groups = [teachers] * bool(teachers)
     for kind, members in groupby(sorted(enumerate(table.rows), key=_kind), key=_kind):
-        group: list[tuple[str, list[Entry], bool]] = []
-        if kind == 0 and any(pair.top1 is not None for pair in table.pairs):
-            group.append(("Teacher", [Entry(NONE if pair.top1 is None else f"{pair.top1:.2f}") for pair in table.pairs], False))
-            group += _below([pair.published for pair in table.pairs], published)
+        group = groups.pop() if kind == 0 and groups else []
         for i, row in members:
             cells = [_entry(cell, most, "second" if i in seconds[j] else "") for j, cell in enumerate(row.cells)]
             group.append((row_title(row), cells, False))

@@ -68,8 +68,8 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     whole = {i: c for i, c in every.items() if not table.rows[i].variant} or every  # methods' own rows where there are any
     if not whole:
         return []
-    most = max(table.rows[i].pooled_pairs for i in whole)  # the others' means are over other pairs
-    best = max((i for i in whole if table.rows[i].pooled_pairs == most), key=lambda i: whole[i].difference.mean)
+    most = max(c.difference.pairs for c in whole.values())  # the others' means are over other pairs
+    best = max((i for i, c in whole.items() if c.difference.pairs == most), key=lambda i: whole[i].difference.mean)
     d = whole[best].difference
     base = clean(versus.title, 40)
     of = f" of {len(table.pairs)}" if most < len(table.pairs) else ""
@@ -148,20 +148,22 @@ def published_lines(table: Table) -> list[str]:
 
 def cost_lines(table: Table) -> list[str]:
     """What the methods cost, relative to the plain student."""
-    rows = [(row.speed, i) for i, row in enumerate(table.rows) if row.speed and row.method != "student"]
+    most = max((row.cost_pairs for row in table.rows if row.method != "student"), default=0)  # the others' means are over other pairs
+    rows = [(row.speed, i) for i, row in enumerate(table.rows) if most and row.cost_pairs == most and row.method != "student"]
     if not rows:
+        if table.sheet:
+            return ["No cost is given as a multiple: the plain student's, or every other one, was not measured at this precision and batch."]
         return ["No cost was measured at this precision and batch."]
     cheap, dear = max(rows), min(rows)
-    text = f"Training one step costs {1 / cheap[0]:.2f}× the plain student's time with {_title(table, cheap[1])}"
+    over = f"Over {most} of {len(table.pairs)} pairs, training" if most < len(table.pairs) else "Training"
+    text = f"{over} one step costs {1 / cheap[0]:.2f}× the plain student's time with {_title(table, cheap[1])}"
     text += f", the cheapest, and {1 / dear[0]:.2f}× with {_title(table, dear[1])}, the dearest." if len(rows) > 1 else "."
     lines = [text]
     noisy = [_title(table, i) for i, row in enumerate(table.rows) if row.noisy]
     if noisy:
         lines.append(f"The cost of {_listed(noisy)} was measured beside something else that ran, or too unsteadily: do not trust it.")
-    memory = [(row.memory, i) for i, row in enumerate(table.rows) if row.memory and row.method != "student"]
-    if memory:
-        most = max(memory)
-        lines.append(f"Most memory: {_title(table, most[1])}, {most[0]:.2f}× the plain student's peak.")
+    memory, i = max((table.rows[i].memory, i) for _, i in rows)
+    lines.append(f"Most memory: {_title(table, i)}, {memory:.2f}× the plain student's peak.")
     prepared = [(row.preparation, i) for i, row in enumerate(table.rows) if row.preparation]
     if prepared:
         lines.append("Prepared once a teacher: " + _listed([f"{_title(table, i)} ({seconds:,.0f} s)" for seconds, i in prepared]) + ".")

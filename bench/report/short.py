@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from bench.report.blocks import NOISE, NOISY, NONE, conditions, is_few, remarks, row_title, set_title, signed, times
+from bench.report.blocks import NOISE, NOISY, NONE, conditions, is_few, of_pairs, remarks, row_title, set_title, signed, times
 from bench.report.sentences import FEW, standing_line
 from bench.report.table import Cell, ResultSet, Table, name
 from bench.text import clean, count, shortened
@@ -23,8 +23,8 @@ def short(sets: list[ResultSet], shown: ResultSet, width: int, out: Path | None,
 
     `analyses`: there is a file of what analyses found.
     """
-    below = _rest(sets, shown, out, analyses)
     if not shown.tables:
+        below = _rest(sets, shown, out, analyses, _FAULTS)
         kept = [s.name.removeprefix("evidence/") for s in sets if s is not shown and (s.tables or s.sheets)]
         above = _wrap(f"{remarks(shown)[-1]}.", width)
         above += _wrap(f"Evidence sets: {', '.join(kept)}; report --set NAME shows one, --full all.", width) if kept else []
@@ -34,11 +34,15 @@ def short(sets: list[ResultSet], shown: ResultSet, width: int, out: Path | None,
     columns, missing = _fitting(table, width - max(map(len, labels)))
     where = "" if shown is sets[0] else f"{set_title(shown)}. "
     above = _wrap(where + conditions(table), width) + _wrap(_legend(table, len(columns) > len(table.pairs)), width) + [""]
+    first = [NOISE] * any(NOISY in cell for _, cells in columns for cell in cells) + missing
     if not all(cell.complete for row in table.rows for cell in row.cells):
-        below = [standing_line(table), *below]
-    below = _fitted([NOISE] * any(NOISY in cell for _, cells in columns for cell in cells) + [*missing, *below], width)
-    lines, left_out = _table(labels, columns, LINES - len(above) - len(below) - 2)
-    if left_out:
+        first.append(standing_line(table))
+    for faults in range(_FAULTS, -1, -1):  # methods have their lines before warnings have theirs
+        below = _fitted([*first, *_rest(sets, shown, out, analyses, faults)], width)
+        lines, left_out = _table(labels, columns, LINES - len(above) - len(below) - 2)
+        if not left_out:
+            break
+    else:
         below.insert(0, f"{count(left_out, 'more method')} in the files below.")
     return "\n".join([*above, *lines, "", *below]) + "\n"
 
@@ -63,14 +67,16 @@ def _legend(table: Table, gains: bool) -> str:
     return f"{text} Δ {table.base_title}: difference paired by seed, ± its 95 % interval." if gains else text
 
 
-def _rest(sets: list[ResultSet], shown: ResultSet, out: Path | None, analyses: bool) -> list[str]:
+def _rest(sets: list[ResultSet], shown: ResultSet, out: Path | None, analyses: bool, most: int) -> list[str]:
+    """What stands below the table, with at most so many warnings and exclusions."""
     lines = []
     if len(shown.tables) > 1:
         lines.append(f"{count(len(shown.tables) - 1, 'more table')} of other protocols or precisions: --full prints all.")
     faults = [line for line in remarks(shown) if line.startswith(("warning: ", "excluded: "))]
-    lines += [clean(line, _FAULT) for line in faults[:_FAULTS]]
-    if len(faults) > _FAULTS:
-        lines.append(f"and {len(faults) - _FAULTS} more: --full prints all.")
+    lines += [clean(line, _FAULT) for line in faults[:most]]
+    if len(faults) > most:
+        left = len(faults) - most
+        lines.append(f"and {left} more: --full prints all." if most else f"Warnings and exclusions: {left}; --full prints all.")
     if out:
         kept = any(s is not shown and (s.tables or s.sheets) for s in sets)
         holds = ["notes", "published numbers", "costs by pair"] + ["evidence sets"] * kept
@@ -102,10 +108,9 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
     found = [row.pooled if many else row.cells[0].difference if row.cells else None for row in table.rows]
     gains = ["" if d is None else f"{d.mean:+.2f}" if few else signed(d).replace(" ±", " ± ") for d in found]
     if many:
-        of = [f" ({row.pooled_pairs}/{len(table.pairs)})" * (0 < row.pooled_pairs < len(table.pairs)) for row in table.rows]
-        gains = [gain + part for gain, part in zip(gains, of, strict=True)]
+        gains = [gain + (of_pairs(d.pairs, table) if d else "") for gain, d in zip(gains, found, strict=True)]
     extra = [((f"Δ {table.base_title}", "all pairs" if many else ""), gains)]
-    extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy for row in table.rows]))
+    extra.append((("speed", ""), [times(row.speed) + NOISY * row.noisy + of_pairs(row.cost_pairs, table) for row in table.rows]))
     extra.append((("memory", ""), [times(row.memory) for row in table.rows]))
     extra.append((("prep.", ""), [NONE if row.preparation is None else f"{row.preparation:.0f} s" for row in table.rows]))
     extra.append((("at use", ""), [NONE if row.parameters is None else f"{row.parameters / 1e3:+,.0f} k" for row in table.rows]))
@@ -120,8 +125,8 @@ def _fitting(table: Table, width: int) -> tuple[list[Column], list[str]]:
     else:
         kept = len(columns)
     pairs = max(0, len(table.pairs) - kept)
-    lost = [count(pairs, "pair")] * bool(pairs) + ["differences and costs"] * (kept < len(columns) and len(columns) > len(table.pairs))
-    return columns[:kept], [f"Not shown for want of room: {' and '.join(lost)}; they are in the files below."] * bool(lost)
+    lost = [count(pairs, "pair")] * bool(pairs) + [top for (top, _), _ in columns[max(kept, len(table.pairs)) :]]
+    return columns[:kept], [f"Not shown for want of room: {', '.join(lost)}; see the files below."] * bool(lost)
 
 
 def _size(column: Column) -> int:

@@ -18,7 +18,7 @@ from bench.report.published import Published
 from bench.statistics import Difference, Summary, Verdict
 from bench.store.files import Problem, folders
 from bench.store.records import AtUse
-from bench.store.runs import RunView, scan
+from bench.store.runs import TEACHER, RunView, of_students, scan
 
 PAIRS = tuple((pair.teacher, pair.student) for pair in ALL_PAIRS)
 OWN = "own runs"
@@ -94,7 +94,6 @@ class Row:
     variant: str
     cells: list[Cell]
     pooled: Difference | None = None
-    pooled_pairs: int = 0
     speed: float | None = None
     memory: float | None = None
     cost_pairs: int = 0
@@ -228,7 +227,7 @@ def build_table(
     pairs = [Pair(t, s, published=published.look_up(index, protocol, t, s, "teacher")) for t, s in keys]
     titles = dict(plan.titles)
     for run in usable:
-        titles.setdefault(run.method, run.title)
+        titles.setdefault(run.method, "Student" if run.title == TEACHER else run.title)
     found: dict[tuple[str, str], dict[tuple[str | None, str], list[RunView]]] = defaultdict(lambda: defaultdict(list))
     out: dict[str, str] = dict(untrained)
     asked = plan.runs
@@ -327,7 +326,7 @@ def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
     for (i, j), difference in cells.items():
         rows[i].cells[j].difference = difference
     for i, difference in pooled.items():
-        rows[i].pooled, rows[i].pooled_pairs = difference, sum(row == i for row, _ in cells)
+        rows[i].pooled = difference
     for column in range(len(pairs)):
         means = {i: round(mean, 2) for i, mean in ranked(rows, column).items()}
         for i in (i for i in means if len(means) > 1 and means[i] == max(means.values())):
@@ -361,9 +360,8 @@ def build_set(title: str, folder: Path, index: published.Index, baseline: str = 
     except StoreError as error:
         problems.append(Problem("plan.json", str(error)))
     groups: dict[tuple[str, str], list[RunView]] = defaultdict(list)
-    for run in runs:
-        if run.title != "Teacher" or run.id in plan.runs:  # a teacher's own training is no row: it is the context of its students'
-            groups[run.table].append(run)
+    for run in of_students(runs, plan.runs):
+        groups[run.table].append(run)
     if plan.table:
         groups.setdefault(plan.table, [])
     broken = {p.where for p in problems}

@@ -20,28 +20,31 @@ MARK = ".kd-bench-events"
 class Tensorboard(ResultsOption):
     """Write the epoch rows of all runs as TensorBoard event files."""
 
-    out: Path = Path("results/report/tensorboard")
-    """Where the event files go, one folder a run; written anew each time."""
+    out: Path | None = None
+    """Where the event files go, one folder a run, written anew each time; default: RESULTS/report/tensorboard."""
 
     def main(self) -> int:
         """Write one event file a run below `out`; a run that cannot be trusted is named and left out. Returns 0.
 
         Accuracies are in percent; the step is the epoch. Raises UsageError where the tensorboard package is missing, there are no runs, or
-        `out` is a folder that this command did not make.
+        `out` is a file, cannot be written, or is a folder that this command did not make.
         """
         if importlib.util.find_spec("tensorboard") is None:
             raise UsageError("event files need the package tensorboard; pip install tensorboard")
-        out = self.out
+        out = self.out or self.results / "report" / "tensorboard"
         runs, problems = scan(self.results)
         if not runs:
             raise UsageError(f"no runs below {self.results}/runs; choose another --results folder")
-        if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
-            raise UsageError(f"{out} holds other files; choose another --out folder")
         from torch.utils.tensorboard import SummaryWriter
 
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        (out / MARK).touch()
+        try:
+            if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+                raise UsageError(f"{out} holds other files; choose another --out folder")
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            (out / MARK).touch()
+        except OSError as error:
+            raise UsageError(f"{out}: {error.strerror or error}; choose another --out folder") from None
         written = 0
         for problem in problems:
             say(f"left out: {problem.where}: {problem.reason}")

@@ -41,7 +41,7 @@ def spark(points: list[list[float]], marks: list[int], label: str) -> Markup:
 
 def _machine(name: str, found: dict[str, Any]) -> dict[str, Any]:
     if "error" in found:
-        return {"name": clean(name), "error": clean(found["error"]), "lines": [], "nights": 0}
+        return {"name": clean(name), "error": clean(found["error"]), "lines": [], "nights": 0, "other_plans": 0}
     last = found["nights"][-1] if found["nights"] else None
     if last:
         last = {"night": last["night"], "date": last["date"], "commit": clean(last["commit"] or "unknown")}
@@ -49,7 +49,7 @@ def _machine(name: str, found: dict[str, Any]) -> dict[str, Any]:
     for series in found["series"]:
         points, reported = series["points"], series["reported"]
         is_open = [f for f in reported if f["open"]]
-        state = f"{is_open[-1]['kind']} since {clean(is_open[-1]['since'] or 'an unknown commit', 18)}" if is_open else ""
+        state = "; ".join(f"{f['kind']} since {clean(f['since'] or 'an unknown commit', 18)}" for f in is_open)
         where = clean(" on ".join(filter(None, (series["method"], series["pair"]))))
         label = f"{series['metric']} of {where or 'the suite'}: {len(points)} nights, from {_number(points[0][1])} to {_number(points[-1][1])}"
         gone = last is not None and points[-1][0] != last["night"]
@@ -67,7 +67,8 @@ def _machine(name: str, found: dict[str, Any]) -> dict[str, Any]:
         )
     lines.sort(key=lambda line: not line["state"])
     count = len(found["nights"])
-    return {"name": clean(name), "error": "", "lines": lines, "nights": count, "last": last, "open": sum(bool(line["state"]) for line in lines)}
+    is_open = sum(bool(line["state"]) for line in lines)
+    return {"name": clean(name), "error": "", "lines": lines, "nights": count, "other_plans": found["other_plans"], "last": last, "open": is_open}
 
 
 def section(results: Path, environment: jinja2.Environment) -> Markup | None:

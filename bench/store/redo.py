@@ -50,9 +50,11 @@ def begin(results: Path, runs: Iterable[str]) -> None:
     before = covered(results, runs)
     fresh = [run for run in runs if run not in before]
     there = [run for run in fresh if (results / "runs" / run).exists()]
+    _same_disk(results)
     leases = [Lease(results / "runs" / run) for run in there]
-    won = acquire_all(leases)
+    won = [False] * len(leases)
     try:
+        won = acquire_all(leases)
         if not all(won):
             raise UsageError(f"{there[won.index(False)]} is being trained; stop that before --redo")
         for run in fresh:  # all of them first: killed in between, the next --redo marks the rest
@@ -66,6 +68,17 @@ def begin(results: Path, runs: Iterable[str]) -> None:
         for lease, ours in zip(leases, won, strict=True):
             if ours:
                 lease.release()
+
+
+def _same_disk(results: Path) -> None:
+    """Raises UsageError where a run could not be renamed from `root` into results/runs: told before the training, not after it."""
+    runs, beside = results / "runs", root(results)
+    try:
+        apart = runs.stat().st_dev != (beside if beside.exists() else results).stat().st_dev
+    except OSError:  # not there yet, or not to be read, which what comes next tells
+        return
+    if apart:
+        raise UsageError(f"{runs} and {beside} lie on different disks, and --redo renames; make {results} itself the link")
 
 
 def publish(results: Path, run: str, lease: Lease) -> None:

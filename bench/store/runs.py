@@ -5,7 +5,7 @@ write each. Files and rows carry a CRC-32. The final record is written last, onc
 """
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
@@ -25,6 +25,8 @@ from bench.store.rows import curve, read_rows
 STATUSES: tuple[str, ...] = get_args(get_type_hints(Status)["status"])
 """The closed list of what a run can be."""
 
+TEACHER = "Teacher"
+"""The title of a teacher's own training."""
 GONE = "it stopped without a word, and nobody runs it"
 """The reason of a run whose status says that it is running and whose lease nobody holds."""
 _RUN = re.compile(r"\S+-s-?\d+-[0-9a-f]{10}")
@@ -175,6 +177,15 @@ class RunView:
     def table(self) -> tuple[str, str]:
         """What runs of one table have in common: the whole protocol, and the precision."""
         return canonical(self.identity["protocol"]), self.precision
+
+
+def of_students(views: Sequence[RunView], planned: Collection[str] = ()) -> list[RunView]:
+    """Without teachers' own trainings, which are no rows: they are the context of their students'.
+
+    One that is a plain student too stays (a teacher has seed 0, and so may students): it is planned, or other runs have its student and seed.
+    """
+    beside = {(view.table, view.student, view.seed) for view in views if view.title != TEACHER}
+    return [v for v in views if v.title != TEACHER or v.id in planned or (v.table, v.student, v.seed) in beside]
 
 
 def read_run(folder: Path) -> RunView:

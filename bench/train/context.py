@@ -50,7 +50,7 @@ class Context:
 
     `untrained`: for what measures time and no more. Where the results folder holds no such teacher, one with initial weights stands in
     (records say so), and one that is there is not tested first.
-    Raises UsageError for a device, engine or data set that is not there.
+    Raises UsageError for a device, engine or data set that is not there, and for a device without room for the data set.
     """
 
     def __init__(
@@ -71,7 +71,12 @@ class Context:
         environment.configure(precision, execution.threads, execution.deterministic)
         self.engine = engine.choose(execution.engine, self.device)
         self.dataset = dataset or data.load(protocol, Path(execution.data_root) if execution.data_root else None, execution.download)
-        self.images = Augmenter(self.dataset, self.device, channels_last=True)
+        try:
+            self.images = Augmenter(self.dataset, self.device, channels_last=True)
+        except RuntimeError as error:
+            if not engine.is_short_of_memory(error):
+                raise
+            raise UsageError(f"{self.device} has no room for the data set; free its memory, or choose another --device") from None
         self._teacher: nn.Module | None = None
 
     @cached_property

@@ -131,7 +131,7 @@ class Training:
                 if self.too_large:
                     break
         except Exception as error:
-            if not (isinstance(error, DeviceLost) or is_lost(error)):  # a device's error may surface at any later read of it
+            if not (isinstance(error, DeviceLost) or is_lost(error, job.device)):  # a device's error may surface at any later read of it
                 raise
             self._interrupted(f"device lost: {reasons.reason(error)}")
             return TROUBLE
@@ -212,7 +212,7 @@ class Training:
                 except Stopped:
                     return self._stop(Position(epoch, steps))
                 except Exception as error:  # no memory for the test batch, say
-                    if is_lost(error):
+                    if is_lost(error, self.job.device):
                         raise DeviceLost(str(error)) from error
                     self._drop(place.learner, error)
                     continue

@@ -9,7 +9,7 @@ from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store import redo
 from bench.store.records import Status
-from bench.store.runs import read_record, read_status
+from bench.store.runs import TEACHER, read_record, read_status
 from bench.store.teachers import check, find
 from bench.store.weights import read_state, state_hash
 from bench.text import say
@@ -21,7 +21,7 @@ from bench.train.teacher_networks import publish
 
 def group_of(architecture: str, protocol: Protocol, seed: int, precision: str) -> Group:
     """The group of the one run that a teacher comes from."""
-    return Group(None, architecture, seed, protocol, precision, ("student",), title="Teacher")
+    return Group(None, architecture, seed, protocol, precision, ("student",), title=TEACHER)
 
 
 def train(architecture: str, protocol: Protocol, seed: int, precision: str, execution: Execution) -> int:

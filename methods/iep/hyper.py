@@ -31,7 +31,7 @@ class Hyper:
     phase_lr: float = ranged(0.1, above=0)
     phase_momentum: float = ranged(0.9, above=0, at_most=1)  # nesterov, which needs some
     phase_weight_decay: float = ranged(1e-3, at_least=0)  # on every weight of the networks, batch normalisation included
-    check_batches: int = ranged(50, at_least=1)  # held pass that compares the networks with the trivial predictors
+    check_batches: int = ranged(50, at_least=1)  # of training images, not augmented, on which the networks are compared with trivial predictors
 
     def __post_init__(self) -> None:
         if self.pca not in PCA:

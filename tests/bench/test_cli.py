@@ -43,7 +43,14 @@ LOCAL = ("--cluster", "local", "--device", "cpu")
         (("nightly", "--workers", "0"), "--workers 0: at least 1"),
         (("speed", "--methods", "kdd"), "unknown method 'kdd'; did you mean kd"),
         (("speed", "--quick", "--device", "cpu", "--threads", "0"), "--threads 0: at least 1"),
-        (("doctor", "--results", __file__), "is no folder; name the results folder with --results"),
+        (("doctor", "--results", __file__), "is no folder; choose another --results folder"),
+        *(((*command, "--results", "x" * 300), "File name too long; choose another --results folder") for command in (
+            ("status",), ("doctor",), ("run", "--profile", "smoke", *LOCAL, "--dry-run"), ("analyse", "dissect")
+        )),
+        (("run", "--device", "gpu"), "--device 'gpu': auto, cpu, cuda or cuda:N"),
+        (("run", "--cpus", "0"), "--cpus 0: at least 1"),
+        (("run", "--time", "-1"), "--time -1: at least 1"),
+        (("run", "--groups-per-gpu", "0"), "--groups-per-gpu 0: at least 1"),
         (("run", "--profile", "smoke", *LOCAL, "--methods", "kd", "--set", "kd.temprature=2"), "'temprature'; did you mean temperature"),
         (("run", "--profile", "smoke", *LOCAL, "--methods", "kd", "--set", "kd.temperature=hot"), "expected a float"),
         (("run", "--profile", "smoke", *LOCAL, "--seeds", "one"), "--seeds one"),
@@ -53,7 +60,8 @@ LOCAL = ("--cluster", "local", "--device", "cpu")
         (("run", "--profile", "smoke", *LOCAL, "--time-budget", "nan"), "--time-budget nan: minutes, above 0"),
         (("teachers", "train", "resnet20", "--time-budget", "nan"), "--time-budget nan: minutes, above 0"),
         (("run", "--profile", "smoke", *LOCAL, "--threads", "0"), "at least 1"),
-        (("run", "--profile", "smoke", "--cluster", "local", "--device", "tpu"), "device 'tpu'"),
+        (("run", "--profile", "smoke", "--cluster", "local", "--device", "tpu"), "--device 'tpu'"),
+        (("speed", "--methods", "fsp", "--pairs", "wrn_40_2-wrn_40_1", "--device", "cpu"), "--methods fsp: none of them can do wrn_40_2-wrn_40_1"),
         (("run", "--pairs", "resnet20-resnet8", "--methods", "kd", *LOCAL), "cifar-100-python"),
         (("teachers", "import", "nowhere.pt", "--architecture", "resnet20"), "nowhere.pt does not exist"),
         (("teachers", "import", "nowhere.pt", "--architecture", "resnet21"), "resnet21"),
@@ -131,13 +139,13 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
     from bench.launch import run as launch
     from bench.launch.options import Run
 
-    days = launch.Forecast([], [], (), 3e6, 3e6, "")
+    days = launch.Forecast([], [], (), 3e6, 3e6, "", "cpu")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
     with pytest.raises(UsageError, match="about 34 days .* start it with --profile paper"):
         launch._refuse_days(Run(), days)
     for asked in (Run(profile="paper"), Run(yes=True), Run(time_budget=60)):
         launch._refuse_days(asked, days)
-    launch._refuse_days(Run(), launch.Forecast([], [], (), 60, 60, ""))
+    launch._refuse_days(Run(), launch.Forecast([], [], (), 60, 60, "", "cpu"))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     for answer in (lambda question: "n", lambda question: (_ for _ in ()).throw(EOFError)):  # no, and Ctrl-D
         monkeypatch.setattr("builtins.input", answer)
@@ -199,10 +207,27 @@ def test_slurm_without_anybody_to_ask_submits_nothing(tmp_path):
         (tmp_path / "bin" / name).chmod(0o755)
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     command = ("run", "--profile", "smoke", "--cluster", "slurm", "--methods", "student", "--seeds", "1", "--device", "cpu")
+    got = bench(*command, "--dry-run", cwd=tmp_path, PATH=path)
+    assert got.returncode == 0 and "of one CPU slot of 4 cores (slurm)" in got.stdout and "120 GMAC/s assumed" in got.stdout
     got = bench(*command, cwd=tmp_path, PATH=path)
     assert got.returncode == 2 and "add --yes" in got.stderr and not (tmp_path / "called").exists()
     got = bench(*command, "--yes", cwd=tmp_path, PATH=path)
     assert got.returncode == 2 and "Slurm took 0 of" in got.stderr and (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize(("inside", "profile"), [(False, "paper"), (True, "smoke")])
+def test_run_all_knows_that_it_is_a_job_itself(tmp_path, inside, profile):
+    """On a node without a GPU: a controller answers there too, and nothing would be submitted."""
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 0\n")
+    python = '#!/bin/sh\ncase "$1" in -) exit 0 ;; -c) exit 1 ;; *) echo "$@"; echo "total: 1 h" ;; esac\n'  # no CUDA; commands are told
+    (tmp_path / "python").write_text(python)
+    for name in ("sinfo", "python"):
+        (tmp_path / name).chmod(0o755)
+    here = {k: v for k, v in os.environ.items() if k != "SLURM_JOB_ID"} | ({"SLURM_JOB_ID": "7"} if inside else {})
+    here |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "KD_BENCH_PYTHON": str(tmp_path / "python")}
+    got = subprocess.run(["bash", ROOT / "run_all.sh"], cwd=tmp_path, env=here, capture_output=True, text=True, timeout=60)
+    started = [line for line in got.stdout.splitlines() if line.startswith("-m bench run") and "--dry-run" not in line]
+    assert got.returncode == 0 and [line.split()[4] for line in started] == [profile], got.stdout + got.stderr
 
 
 def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):

@@ -162,6 +162,19 @@ def test_what_simkd_adds_at_inference():
     assert simkd.SimKD.inference(simkd.Hyper(), wide).parameters == kept - (512 * 100 + 100)
 
 
+@pytest.mark.parametrize("names", [("resnet32x4", "shufflev2"), ("vgg13", "mobilenetv2"), ("resnet8x4", "resnet8x4"), ("wrn_40_2", "wrn_16_1")])
+def test_simkd_at_use_is_what_its_answer_needs(names):
+    """The parameters that the answer depends on: those behind the student's last stage are none of them."""
+    teacher, student = names
+    where = Setting(models.shapes(student), models.shapes(teacher))
+    prepared = Prepared({"weight": torch.randn(100, where.teacher.embedding), "bias": torch.randn(100)})
+    method, network = simkd.SimKD(simkd.Hyper(), where, prepared), models.build(student)
+    method.predict(network(torch.randn(2, 3, 32, 32), ("stage",))).sum().backward()
+    used = sum(p.numel() for p in [*method.parameters(), *network.parameters()] if p.grad is not None)
+    whole = sum(p.numel() for p in network.parameters())
+    assert simkd.SimKD.inference(simkd.Hyper(), where).parameters == used + method.weight.numel() + method.bias.numel() - whole
+
+
 # SRRL
 
 

@@ -48,7 +48,7 @@ class Analyse(ThreadsOption, DeviceOption, DataOption, ResultsOption):
     def check(self) -> None:
         """Raises UsageError for what can be refused without loading torch: the analysis, its options, the words that name networks."""
         options_of(registry.get(self.name), self.changes)
-        if not self.results.is_dir():
+        if not self.results_there():
             raise UsageError(f"{self.results} is no folder; give the results folder with --results")
         self.words()
 

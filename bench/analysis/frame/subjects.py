@@ -13,7 +13,6 @@ from bench.plan.selection import parse_pair
 from bench.store import runs, teachers
 from bench.store.runs import RunView
 
-TEACHER_TITLE = "Teacher"
 """Of runs in which a teacher was trained: they are no students of a pair."""
 
 
@@ -67,9 +66,10 @@ def read(words: Sequence[str], results: Path, networks: Sequence[str], protocol:
             pair = parse_pair(word, networks)
             pairs.append((pair.teacher, pair.student))
     wanted = protocols.get(protocol) if protocol else None
-    of_pairs = [v for v in views.values() if v.status == "done" and any(v.student == s and v.teacher in (t, None) for t, s in pairs)]
+    students = runs.of_students([*views.values()])
+    of_pairs = [v for v in students if v.status == "done" and any(v.student == s and v.teacher in (t, None) for t, s in pairs)]
     if wanted is None:
-        known = {_data(v.protocol): v for v in (*chosen.values(), *of_pairs) if v.title != TEACHER_TITLE}
+        known = {_data(v.protocol): v for v in (*(c for c in chosen.values() if c.title != runs.TEACHER), *of_pairs)}
         if len(known) > 1:
             raise UsageError(f"the runs named are of different data ({'; '.join(sorted(known))}): choose with --protocol NAME, or name runs of one")
         first = next(iter(known.values()), None)
@@ -78,7 +78,7 @@ def read(words: Sequence[str], results: Path, networks: Sequence[str], protocol:
     for view in chosen.values():
         if _data(view.protocol) != here:
             raise UsageError(f"{view.id} was trained on {_data(view.protocol)}, the analysis is on {here}: name its own protocol, or none")
-    chosen |= {v.id: v for v in of_pairs if _data(v.protocol) == here and v.title != TEACHER_TITLE}
+    chosen |= {v.id: v for v in of_pairs if _data(v.protocol) == here}
     return Words(tuple(dict.fromkeys(named)), tuple(dict.fromkeys(pairs)), tuple(chosen.values()), wanted)
 
 

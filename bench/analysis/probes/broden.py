@@ -1,7 +1,8 @@
 """Broden (Bau et al. 2017) from a folder: index.csv (image, split, ih, iw, sh, sw, then a column for each category), label.csv, c_<category>.csv.
 
 A cell of a category labelled by pixel names PNG files, ";" between them; a pixel's label is R + 256 G, 0 = none. A cell of a category of whole
-images holds label numbers. Images and masks are brought to the network's size (images bilinear, masks nearest).
+images holds label numbers. Images and masks are brought to the network's size (images bilinear, masks nearest). The column
+`material` is not read: the categories are NetDissect-Lite's.
 """
 
 import csv
@@ -43,7 +44,15 @@ def _read(path: Path) -> bytes:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_read(path).decode().splitlines()))
+    """Raises UsageError for a table that is no text, and for a row that is cut short."""
+    try:
+        rows = list(csv.DictReader(_read(path).decode().splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read as a table ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if None in row.values():
+            raise UsageError(f"{path}: row {number} of {len(rows)}, below the first line, is cut short")
+    return rows
 
 
 class Broden:

@@ -55,12 +55,17 @@ def _read(file: Path, size: int) -> np.ndarray:
         raise UsageError(f"{file}: missing; every image that is analysed needs its mask, named by the index of the test image")
     try:
         with Image.open(file) as image:
-            found = np.asarray(image)
+            found, bands = np.asarray(image), image.getbands()
     except (UnidentifiedImageError, OSError) as error:
         raise UsageError(f"{file}: cannot be read as a picture ({type(error).__name__})") from None
     if found.shape[:2] != (size, size):
         raise UsageError(f"{file}: {found.shape[1]} x {found.shape[0]} pixels, the images have {size} x {size}")
-    return found.reshape(size, size, -1).max(2) > 0
+    found = found.reshape(size, size, -1)
+    if bands[-1] == "A":  # how opaque a pixel is, not what it shows
+        if found[..., -1].min() != found[..., -1].max():
+            raise UsageError(f"{file}: parts of it are transparent; save the mask without an alpha channel, the object white on black")
+        found = found[..., :-1]
+    return found.max(2) > 0
 
 
 def cells(masks: np.ndarray, grid: int) -> np.ndarray:

@@ -64,7 +64,7 @@ class Eager:
 
     def draw(self, index: Tensor, start: int) -> Failures:
         """The draws of those methods that make some for each step, on the device and outside of what may be recorded. Raises DeviceLost."""
-        return _each((one for one in self.learners if one.draws_in_steps), lambda learner: learner.begin_step(index, start))
+        return _each((one for one in self.learners if one.draws_in_steps), lambda learner: learner.begin_step(index, start), index.device)
 
     def learners_without(self, failed: Failures) -> list[Learner]:
         """The learners but those that failed."""
@@ -95,31 +95,48 @@ class Native(Eager):
 
 def train(learners: Sequence[Learner], shared: Shared, start: int) -> Failures:
     """One step of each learner, one after the other. `start`: where in the epoch the batch begins. Raises DeviceLost."""
-    return _each(learners, lambda one: one.step(shared.images, shared.teacher if one.teacher_needs else None, shared.batch, start))
+    images = shared.images
+    return _each(learners, lambda one: one.step(images, shared.teacher if one.teacher_needs else None, shared.batch, start), images.device)
 
 
-def _each(learners: Iterable[Learner], work: Callable[[Learner], None]) -> Failures:
+def _each(learners: Iterable[Learner], work: Callable[[Learner], None], device: torch.device) -> Failures:
     """Do a piece of work for each learner; gives those that failed, with the error. Raises DeviceLost."""
     failed = []
     for learner in learners:
         try:
             work(learner)
         except Exception as error:  # a stranger's method may raise anything: the others go on
-            if is_lost(error):
+            if is_lost(error, device):
                 raise DeviceLost(str(error)) from error
             failed.append((learner, error))
     return failed
 
 
-def is_lost(error: Exception) -> bool:
-    """Whether the device is gone, rather than the learner at fault (running out of memory is the learner's)."""
-    return not is_short_of_memory(error) and "CUDA error" in str(error)
+def is_lost(error: Exception, device: torch.device) -> bool:
+    """Whether the device is gone, rather than the learner at fault: an error of CUDA's after which nothing can be computed any more. Not while
+    a stream captures, when nothing can be tried."""
+    return "CUDA error" in str(error) and not is_short_of_memory(error) and not answers(device)
+
+
+def answers(device: torch.device) -> bool:
+    """Whether the device still computes."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return bool(torch.ones((), device=device).item() == 1)
+    except RuntimeError:
+        return False
 
 
 def is_short_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch's, or that of a library that takes its own."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _LIBRARY_SHORT_OF_MEMORY)
+    """Whether memory ran out: torch's, the driver's own, or that of a library that takes its own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _SHORT_OF_MEMORY)
 
 
-_LIBRARY_SHORT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED")
-"""cuBLAS says the second where there is no room for a handle."""
+_SHORT_OF_MEMORY = (
+    "CUDA error: out of memory",  # the driver's: a graph's first launch, a kernel's code
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no room for a handle
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",  # cuDNN 9 and later
+)

@@ -41,10 +41,10 @@ class Graph(Static):
                 try:
                     learner.step(shared.images, shared.teacher if learner.teacher_needs else None, shared.batch, start)
                 except Exception as error:  # a stranger's method may raise anything: the others go on
-                    if is_lost(error) and not torch.cuda.is_current_stream_capturing():
-                        raise DeviceLost(str(error)) from error
                     if torch.cuda.is_current_stream_capturing():  # nothing more can be captured, and what tries hides the reason
                         raise RuntimeError(f"{learner.run.method}: {error}") from error
+                    if is_lost(error, self.device):
+                        raise DeviceLost(str(error)) from error
                     failed.append((learner, error))
         # The shared tensors are the main stream's: they are held until every reader has joined it.
         for learner in learners:
@@ -91,16 +91,14 @@ class Graph(Static):
         try:
             recorded.replay()
         except RuntimeError as error:
-            if is_lost(error):
+            if is_lost(error, self.device):
                 raise DeviceLost(str(error)) from error
             raise
 
-    def _usable(self) -> bool:
-        try:
-            torch.cuda.synchronize(self.device)
-            return bool(torch.ones((), device=self.device).item() == 1)
-        except RuntimeError:
-            return False
+    def drop(self, learner: Learner) -> None:
+        learner.optimizer.zero_grad(set_to_none=True)  # its gradients lie in the pool that goes
+        super().drop(learner)
+        self._streams.pop(learner, None)
 
     def _forget(self) -> None:
         if not self._recordings:

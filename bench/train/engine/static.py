@@ -112,7 +112,7 @@ class Static(Eager):
         except Exception as error:  # whatever capture may raise: the eager step is at hand
             if self.divisible and _is_short_of_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
-            if is_lost(error) and not self._usable():
+            if is_lost(error, index.device):
                 raise DeviceLost(str(error)) from error
             recorded, reason = None, f"recording failed: {' '.join(str(error).split())[:200]}"
         if reason is None:
@@ -162,10 +162,6 @@ class Static(Eager):
 
     def _replay(self, recorded: Recorded) -> None:
         recorded.replay()
-
-    def _usable(self) -> bool:
-        """Whether the device still works."""
-        return True
 
     def _forget(self) -> None:
         """Drop all recordings."""

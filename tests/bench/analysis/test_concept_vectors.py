@@ -95,6 +95,20 @@ def test_sums_are_read_and_unknown_concepts_refused():
     assert concepts._terms("red+white-blue green", names) == ([0, 2], [1])
     with pytest.raises(UsageError, match="no concept 'mauve'; it has red"):
         concepts._terms("red+mauve", names)
+    for text in ("", "red+", "red white", "redwhite"):
+        with pytest.raises(UsageError, match="no concept"):
+            concepts._terms(text, names)
+
+
+def test_a_name_may_hold_a_hyphen():
+    names = ["polka", "dotted", "polka-dotted", "red-c"]
+    assert concepts._terms("polka-dotted + red-c", names) == ([2, 3], [])
+    assert concepts._terms("red-c-polka", names) == ([3], [0])
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        concepts.Options(most_concepts=-5)
 
 
 def test_the_nearest_is_sought_among_those_allowed():

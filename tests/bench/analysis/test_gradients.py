@@ -100,6 +100,16 @@ def test_dropout_draws_what_it_drew_in_training(place, monkeypatch):
     assert places == 2 * [(epoch, place) for epoch in (1, small.PROTOCOL.epochs) for place in (0, 8)]
 
 
+def test_a_memory_bank_begins_anew(place, monkeypatch):
+    folder, images, given = place
+    label = small.add_student(folder, images, "crd")
+    student = subjects.student(next(v for v in runs.scan(folder)[0] if v.id == label), images.hash)
+    banks, begin = [], Learner.begin_epoch
+    monkeypatch.setattr(Learner, "begin_epoch", lambda self, epoch: (banks.append(self.method.student_bank.clone()), begin(self, epoch)))
+    gradients._of_run(small.context(folder, images, [given[0], student]), student, 1)
+    assert len(banks) == 2 and torch.equal(*banks)
+
+
 def test_plain_students_and_another_version_are_refused(place, monkeypatch):
     folder, images, given = place
     with pytest.raises(UsageError, match="no loss term beside the labels' in the training of student"):

@@ -118,6 +118,14 @@ def test_a_hole_in_a_broden_folder_is_named(tmp_path, images):
         (folder / missing).unlink()
         with pytest.raises(UsageError, match=said):
             read(folder, images)
+    index = tmp_path / "whole" / "index.csv"
+    whole = index.read_bytes()
+    cut = "index.csv: row 2 of 2, below the first line, is cut short"
+    for damaged, said in ((whole.rstrip()[:-20], cut), (b"\xff" + whole, "cannot be read as a table")):
+        index.write_bytes(damaged)
+        with pytest.raises(UsageError, match=said):
+            read(tmp_path / "whole", images)
+    index.write_bytes(whole)
     (tmp_path / "whole" / "images" / "b_object2.png").unlink()
     with pytest.raises(UsageError, match="b_object2.png: cannot be read as an image"):
         list(read(tmp_path / "whole", images).batches(10))

@@ -152,6 +152,13 @@ def test_masks_from_a_folder_and_the_centre(tmp_path, images):
     assert foregrounds.fingerprint(tmp_path) != first
     with pytest.raises(UsageError, match="4.png: 32 x 16 pixels, the images have 16 x 16"):
         foregrounds.pixels(str(tmp_path), images, [4])
+    opaque = np.dstack([np.where(box[0], 255, 0)] * 3 + [np.full((size, size), 255)]).astype(np.uint8)
+    Image.fromarray(opaque, "RGBA").save(tmp_path / "3.png")  # as editors of images save
+    np.testing.assert_array_equal(foregrounds.pixels(str(tmp_path), images, [3])[0], box[0])
+    opaque[..., 3] = np.where(box[0], 255, 0)
+    Image.fromarray(opaque, "RGBA").save(tmp_path / "3.png")
+    with pytest.raises(UsageError, match="3.png: parts of it are transparent"):
+        foregrounds.pixels(str(tmp_path), images, [3])
     (tmp_path / "3.png").write_bytes(b"no picture")
     with pytest.raises(UsageError, match="3.png: cannot be read as a picture"):
         foregrounds.pixels(str(tmp_path), images, [3])

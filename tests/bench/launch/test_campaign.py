@@ -61,7 +61,7 @@ def test_the_forecast_of_groups_that_share_cores(monkeypatch, tmp_path):
     asked = {"needs_teacher": lambda group: False, "before": lambda group: {}}
     the_plan = SimpleNamespace(protocol=protocols.get("crd"), teacher_protocol=None, precision="tf32", **asked)
     monkeypatch.setattr(run.registries, "read", lambda protocol: SimpleNamespace(macs=lambda name: 10**6))
-    left = run.forecast(the_plan, book, [Slot(None, 1)] * 3, {"type": "cpu", "name": "here"})
+    left = run.forecast(the_plan, book, [Slot(None, 1)] * 3, {"type": "cpu", "name": "here"}, "cpu")
     assert left.elapsed == pytest.approx(1.5 * left.by_group[0])
 
 

@@ -39,6 +39,24 @@ def test_plain_lines_are_written_on_change_only(tmp_path):
     assert out.getvalue().count("\n") == 2 and "\x1b" not in out.getvalue()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_below_the_log_ends_nothing(tmp_path):
+    status(tmp_path, "a-kd", "running", epoch=3, epochs=16)
+    out = open("/dev/full", "w")
+    show = Progress(tmp_path, lambda: (1, 4), out)
+    show.update(["a"], force=True)
+    show.say("a: done")
+    with pytest.raises(OSError):  # the line is still in the buffer
+        out.close()
+
+
+def test_nobody_left_to_read_is_told(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError), open(writing, "w") as out:
+        Progress(tmp_path, lambda: (1, 4), out).say("a: done")
+
+
 def test_a_launch_that_waits_for_another_says_whose_runs_they_are(tmp_path):
     out = io.StringIO()
     status(tmp_path, "a-kd", "running", epoch=3, epochs=16)

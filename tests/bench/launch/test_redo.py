@@ -319,6 +319,45 @@ def test_what_is_refused_has_written_nothing(results, plan, monkeypatch, changes
     assert everything(results) == before
 
 
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
+def test_who_declines_imports_no_teacher(results, plan, monkeypatch, cluster):
+    shutil.rmtree(next((results / "runs").iterdir()))
+    before = everything(results)
+    monkeypatch.setattr(launch, "make_plan", lambda options: plan)
+    monkeypatch.setattr(launch, "on_slurm", lambda: True)
+    monkeypatch.setattr(launch, "DAY", 0.0)
+    monkeypatch.setattr(launch.teacher_networks, "given", lambda *arguments: {"resnet14": results / "given.pt"})
+    monkeypatch.setattr(launch.teacher_networks, "import_given", lambda *arguments: pytest.fail("imported before anybody was asked"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    with pytest.raises(UsageError, match="nothing was started"):
+        launch.run(Run(results=results, cluster=cluster, device="cpu", threads=1, costs=False, teacher=("resnet14=given.pt",)))
+    assert everything(results) == before
+
+
+def test_what_cannot_be_leased_is_one_line(results, plan, monkeypatch):
+    def refused(leases):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(redo, "acquire_all", refused)
+    with pytest.raises(UsageError, match="cannot write below .*redo: Permission denied"):
+        redo.begin(results, [folder.name for folder in (results / "runs").iterdir()])
+
+
+def test_runs_on_another_disk_are_refused_before_the_training(results, plan, monkeypatch):
+    """A run takes the old one's place by a rename."""
+    real = Path.stat
+
+    def elsewhere(self, **options):
+        found = real(self, **options)
+        return SimpleNamespace(st_dev=found.st_dev + 1, st_mode=found.st_mode) if self == results / "runs" else found
+
+    monkeypatch.setattr(Path, "stat", elsewhere)
+    with pytest.raises(UsageError, match="lie on different disks, and --redo renames"):
+        redo.begin(results, [folder.name for folder in (results / "runs").iterdir()])
+    assert not redo.root(results).exists()
+
+
 def test_a_launch_whose_report_cannot_be_written_ends_with_trouble(results, plan, monkeypatch, capfd):
     monkeypatch.setattr(launch, "make_plan", lambda options: plan)
     options = Run(profile="tiny", results=results, cluster="local", device="cpu", threads=1, costs=False)

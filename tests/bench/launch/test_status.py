@@ -1,5 +1,7 @@
 """What `status` says of runs that are trained again."""
 
+import pytest
+
 from bench.launch import status
 from bench.store import redo
 from bench.store.runs import write_config, write_status
@@ -23,6 +25,19 @@ def test_runs_that_are_trained_again_are_told(tmp_path, capsys):
     lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("resnet")}
     assert "diverged" in lines[diverged.id] and "was diverged" in lines[diverged.id]
     assert "interrupted" in lines[stopped.id] and "5/" in lines[stopped.id] and "planned" in lines[waiting.id]
+
+
+def test_the_terminal_is_given_back(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(status.Progress, "close", lambda self: closed.append(self))
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        status.watch(tmp_path)
+    assert len(closed) == 1
 
 
 def test_rows_of_one_method_are_told_apart(tmp_path, capsys):

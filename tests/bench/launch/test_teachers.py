@@ -126,7 +126,7 @@ def test_the_plan_says_where_a_teacher_was_trained_in_another_precision(tmp_path
     book = Ledger(tmp_path, the_plan, data.load(TINY))
     book.check_teachers()
     assert not book.teachers_missing()  # students in one precision may learn from a teacher of another
-    left = launch.forecast(the_plan, book, [Slot(None, 1)], None)
+    left = launch.forecast(the_plan, book, [Slot(None, 1)], None, "cuda")
     lines = describe(the_plan, book, [Slot(None, 1)], None, "here", left).splitlines()
     assert f"  teacher resnet14: trained, 1.00 % top-1, under tiny{said}" in lines
 

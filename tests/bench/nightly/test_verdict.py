@@ -120,6 +120,28 @@ def test_a_vanished_metric_is_reported_once_with_its_reason():
     assert len(judge(back, baseline(rows[0])).resolved) == 2
 
 
+@pytest.mark.parametrize("returns", ["as the baseline", "still worse"])
+def test_a_regression_that_is_open_when_its_metric_vanishes_stays_open(returns):
+    first, bad = night(1), {"worse": {"kd": 6.0}}
+    rows = [first, night(2), *(night(n, **bad) for n in (3, 4)), night(5, methods=("student", "at"), failures={"kd": "failed"})]
+    verdict = judge(rows, baseline(first))
+    assert {(f.kind, f.key) for f in verdict.new} == {(VANISHED, "kd/p/test top-1"), (VANISHED, "kd/p/step time")}
+    assert [(f.kind, f.key, f.night) for f in verdict.open] == [(WORSE, "kd/p/test top-1", 3)]
+    rows.append(night(6, **({} if returns == "as the baseline" else bad)))
+    verdict = judge(rows, baseline(first))
+    gone = {(f.kind, f.key) for f in verdict.resolved}
+    assert gone >= {(VANISHED, "kd/p/test top-1"), (VANISHED, "kd/p/step time")}
+    if returns == "as the baseline":
+        assert (WORSE, "kd/p/test top-1") in gone
+        assert (verdict.new, verdict.open) == ([], [])
+    else:
+        assert [(f.kind, f.key, f.night) for f in verdict.open] == [(WORSE, "kd/p/test top-1", 3)]
+        assert "no regression" not in told(rows)
+        fixed = judge([*rows, night(7)], baseline(first))
+        assert [(f.kind, f.key) for f in fixed.resolved] == [(WORSE, "kd/p/test top-1")]
+        assert not fixed.open
+
+
 def test_a_renamed_metric_is_vanished_and_appeared():
     rows = [*steady(3), night(4, methods=("student", "at", "kd2"))]
     verdict = judge(rows, baseline(rows[0]))
@@ -201,5 +223,13 @@ def test_trend_has_every_night_and_what_was_reported():
     assert [b["night"] for b in data["baselines"]] == [1]
 
 
+def test_trend_draws_no_line_across_plans():
+    rows = [*steady(3), *(night(n, plan="other", worse={"kd": 20.0}) for n in (4, 5))]
+    data = trend(rows, baseline(rows[3]))
+    kd = next(s for s in data["series"] if s["key"] == "kd/p/test top-1")
+    assert [p[0] for p in kd["points"]] == [4, 5]
+    assert ([n["night"] for n in data["nights"]], data["other_plans"], data["gaps"]) == ([4, 5], 3, [])
+
+
 def test_trend_of_nothing():
-    assert trend([]) == {"nights": [], "series": [], "gaps": [], "baselines": []}
+    assert trend([]) == {"nights": [], "other_plans": 0, "series": [], "gaps": [], "baselines": []}

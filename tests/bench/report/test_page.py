@@ -335,6 +335,6 @@ def test_what_the_alarm_has_open_comes_first(tmp_path):
     quiet["reported"] = []
     rang = {**quiet, "key": "b", "method": "kd", "reported": [{"night": 2, "kind": "step", "since": "abc", "open": True}]}
     nights = [{"night": n, "date": "2025-01-01", "commit": "abc"} for n in (1, 2)]
-    found = trend_section._machine("m", {"nights": nights, "series": [quiet, rang], "gaps": [], "baselines": []})
+    found = trend_section._machine("m", {"nights": nights, "series": [quiet, rang], "gaps": [], "baselines": [], "other_plans": 0})
     assert found["open"] == 1 and [line["state"] for line in found["lines"]] == ["step since abc", ""]
     assert "60.5" in found["lines"][0]["last"]

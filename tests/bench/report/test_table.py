@@ -215,6 +215,19 @@ def test_protocols_and_precisions_never_share_a_table(tmp_path):
     assert blocks.conditions(own.tables[1]).startswith("TRIAL, not the protocol: ")
 
 
+def test_a_student_of_seed_0_that_is_a_teacher_too_is_a_row(tmp_path):
+    """A teacher's own training has seed 0, and is the same run as a plain student's of that seed."""
+    for seed in (0, 1, 2):
+        run = run_of("student", None, "resnet20", seed)
+        add_run(tmp_path, run, 65.0 + seed, title="Teacher" if seed == 0 else "Student")
+        add(tmp_path, "kd", seed, 70.0)
+    alone = run_of("student", None, "resnet56", 0)
+    add_run(tmp_path, alone, 72.0, title="Teacher")
+    t = only(tmp_path)
+    assert row(t, "student").cells[0].values == {0: 65.0, 1: 66.0, 2: 67.0} and row(t, "student").title == "Student"
+    assert [pair.key for pair in t.pairs] == [R20]
+
+
 def test_evidence_is_kept_apart(tmp_path):
     add(tmp_path, "kd", 1, 70.0)
     add(tmp_path / "evidence" / "h200", "kd", 2, 71.0)

@@ -65,6 +65,15 @@ def test_refusals(tmp_path, written):
     with pytest.raises(UsageError, match="holds other files"):
         Tensorboard(tmp_path, tmp_path / "mine").main()
     assert (tmp_path / "mine" / "thesis.tex").exists()
+    for taken in (tmp_path / "mine" / "thesis.tex", tmp_path / "mine" / "thesis.tex" / "events"):  # a file, and what would lie below one
+        with pytest.raises(UsageError, match="choose another --out"):
+            Tensorboard(tmp_path, taken).main()
+
+
+def test_files_lie_below_the_results_they_were_made_of(tmp_path, written):
+    folder = add_run(tmp_path, run_of("kd", "resnet56", "resnet20", 1), 70.0)
+    Tensorboard(tmp_path).main()
+    assert list(written) == [str(tmp_path / "report" / "tensorboard" / folder.name)]
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -5,11 +5,13 @@ nothing, and that batch shapes, learners that leave and failures go through the 
 """
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
 
-from bench.train.engine import DeviceLost, Eager, Graph, is_lost, is_short_of_memory, state
+from bench.train.engine import DeviceLost, Eager, Graph, eager, is_lost, is_short_of_memory, state
 from methods import registry
 from tests.bench import groups
 from tests.bench.groups import BATCH, everything, unequal
@@ -143,7 +145,6 @@ def test_capture_that_fails_ends_in_eager_steps(cuda, monkeypatch, capsys):
         step(*arguments)
 
     one.step = refuses
-    monkeypatch.setattr(Graph, "_usable", lambda self: True)
     plain = [groups.learner("kd"), groups.learner("student")]
     groups.run(runner, [1])
     groups.run(groups.engine(Eager, plain), [1])
@@ -159,12 +160,44 @@ def test_capture_that_fails_ends_in_eager_steps(cuda, monkeypatch, capsys):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True, False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True, False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True, False),
+        (RuntimeError("CUDA error: out of memory"), True, False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True, False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
     ],
 )
-def test_a_library_without_memory_is_no_lost_device(error, short, lost):
-    assert (is_short_of_memory(error), is_lost(error)) == (short, lost)
+def test_a_library_without_memory_is_no_lost_device(error, short, lost, monkeypatch):
+    here = torch.device("cpu")
+    assert (is_short_of_memory(error), is_lost(error, here)) == (short, False)  # this one computes on: the learner is at fault
+    monkeypatch.setattr(eager, "answers", lambda device: False)
+    assert (is_short_of_memory(error), is_lost(error, here)) == (short, lost)
+
+
+def test_a_device_that_computes_on_is_not_lost(cuda, monkeypatch):
+    """One method's bad launch fails that method; the others go on."""
+    runner, (one, other) = graphed(cuda, ["kd", "student"])
+    groups.begin(runner, 1)
+
+    def refused(*arguments):
+        raise RuntimeError("CUDA error: invalid configuration argument")
+
+    monkeypatch.setattr(one, "step", refused)
+    ((failed, error),) = runner.step(0, BATCH)
+    assert failed is one and "invalid configuration" in str(error)
+    runner.drop(one)
+    groups.begin(runner, 1)
+    assert runner.step(0, BATCH) == [] and runner.ran(other) == "graph"
+
+
+def test_a_learner_that_leaves_takes_its_memory_along(cuda):
+    runner, ours = graphed(cuda, ["student", "kd"])
+    groups.run(runner, [1])
+    gone = weakref.ref(ours[1])
+    runner.drop(ours[1])
+    cuda.learners = ours[:1]
+    del ours[1:]
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_error_that_broke_a_capture_is_told_and_not_that_of_its_end(cuda, monkeypatch, capsys):
@@ -188,7 +221,6 @@ def test_the_error_that_broke_a_capture_is_told_and_not_that_of_its_end(cuda, mo
     monkeypatch.setattr(learners[1], "step", lambda *a: refuses() if cuda.capturing else step(*a))
     monkeypatch.setattr(learners[2], "step", lambda *a, own=learners[2].step: (tried.append(cuda.capturing), own(*a)))
     monkeypatch.setattr(torch.cuda, "graph", ends_badly)
-    monkeypatch.setattr(Graph, "_usable", lambda self: True)
     groups.run(runner, [1])
     said = capsys.readouterr().out
     assert "recording failed: kd: CUDA error: operation not permitted" in said and "previous error" not in said
@@ -203,6 +235,7 @@ def test_a_device_that_is_gone_ends_the_group(cuda, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(one, "step", gone)
+    monkeypatch.setattr(eager, "answers", lambda device: False)
     with pytest.raises(DeviceLost):
         runner.step(0, BATCH)
     monkeypatch.undo()
@@ -217,5 +250,9 @@ def test_a_replay_on_a_lost_device_ends_the_group(cuda, monkeypatch):
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     runner._recordings[BATCH].replay = gone
-    with pytest.raises(DeviceLost):
+    with monkeypatch.context() as patched, pytest.raises(DeviceLost):
+        patched.setattr(eager, "answers", lambda device: False)
         runner.step(BATCH, 2 * BATCH)
+    with pytest.raises(RuntimeError, match="unspecified launch failure") as raised:
+        runner.step(BATCH, 2 * BATCH)
+    assert not isinstance(raised.value, DeviceLost)
