@@ -6,7 +6,7 @@ from bench.errors import UsageError, unknown
 from bench.plan.rows import method_of, settings_of
 from bench.report import compare, derivation
 from bench.report.blocks import conditions, row_title, set_title
-from bench.report.table import Cell, Pair, ResultSet, Row, Table, main_row
+from bench.report.table import OWN, Cell, Pair, ResultSet, Row, Table, main_row
 from bench.text import clean
 
 
@@ -74,6 +74,7 @@ def _value(text: str) -> float | str:
 
 def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, base: Cell | None) -> list[str]:
     lines = [f"{row_title(row)} on {pair.title} ({set_title(results)})", f"  {conditions(table)}"]
+    place = "" if results.name == OWN else f"{results.name}/"
     if pair.error:
         lines.append(f"  this pair {pair.error}")
     for seed in sorted(cell.values.keys() | cell.others.keys()):
@@ -86,5 +87,5 @@ def _cell(results: ResultSet, table: Table, row: Row, pair: Pair, cell: Cell, ba
         else:
             at = f" in epoch {run.epoch}" if run is not None and run.epoch else ""
             shown = cell.others[seed] + at + (f": {cell.reasons[seed]}" if cell.reasons.get(seed) else "")
-        lines.append(f"  seed {seed}: {shown}" + (f"  [runs/{run.id}]" if run is not None else ""))
+        lines.append(f"  seed {seed}: {shown}" + (f"  [{place}runs/{run.id}]" if run is not None else ""))
     return lines

@@ -108,10 +108,12 @@ def paired_differences(results: ResultSet, table: Table) -> Figure | None:
     figure = _figure(height, results, table, f"Difference to {drawing.plain(table.baseline)}, paired by seed")
     axes = figure.subplots()
     axes.axvline(0, color="0.5", linewidth=0.8)
+    named: set[str] = set()
     for y, row in enumerate(reversed(rows)):
         for j, (pair, cell) in enumerate(zip(table.pairs, row.cells, strict=True)):
             if cell.difference:
-                label = drawing.plain(pair.title) if y == len(rows) - 1 else None
+                label = None if pair.title in named else drawing.plain(pair.title)
+                named.add(pair.title)
                 shift = 0.22 - 0.5 * (j + 1) / (len(table.pairs) + 1)
                 axes.plot(cell.difference.mean, y + shift, linestyle="", marker=MARKERS[j % len(MARKERS)], color="0.45", markersize=2.2, label=label)
         axes.errorbar(row.pooled.mean, y + 0.27, xerr=row.pooled.half, marker="s", color="black", capsize=2, elinewidth=0.8, markersize=3)

@@ -111,17 +111,20 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
             cells.append({"id": f"{mark}-{i}-{j}", "rank": rank, "views": _cell_views(cell, (i, j), versus, row, some_published)})
         extra = [{"views": _pooled_views(i, table, versus, some_published)}]
         few = _some_pairs(row.cost_pairs, table)
-        for value, mark in ((row.speed, blocks.NOISY * row.noisy), (row.memory, "")):
-            extra.append({"views": [_view("", DASH if value is None else f"{value:.2f}×{mark}", sort=value, below=[few])]})
+        for value, noisy in ((row.speed, row.noisy), (row.memory, False)):
+            shown = DASH if value is None else f"{value:.2f}×{blocks.NOISY * noisy}"
+            extra.append({"views": [_view("", shown, sort=value, below=[few])]})
         extra.append({"views": [_view("", DASH if row.preparation is None else f"{row.preparation:,.0f} s", sort=row.preparation)]})
         use = None if row.parameters is None else row.parameters / 1e3
         extra.append({"views": [_view("", DASH if use is None else f"{use:+,.0f} k", sort=use)]})
         extra.append({"views": [_view("", DASH if row.pretraining is None else f"{row.pretraining:,.0f} s", sort=row.pretraining)]})
         rows.append({"m": i, "title": blocks.row_title(row), "cells": cells, "extra": extra})
     teacher = [(f"{p.top1:.2f}" if p.top1 is not None else DASH, f"{p.published.top1:.2f} paper" if p.published else "") for p in table.pairs]
-    base = versus[0].title if versus else table.baseline
-    heads = [("over all pairs", f"Δ {base}"), ("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher")]
+    to = {key: f"Δ {c.title}" for c in versus for key in ([c.baseline] if c is not versus[0] else ["mean", c.baseline])}
+    over_all = [(key, to.get(key, "")) for key, _ in views]  # the column shows what the others do
+    heads = [("over all pairs", over_all), ("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher")]
     heads += [("at use", "parameters"), ("pre-training", "each student")]
+    heads = [(top, bottom if isinstance(bottom, list) else [("", bottom)]) for top, bottom in heads]
     told = [k for k in range(len(heads)) if len({row["extra"][k]["views"][0]["main"] for row in rows}) > 1]  # the same for all says nothing
     heads = [heads[k] for k in told]
     for row in rows:

@@ -104,7 +104,8 @@ def caption(table: Table, most: int, published: bool) -> str:
     seeds = {len(cell.values) for row in table.rows for cell in row.cells}
     text += f" {NONE}: no finished run." if 0 in seeds else ""
     text += " (n=): of fewer seeds." if len(seeds - {0}) > 1 else ""
-    text += " Published: as printed in the papers." if published else ""
+    there = any(p.published for p in table.pairs) or any(cell.published for row in table.rows for cell in row.cells)
+    text += " Published: as printed in the papers." if published and there else ""
     return f"{banner(table)} {text}".strip()
 
 

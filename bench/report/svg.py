@@ -164,13 +164,13 @@ def seeds(table: Table, column: int) -> Markup | None:
     values = [v for c in cells.values() for v in c.values.values()] + [p.top1 for p in papers.values()]
     pad = max(0.1, (max(values) - min(values)) * 0.06)
     low, high = min(values) - pad, max(values) + pad
-    left, right, step, top = 84.0, 312.0, 20.0, 4.0
+    left, right, step, top = 96.0, 312.0, 20.0, 4.0
     bottom, at = top + step * len(rows), _scale(low, high, left, right)
-    parts = _x_axis(ticks(low, high, 4), at, top, bottom)
+    parts = _x_axis(ticks(low, high), at, top, bottom)
     for k, i in enumerate(rows):
         y, cell = top + step * (k + 0.5), cells[i]
-        parts.append(f'<g class="m" data-m="{i}">')
-        parts.append(f'<text class="name" x="{left - 8}" y="{_n(y + 4)}" text-anchor="end">{_short(row_title(table.rows[i]), 12)}</text>')
+        parts.append(f'<g class="m" data-m="{i}"><title>{_short(row_title(table.rows[i]), 80)}</title>')
+        parts.append(f'<text class="name" x="{left - 8}" y="{_n(y + 4)}" text-anchor="end">{_short(row_title(table.rows[i]), 14)}</text>')
         x = _n(at(cell.summary.mean))
         parts.append(f'<line class="bar" x1="{x}" x2="{x}" y1="{_n(y - 7)}" y2="{_n(y + 7)}"/>')
         if len(cell.values) <= 12:
@@ -198,7 +198,7 @@ def curves(table: Table, column: int) -> Markup | None:
     left, right, top, bottom = 30.0, 312.0, 6.0, 176.0
     at, up = _scale(1, max(2, epochs), left, right), _scale(low, high, bottom, top)
     parts = _x_axis([e for e in ticks(1, epochs, 5) if e == int(e)] or [1, epochs], at, top, bottom)
-    parts += _y_axis(ticks(low, high, 4), up, left, right, left - 5)
+    parts += _y_axis(ticks(low, high), up, left, right, left - 5)
     for i, values in found.items():
         points = list(dropwhile(lambda point: point[1] < low, thin(values, POINTS)))  # the steep start would be a line along the bottom
         line = " ".join(f"{_n(at(e))},{_n(up(max(v, low)))}" for e, v in points)

@@ -7,7 +7,7 @@
   const state = new URLSearchParams(location.hash.slice(1));
   const keep = (key, value) => {
     if (value) state.set(key, value); else state.delete(key);
-    history.replaceState(null, "", `#${state}`);
+    try { history.replaceState(null, "", `#${state}`); } catch { /* some viewers keep their own address: then nothing is kept in it */ }
   };
 
   /* Own runs and each evidence set are tabs. */
@@ -22,6 +22,7 @@
   };
   const mark = () => document.querySelectorAll(".scroll").forEach((box) => { box.classList.toggle("more", box.scrollWidth > box.clientWidth + 1); });
   window.addEventListener("resize", mark);
+  document.querySelectorAll("details").forEach((box) => box.addEventListener("toggle", mark));
   tabs.forEach((tab) => tab.addEventListener("click", (event) => {
     event.preventDefault();
     keep("tab", tab.hash.slice(1));
@@ -38,6 +39,7 @@
       keep(table.id, event.target.value);
       show(table);
       reorder(table);
+      mark();
       say(`Showing ${event.target.parentElement.textContent.trim()}`);
     });
     const asked = choice.querySelector(`input[value="${CSS.escape(state.get(table.id) || "")}"]`);
@@ -142,7 +144,7 @@
           box.className = "path";
           if (value) {
             const link = document.createElement("a");
-            link.href = [base, ...value.split("/").map(encodeURIComponent)].join("/");
+            link.href = [...base.split("/"), ...value.split("/")].map(encodeURIComponent).join("/");
             link.textContent = value;
             box.replaceChildren(link);
           }
@@ -157,10 +159,25 @@
       return item;
     }));
     dialog.showModal();
+    mark();
   }
   dialog.addEventListener("close", () => keep("cell", ""));
   document.getElementById("evidence-close").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  /* A press beside it closes it; one in its margin, or one that began inside it, does not. */
+  const beside = (event) => {
+    const box = dialog.getBoundingClientRect();
+    return event.clientX < box.left || event.clientX > box.right || event.clientY < box.top || event.clientY > box.bottom;
+  };
+  dialog.addEventListener("mousedown", (event) => { if (event.target === dialog && beside(event)) dialog.close(); });
+
+  /* An address that was sent and is put into an open page; the link that skips the header keeps what stands there. */
+  window.addEventListener("hashchange", () => location.reload());
+  document.querySelector("a.skip").addEventListener("click", (event) => {
+    const main = document.getElementById("main");
+    event.preventDefault();
+    main.tabIndex = -1;
+    main.focus();
+  });
 
   const nav = document.querySelector("nav.tabs");
   if (nav) {

@@ -87,6 +87,12 @@ def test_study_of_made_up_runs(tmp_path, capsys, shift, sigma, word):
     assert abs(found["mean"] - shift) < 3 * sigma * 2**0.5 / 4
 
 
+def test_a_method_named_twice_counts_once(tmp_path, capsys):
+    fill(tmp_path, 0.0, 0.1)
+    assert options(tmp_path, methods=("kd", "kd")).main() == DONE
+    assert "8 paired runs" in capsys.readouterr().out and len(outcome(tmp_path)["differences"]) == 8
+
+
 def test_what_is_missing_is_named_and_not_paired(tmp_path, capsys):
     fill(tmp_path, 0.0, 0.1, seeds=range(1, 6))
     add_run(tmp_path, run_of("kd", *PAIR, 6, precision="bf16"), 70.0)

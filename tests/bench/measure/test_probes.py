@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import itertools
 import json
 import multiprocessing
@@ -19,12 +20,13 @@ from bench.plan.protocols import Protocol
 from bench.store import costs
 from bench.store.files import read, read_json
 from bench.store.records import Cost
-from bench.train import environment, teacher_networks
+from bench.train import context, environment, teacher_networks
 from bench.train.context import Context
 from bench.train.execution import Execution
 from bench.train.stop import Stopped
 from methods import registry
 from methods.base import Method, MethodError
+from models.network import Network
 
 TEACHER, STUDENT = "resnet14", "resnet8"
 TINY = Protocol("tiny", dataset="shapes100", batch=16, train_images=200, test_images=100, trial="for tests")
@@ -144,6 +146,24 @@ def test_a_probe_beside_a_spinning_process_is_marked(tmp_path, monkeypatch, shar
     record = measure(tmp_path, "kd", steps=4)
     assert ("something else ran" in record["noisy"]) is repeated is record.get("repeated", False)
     assert record["relative"] == 1.0
+
+
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_a_step_holds_one_teacher(tmp_path, monkeypatch, engine):
+    """The engine's folded one; the network that it was made from is let go."""
+    seen, peaks, timed = [], meters.Memory.peaks, probes._timed
+
+    def teachers() -> int:
+        gc.collect()
+        student = sum(p.numel() for p in models.build(STUDENT).parameters())
+        networks = [o for o in gc.get_objects() if issubclass(type(o), Network)]
+        return sum(sum(p.numel() for p in network.parameters()) > 1.5 * student for network in networks)
+
+    monkeypatch.setattr(meters.Memory, "peaks", lambda self: (seen.append(teachers()), peaks(self))[1])
+    monkeypatch.setattr(probes, "_timed", lambda *arguments: (seen.append(teachers()), timed(*arguments))[1])
+    before = teachers()
+    probes.measure(one(), execution(tmp_path, engine=engine), 2, 0)
+    assert [count - before for count in seen[:2]] == [1, 1]
 
 
 def test_student_has_no_teacher_in_its_step(tmp_path):
@@ -270,3 +290,11 @@ def test_steps_are_full_batches_of_successive_epochs():
     assert Runner.spans == [(0, 16), (16, 32), (0, 16), (16, 32), (0, 16)]
     assert len(Runner.epochs) == 3
     assert Runner.epochs[0] != Runner.epochs[1]
+
+def test_a_device_without_room_for_the_data_is_one_line(tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 148 MiB")
+
+    monkeypatch.setattr(context, "Augmenter", full)
+    with pytest.raises(UsageError, match="has no room for the data set; free its memory"):
+        Context(TINY, "tf32", execution(tmp_path))

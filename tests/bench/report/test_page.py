@@ -87,6 +87,21 @@ def test_the_numbers_of_the_table_are_on_the_page(whole):
             assert all((whole / run[5]).is_file() for run in behind["r"])
 
 
+def test_every_cell_opens_its_own_evidence(whole, tmp_path):
+    """With two sets and costs: each button's key is in the data, and none is there twice."""
+    shutil.copytree(whole, tmp_path / "results")
+    shutil.copytree(whole, tmp_path / "results" / "evidence" / "kept")
+    found = read(tmp_path / "results")
+    keys = [attrs["data-cell"] for tag, attrs in found.seen if "data-cell" in attrs]
+    assert sorted(keys) == sorted(json.loads(found.island)["cells"]) and len(set(keys)) == len(keys) == 2 * 4 * 2
+
+
+def test_the_head_of_the_means_over_pairs_says_to_what_they_are(whole):
+    heads = [attrs for tag, attrs in read(whole).seen if tag == "span" and "data-v" in attrs and "data-sort" not in attrs]
+    assert [(attrs["data-v"], "hidden" in attrs) for attrs in heads] == [("mean", False), ("student", True), ("kd", True)]
+    assert "Δ Student Δ Student Δ KD" in read(whole).text
+
+
 def test_it_needs_nothing_else(whole):
     text = page.html(table.build(whole))
     assert not re.search(r"(?:src|href|action|data)=[\"']?(?!#|data:,)[a-z/.]|@import|url\(|https?://|fetch\(|XMLHttp", text)
