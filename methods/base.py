@@ -94,8 +94,8 @@ class Prepared:
 class Preparation:
     """A stage before training that depends on the teacher and its own settings only, so one result serves many students.
 
-    The trainer's side builds it once under a lease, stores it with the teacher's hash, the data's hash, `name`, `version` and
-    `settings`, refuses it on any mismatch, and records what it cost.
+    The trainer's side builds it once under a lease, stores it with the teacher's hash, the data's hash, `name`, `version`, `settings` and
+    the hash of the file that `build` is written in, refuses it on any mismatch, and records what it cost.
     """
 
     name: str  # file-name safe, e.g. "skd-embedding"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import methods
+from methods import _sources
 from methods.base import Method, MethodError
 
 ENTRY_POINTS = "kd_bench.methods"
-_PLUMBING = {"base", "registry"}
 _methods: dict[str, type[Method]] = {}
 _beside: dict[str, Callable[[type[Method]], type[Method]]] = {}
 _combined: dict[tuple[type[Method], str], type[Method]] = {}
@@ -67,7 +67,7 @@ def discover() -> None:
         return
     _discovered = True
     for module in sorted(m.name for m in pkgutil.iter_modules(methods.__path__)):
-        if module not in _PLUMBING and not module.startswith("_"):
+        if module not in _sources.PLUMBING and not module.startswith("_"):
             _load(module, lambda module=module: importlib.import_module(f"methods.{module}"))
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         _load(point.name, point.load)
@@ -130,16 +130,18 @@ def _combination(name: str) -> type[Method]:
 
 
 def source_hash(name: str) -> str:
-    """SHA-256 of the method's source (its file, or all files of its package; of both, where two are joined), 16 hex digits: recorded with each
-    run."""
+    """SHA-256 of the method's source, 16 hex digits, recorded with each run: its file, or all files of its package, with what they import of
+    `methods`; of both, where two are joined."""
     get(name)
     digest = hashlib.sha256()
     for part in name.split("+"):
-        path = Path(inspect.getfile(get(part)))
-        package = path.parent != Path(methods.__path__[0]) and (path.parent / "__init__.py").exists()
-        for file in sorted(path.parent.rglob("*.py")) if package else [path]:
-            digest.update(file.read_bytes())
+        digest.update(_sources.of_file(Path(inspect.getfile(get(part)))))
     return digest.hexdigest()[:16]
+
+
+def source_of(function: Callable) -> str:
+    """SHA-256, 16 hex digits, of the file that a function is written in, with what that imports of `methods`."""
+    return _sources.of_function(function)
 
 
 def sources(wanted: Iterable[str]) -> dict[str, str]:

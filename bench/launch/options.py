@@ -12,6 +12,9 @@ from bench.plan.identity import PRECISIONS
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import parse_pair, parse_seeds, parse_set, words
 
+LEAST_MINUTES = 5
+"""Of a Slurm job: in less it would start, stop and be queued again without a step."""
+
 
 @dataclass(frozen=True)
 class Run(TrainingOptions):
@@ -76,6 +79,8 @@ class Run(TrainingOptions):
         for name in ("groups_per_gpu", "threads", "time", "cpus"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1")
+        if self.time < LEAST_MINUTES:
+            raise UsageError(f"--time {self.time}: at least {LEAST_MINUTES} minutes; a job stops up to three before its end, to be queued again")
         if not 0 <= self.checkpoint_seconds < float("inf"):
             raise UsageError(f"--checkpoint-seconds {self.checkpoint_seconds}: at least 0, which is after every step")
         get_profile(self.profile or DEFAULT_PROFILE)

@@ -15,7 +15,7 @@ def _made(run: RunView) -> dict[str, str]:
     """What a done run was made with, as printed."""
     record = run.record
     made = {"device": record.device.name, "torch": record.versions.torch, "python": record.versions.python, "engine": record.engine}
-    made |= {"threads": record.threads, "deterministic": "yes" if record.deterministic else "no", "commit": (record.commit or "?")[:12]}
+    made |= {"threads": record.threads, "deterministic": "yes" if record.deterministic else "no", "commit": (record.commit or "?")[:24]}
     made |= {"teacher": (run.known.teacher_hash or "?")[:12] if record.teacher else "", "data": run.known.data_hash[:12]}
     return {key: clean(value, 60) for key, value in made.items() if value != ""}
 

@@ -198,7 +198,7 @@ def _warnings(runs: list[RunView]) -> list[str]:
     warnings = []
     commits = Counter(str(record.commit) for _, record in done)
     if len(commits) > 1:
-        warnings.append("runs of different commits: " + ", ".join(f"{c[:16]} ({n} run{'s' * (n > 1)})" for c, n in commits.most_common()))
+        warnings.append("runs of different commits: " + ", ".join(f"{c[:24]} ({n} run{'s' * (n > 1)})" for c, n in commits.most_common()))
     moved = [(run.id, record.changes) for run, record in done if record.changes]
     if moved:
         what = "; ".join(moved[0][1])[:200]

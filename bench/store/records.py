@@ -114,7 +114,8 @@ class AtUse(Struct, frozen=True, kw_only=True):
 
 
 class Record(Struct, frozen=True, kw_only=True):
-    """record.json: what a finished run leaves behind, written last and once. `commit` None: no checkout."""
+    """record.json: what a finished run leaves behind, written last and once. `commit`: see environment.commit_of; None: of an
+    older version, outside a checkout."""
 
     WHAT: ClassVar[str] = "the record of a finished run"
     format: int

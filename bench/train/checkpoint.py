@@ -82,6 +82,9 @@ class GroupCheckpoint:
             raise
         if current:
             write_json(self.folder / PREVIOUS, current)
+            # One that failed while the others went on keeps its place: it is taken up where it stood.
+            behind = {run: entry for run, entry in current["members"].items() if run not in states}
+            members = {r: e for r, e in behind.items() if _last_group(self.results / "runs" / r) == self.key} | members
         manifest = {"format": FORMAT, "serial": serial, "epoch": position.epoch, "step": position.step, "members": members}
         write_json(self.folder / CURRENT, manifest)
         # Members that come from another group leave it now: until here its manifest is the one that names a sound state of theirs.
@@ -95,7 +98,7 @@ class GroupCheckpoint:
             for path in (self.results / "runs" / run_id).glob("checkpoint-*.pt"):
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
-        return sum(member["bytes"] for member in members.values())
+        return sum(members[run_id]["bytes"] for run_id in states)
 
 
 def serialise(state: Mapping[str, Any]) -> bytes:
@@ -179,7 +182,7 @@ def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | 
         if state is not None:
             return key, Restored(Position(state["epoch"], state["step"]), state, tuple(notes))
         notes.append(f"{entry['file']}: {problem}")
-    return None, Restored(START, None, (*notes, "no sound checkpoint; starting over") if notes else ())
+    return None, Restored(START, None, (*notes, "no sound checkpoint; starting over"))
 
 
 def _load(path: Path, sha256: str, run_id: str) -> tuple[dict[str, Any] | None, str]:

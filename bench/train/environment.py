@@ -1,6 +1,7 @@
 """The device a run trains on, how torch is set up for it, and the facts of both that enter every record."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import resource
@@ -15,6 +16,9 @@ import torch
 
 from bench.errors import UsageError, check_known
 from bench.plan.identity import PRECISIONS
+
+PACKAGES = ("bench", "methods", "models")
+"""The suite's code."""
 
 
 def select(device: str) -> torch.device:
@@ -151,13 +155,23 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 @cache
-def commit() -> str | None:
-    """The suite's git commit, with "+" where tracked files were changed; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+def commit() -> str:
+    """The commit of this suite's code, see `commit_of`."""
+    return commit_of(Path(__file__).resolve().parents[2])
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+def commit_of(root: Path) -> str:
+    """The git commit of a checkout, with "+" and a hash of the changes where its tracked code was changed since; of what is no checkout "files-"
+    and a hash of its modules."""
+
+    def git(*arguments: str) -> bytes:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True).stdout
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    return None
+        head = git("rev-parse", "--short=12", "HEAD").decode().strip()
+        changed = git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", *PACKAGES)
+        return head + (f"+{hashlib.sha256(changed).hexdigest()[:8]}" if changed else "")
+    total = hashlib.sha256()
+    for file in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        total.update(f"{file.relative_to(root).as_posix()}|".encode() + file.read_bytes())
+    return f"files-{total.hexdigest()[:12]}"

@@ -19,6 +19,7 @@ from bench.store.files import read_bytes, read_json, write_bytes, write_json
 from bench.store.lease import waited_for
 from bench.store.weights import pickled
 from bench.train import environment
+from methods import registry
 from methods.base import Preparation, Prepared
 from models.files import LIMIT
 from models.randomness import generator, keyed
@@ -130,6 +131,7 @@ def identity(preparation: Preparation, origin: Origin) -> dict[str, Any]:
         "name": preparation.name,
         "version": preparation.version,
         "settings": dict(preparation.settings),
+        "source": registry.source_of(preparation.build),  # changed code makes another: its version says what was meant, this what is
         "teacher_hash": origin.teacher_hash,
         "data_hash": origin.data_hash,
     }

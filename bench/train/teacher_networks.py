@@ -4,7 +4,7 @@ A teacher lives in results/teachers/<dataset>-<architecture>/: `teacher.pt` (a b
 """
 import contextlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +101,21 @@ def import_file(
         raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, expected {expected:.2f} %; nothing was imported")
     if measured["top1"] < 3 * 100 / len(dataset.classes):
         raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, near chance: is it for {dataset.name}? Nothing was imported")
+    if old and old.hash == found:
+        return old  # with what its record knows of it: a file may not say that its training was a trial
     record = {"source": "imported", "file": path.name, "trained": True}
     record |= {name: said[name] for name in ("protocol", "trial", "run") if said.get(name)}
-    return publish(results, dataset.name, dataset.hash, architecture, state, measured, record)
+    return publish(results, dataset.name, dataset.hash, architecture, state, measured, record, over={old.hash} if old else set())
 
 
 def publish(
-    results: Path, dataset: str, data_hash: str, architecture: str, state: dict[str, Tensor], measured: dict[str, float], record: dict[str, Any]
+    results: Path, dataset: str, data_hash: str, architecture: str, state: dict[str, Tensor], measured: dict[str, float], record: dict[str, Any],
+    over: Collection[str] | None = None,
 ) -> TeacherFile:
     """Write a teacher's weights and record, one writer at a time; the record last, so that a teacher is there whole or not at all. One that it
-    replaces stays until the new weights are written. Raises UsageError where that cannot be."""
+    replaces stays until the new weights are written. `over`: hashes of those that it may replace; None: whatever stands there.
+
+    Raises UsageError where that cannot be written, or another teacher came meanwhile."""
     place = folder(results, dataset, architecture)
     found = state_hash(state)
     full = {
@@ -125,7 +130,11 @@ def publish(
     }
     teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(place.parent / f".{place.name}.lock"):
+            now = find(results, dataset, architecture)
+            if now and over is not None and now.hash not in {found, *over}:
+                raise UsageError(f"{place}: another launch has put {now.hash} here meanwhile; {found} was not imported, choose one of the two")
             place.mkdir(parents=True, exist_ok=True)
             write_bytes(place / "teacher.new.pt", pickled(plain(state)))
             (place / "teacher.json").unlink(missing_ok=True)

@@ -50,6 +50,7 @@ LOCAL = ("--cluster", "local", "--device", "cpu")
         (("run", "--device", "gpu"), "--device 'gpu': auto, cpu, cuda or cuda:N"),
         (("run", "--cpus", "0"), "--cpus 0: at least 1"),
         (("run", "--time", "-1"), "--time -1: at least 1"),
+        (("run", "--time", "4"), "--time 4: at least 5 minutes"),
         (("run", "--groups-per-gpu", "0"), "--groups-per-gpu 0: at least 1"),
         (("run", "--profile", "smoke", *LOCAL, "--methods", "kd", "--set", "kd.temprature=2"), "'temprature'; did you mean temperature"),
         (("run", "--profile", "smoke", *LOCAL, "--methods", "kd", "--set", "kd.temperature=hot"), "expected a float"),

@@ -128,7 +128,9 @@ def test_no_memory_in_an_evaluation_fails_that_run_and_is_tried_again(results, u
 
     assert lives.live(train) == TROUBLE
     assert sorted(lives.statuses(results).values()) == [("done", ""), ("failed", "out of memory")]
+    (failed,) = (run for run in (results / "runs").iterdir() if '"failed"' in (run / "status.json").read_text())
     assert lives.train(results) == DONE and lives.outcome(results) == unbroken
+    assert "attempt 2: resumed at epoch" in (failed / "log.txt").read_text()  # the others' checkpoints of meanwhile name it too
 
 
 def test_a_hidden_gpu_is_no_cpu_run(tmp_path):

@@ -1,5 +1,7 @@
 """The registry: names, refusals, files that do not load, entry points, source hashes."""
 
+import functools
+import importlib
 import importlib.metadata
 import shutil
 import subprocess
@@ -180,6 +182,31 @@ def test_source_hash_follows_the_file(folder):
     (folder / "added.py").write_text(PLAIN.format(name="mine") + "# changed\n")
     assert registry.source_hash("mine") != first
     assert registry.source_hash("yours") == other
+
+
+def test_source_hash_follows_what_the_file_imports(folder):
+    """Helpers of the package too, and those of helpers; not the contract that all share."""
+    (folder / "_near.py").write_text("from methods import _far\nx = 1\n")
+    (folder / "_far.py").write_text("import methods.mine\ny = 1\n")
+    (folder / "mine.py").write_text("from methods._near import x\n" + PLAIN.format(name="mine"))
+    (folder / "yours.py").write_text(PLAIN.format(name="yours"))
+    found = [registry.source_hash("mine")]
+    for name in ("_far.py", "_near.py", "mine.py"):
+        (folder / name).write_text((folder / name).read_text() + "# changed\n")
+        found.append(registry.source_hash("mine"))
+    assert len(set(found)) == 4
+    yours = registry.source_hash("yours")
+    (folder / "base.py").write_text("")
+    assert (registry.source_hash("mine"), registry.source_hash("yours")) == (found[-1], yours)
+
+
+def test_the_source_of_a_function_is_that_of_its_file(folder):
+    (folder / "_stage.py").write_text("def build(teacher, data):\n    pass\n\nclass Made:\n    def build(self):\n        pass\n")
+    stage = importlib.import_module("methods._stage")
+    ways = (stage.build, functools.partial(stage.build, data=1), stage.Made().build)
+    (first,) = {registry.source_of(way) for way in ways}
+    (folder / "_stage.py").write_text("# changed\n")
+    assert {registry.source_of(way) for way in ways} != {first}
 
 
 def test_source_hash_of_a_package_covers_all_its_files(folder):

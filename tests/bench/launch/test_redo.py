@@ -335,29 +335,6 @@ def test_who_declines_imports_no_teacher(results, plan, monkeypatch, cluster):
     assert everything(results) == before
 
 
-def test_what_cannot_be_leased_is_one_line(results, plan, monkeypatch):
-    def refused(leases):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(redo, "acquire_all", refused)
-    with pytest.raises(UsageError, match="cannot write below .*redo: Permission denied"):
-        redo.begin(results, [folder.name for folder in (results / "runs").iterdir()])
-
-
-def test_runs_on_another_disk_are_refused_before_the_training(results, plan, monkeypatch):
-    """A run takes the old one's place by a rename."""
-    real = Path.stat
-
-    def elsewhere(self, **options):
-        found = real(self, **options)
-        return SimpleNamespace(st_dev=found.st_dev + 1, st_mode=found.st_mode) if self == results / "runs" else found
-
-    monkeypatch.setattr(Path, "stat", elsewhere)
-    with pytest.raises(UsageError, match="lie on different disks, and --redo renames"):
-        redo.begin(results, [folder.name for folder in (results / "runs").iterdir()])
-    assert not redo.root(results).exists()
-
-
 def test_a_launch_whose_report_cannot_be_written_ends_with_trouble(results, plan, monkeypatch, capfd):
     monkeypatch.setattr(launch, "make_plan", lambda options: plan)
     options = Run(profile="tiny", results=results, cluster="local", device="cpu", threads=1, costs=False)

@@ -10,6 +10,7 @@ import torch
 import models
 from bench import data
 from bench.__main__ import main, parse, split
+from bench.data.augment import Augmenter
 from bench.errors import DONE, UsageError
 from bench.launch import run as launch
 from bench.plan.names import parse_teacher
@@ -139,3 +140,28 @@ def test_a_file_whose_name_has_an_equals_sign_is_a_file(tmp_path):
     path = tmp_path / "lr=0.05.safetensors"
     path.touch()
     assert parse_teacher(str(path)) == (None, path) and parse_teacher(f"resnet14={path}") == ("resnet14", path)
+
+
+def test_importing_a_teachers_own_weights_forgets_nothing(dataset, tmp_path):
+    """That it was trained in a trial, above all."""
+    facts = {"source": "trained", "trained": True, "protocol": "crd", "trial": "1 of 240 epochs", "precision": "bf16"}
+    state, measured = network().state_dict(), {"top1": 100.0}
+    before = teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", state, measured, facts)
+    images = Augmenter(dataset, CPU, channels_last=True)
+    found = teacher_networks.import_file(before.folder / "teacher.pt", "resnet14", tmp_path, dataset, images, CPU)
+    assert found.record == teachers.find(tmp_path, dataset.name, "resnet14").record == before.record
+    assert "1 of 240 epochs" in teachers.unfit(found, PROTOCOLS["crd"])
+
+
+def test_another_teacher_that_came_while_this_one_was_measured_stays(dataset, tmp_path, monkeypatch):
+    measure, facts = teacher_networks._measure, {"source": "imported", "trained": True}
+
+    def while_another_comes(*arguments):
+        teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", network(2).state_dict(), {"top1": 50.0}, facts)
+        return measure(*arguments)
+
+    monkeypatch.setattr(teacher_networks, "_measure", while_another_comes)
+    images = Augmenter(dataset, CPU, channels_last=True)
+    with pytest.raises(UsageError, match="another launch has put .* here meanwhile"):
+        teacher_networks.import_file(bare(tmp_path / "given.pt"), "resnet14", tmp_path, dataset, images, CPU)
+    assert teachers.find(tmp_path, dataset.name, "resnet14").hash == state_hash(network(2).state_dict())

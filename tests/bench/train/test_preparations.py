@@ -327,3 +327,13 @@ def test_prepare_names_bad_input(tmp_path, options, said):
     with pytest.raises((UsageError, MethodError)) as error:
         prepare.run(prepare.Prepare(**given))
     assert said in str(error.value)
+
+
+def test_changed_code_makes_another(tmp_path, monkeypatch):
+    """Its version says what was meant: the same settings under other code are no stored result, and none of its parts is gone on with."""
+    stage = Stage()
+    first = ask(tmp_path, stage)
+    monkeypatch.setattr(registry, "source_of", lambda function: "f" * 16)
+    second = ask(tmp_path, stage)
+    assert stage.built == 2 and second.key != first.key
+    assert ask(tmp_path, stage).key == second.key and stage.built == 2

@@ -93,6 +93,31 @@ def test_a_full_disk_leaves_the_teacher_that_was_to_be_replaced(tmp_path, train,
     assert sorted(path.name for path in before.folder.iterdir()) == ["teacher.json", "teacher.pt", "verified.json"]
 
 
+def test_a_redo_that_was_trained_and_not_published_is_not_trained_once_more(tmp_path, train, monkeypatch, capsys):
+    assert train() == DONE
+    trained = teachers.find(tmp_path, "shapes100", "resnet8")
+    state = {name: value + 1 if value.is_floating_point() else value for name, value in read_state(trained.folder / "teacher.pt").items()}
+    facts = {"source": "imported", "trained": True}
+    other = teacher_networks.publish(tmp_path, "shapes100", "d", "resnet8", state, {"top1": 50.0}, facts)
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(UsageError, match="No space left on device"):
+        patched.setattr(teacher_networks, "write_bytes", full)
+        train(again=True)
+    capsys.readouterr()
+    assert train() == DONE and "is being trained again, and the new weights are not there yet" in capsys.readouterr().out
+    assert teachers.find(tmp_path, "shapes100", "resnet8").hash == other.hash
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "step", lambda *arguments: pytest.fail("trained once more"))
+        assert train(again=True) == DONE
+    assert teachers.find(tmp_path, "shapes100", "resnet8").hash == trained.hash
+    steps, step = [], Learner.step
+    monkeypatch.setattr(Learner, "step", lambda *arguments: (steps.append(1), step(*arguments))[1])
+    assert train(again=True) == DONE and steps  # asked for anew
+
+
 def test_two_at_once_leave_one_teacher_that_is_whole(tmp_path, monkeypatch):
     """Two imports, the second of which would end while the first is between its weights and its record."""
     write, ended = teacher_networks.write_bytes, threading.Event()
