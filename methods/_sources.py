@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import methods
+from methods.base import MethodError
 
 PLUMBING = {"base", "registry"}
 """Modules of this package that are no method; they are the same to all, and in no hash."""
@@ -20,10 +21,15 @@ def of_file(path: Path) -> bytes:
 
 
 def of_function(function: Callable) -> str:
-    """SHA-256, 16 hex digits, of the file that a function is written in and of what that imports of this package."""
+    """SHA-256, 16 hex digits, of the file that a function (or the class of what is called like one) is written in and of what that imports of
+    this package. Raises MethodError for one that is in no file."""
     while isinstance(function, functools.partial):
         function = function.func
-    return hashlib.sha256(content([Path(inspect.getfile(inspect.unwrap(function)))])).hexdigest()[:16]
+    function = inspect.unwrap(function)
+    try:
+        return hashlib.sha256(content([Path(inspect.getfile(function if inspect.isroutine(function) else type(function)))])).hexdigest()[:16]
+    except (TypeError, OSError) as error:
+        raise MethodError(f"{function!r} is in no file that can be read ({error}); write it in a module") from None
 
 
 def content(files: Iterable[Path]) -> bytes:

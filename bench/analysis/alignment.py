@@ -43,6 +43,12 @@ class Alignment(dissect.Probing):
     needs = Needs(preparation="skd", concepts=True)
     Options = Options
 
+    def prepares(self) -> dict[str, dict[str, Any]]:
+        return {"skd": {"dimensions": self.options.dimensions}}
+
+    def made_of(self, context) -> dict[str, Any]:
+        return {"dissect": context.named_by("dissect", self.options.concepts())}
+
     def run(self, context) -> Result:
         import torch
 
@@ -52,7 +58,7 @@ class Alignment(dissect.Probing):
         options, subject = self.options, context.teacher
         layers = context.layers(subject, options.layers, stem=False)  # there are no vectors of it
         found = context.result("dissect", options.concepts())
-        tensors = context.prepared(subject, "skd", {"dimensions": options.dimensions}).tensors
+        tensors = context.prepared(subject, "skd", self.prepares()["skd"]).tensors
         steps, count = -(-len(context.dataset.train_labels) // options.batch), len(context.layers(subject))
         rows, arrays = [], {}
         for layer in layers:

@@ -1,6 +1,7 @@
 """Why a method helps or hurts: how strongly each of its loss terms pulls at the student, and whether it pulls the labels' way."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,12 @@ class Gradients(Analysis):
     needs = Needs(students=True)
     scope = "group"
     Options = Options
+
+    def made_of(self, context) -> dict[str, Any]:
+        """The code of the losses, and of what they prepare."""
+        from methods import registry
+
+        return {"sources": registry.sources({student.method for student in context.students})}
 
     def run(self, context) -> Result:
         from methods import registry

@@ -45,6 +45,10 @@ class KnowledgeAlteration(Analysis):
     scope = "group"
     Options = Options
 
+    def prepares(self) -> dict[str, dict[str, Any]]:
+        names = ("power_steps", "phase_epochs", "phase_batch", "phase_steps", "check_batches")
+        return {"iep": {name: getattr(self.options, name) for name in names}}
+
     def run(self, context) -> Result:
         import torch
 
@@ -61,7 +65,7 @@ class KnowledgeAlteration(Analysis):
                 raise UsageError(
                     f"knowledge is read through the teacher's PCA and needs stages of its shapes; {student.label} and {teacher.label}: {shown_as}"
                 )
-        changes = {name: getattr(options, name) for name in ("power_steps", "phase_epochs", "phase_batch", "phase_steps", "check_batches")}
+        changes = self.prepares()["iep"]
         prepared = context.prepared(teacher, "iep", changes)
         stages = restore(Hyper(**changes), [p[0] for p in wanted], prepared).to(context.device)
         labels = context.images.test_labels.cpu()

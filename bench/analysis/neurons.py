@@ -1,6 +1,7 @@
 """Semantic neighbours and additions of channels, seen on images and measured on activation maps (SKD, Fig. 2 and 3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,9 @@ class Neurons(Analysis):
     needs = Needs(preparation="skd")
     Options = Options
 
+    def prepares(self) -> dict[str, dict[str, Any]]:
+        return {"skd": {"dimensions": self.options.dimensions}}
+
     def run(self, context) -> Result:
         import torch
 
@@ -55,7 +59,7 @@ class Neurons(Analysis):
         width = context.shapes(subject).maps["stage"][layers[shown]][0]
         if wrong := [c for c in options.channels if not 0 <= c < width]:
             raise UsageError(f"{shown} of {subject.architecture} has channels 0 to {width - 1}, not {wrong[0]}")
-        vectors = {name: t.double() for name, t in context.prepared(subject, "skd", {"dimensions": options.dimensions}).tensors.items()}
+        vectors = {name: t.double() for name, t in context.prepared(subject, "skd", self.prepares()["skd"]).tensors.items()}
         similar = {layer: neighbours(vectors[f"S.{layer}"], min(options.neighbours, len(vectors[f"S.{layer}"]) - 1)) for layer in layers}
         pairs = {layer: best_pairs(vectors[f"S.{layer}"]) for layer in layers}
         triples = {layer: _triples(vectors[f"S.{layer}"], pairs[layer], options, layer) for layer in layers}

@@ -39,6 +39,9 @@ class Relations(Analysis):
     scope = "group"
     Options = Options
 
+    def prepares(self) -> dict[str, dict[str, Any]]:
+        return {"skd": {"dimensions": self.options.dimensions, "temperature": self.options.temperature}}
+
     def run(self, context) -> Result:
         from methods.skd.loss import kl_left
 
@@ -48,7 +51,7 @@ class Relations(Analysis):
         if known != own:
             found = f"the stages of {teacher.architecture} have {_listed(known)} channels and those of the students {_listed(own)}"
             raise UsageError(f"{found}: only equal numbers can be compared")
-        tensors = context.prepared(teacher, "skd", {"dimensions": options.dimensions, "temperature": options.temperature}).tensors
+        tensors = context.prepared(teacher, "skd", self.prepares()["skd"]).tensors
         target = {layer: tensors[f"p.{layer}"].to(context.device) for layer in layers}
 
         def seen(name: str, network) -> dict[str, list[float]]:

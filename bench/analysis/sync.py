@@ -42,6 +42,9 @@ class Sync(Analysis):
     needs = Needs(preparation="skd")
     Options = Options
 
+    def prepares(self) -> dict[str, dict[str, Any]]:
+        return {"skd": {"dimensions": self.options.dimensions}}
+
     def run(self, context) -> Result:
         import torch
 
@@ -51,7 +54,7 @@ class Sync(Analysis):
 
         options, subject = self.options, context.teacher
         layers = context.layers(subject, options.layers, stem=False)  # there are no vectors of it
-        vectors = context.prepared(subject, "skd", {"dimensions": options.dimensions}).tensors
+        vectors = context.prepared(subject, "skd", self.prepares()["skd"]).tensors
         halves = _halves(context, subject, layers, count := context.count(options.images))
         facts, arrays = [], {}
         for layer in layers:

@@ -18,7 +18,7 @@ from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.progress import Progress
 from bench.launch.slurm import on_slurm, submit_slurm
-from bench.launch.tasks import Outcome, Slot, Task, fresh_folder
+from bench.launch.tasks import Outcome, Slot, Task, fresh_folder, others_cannot_write
 from bench.launch.threads import cores as usable_cores
 from bench.measure import probes
 from bench.plan import protocols, registries
@@ -97,16 +97,16 @@ def run(options: Run) -> int:
     )
     _ask_first(options, left, _cluster_jobs(options, the_plan, book, execution) if slurm else [], slurm)
     if files:
-        teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
-    jobs = _cluster_jobs(options, the_plan, book, execution) if slurm else []  # with the teachers at hand more may be known to be done
+        with others_cannot_write():
+            teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
     if options.redo:
         if book.resumes_redo():
             print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
         book.begin_redo()
     folder = fresh_folder(results)
     book.write_plan()
-    if slurm:
-        return _submit(options, jobs, execution, folder)
+    if slurm:  # with the teachers at hand more may be known to be done
+        return _submit(options, _cluster_jobs(options, the_plan, book, execution), execution, folder)
     until = started + 60 * options.time_budget if options.time_budget is not None else None
     return _run_here(options, the_plan, book, execution, folder, slots, until)
 

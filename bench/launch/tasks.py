@@ -156,6 +156,17 @@ def child_environment(slot: Slot, deterministic: bool) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def others_cannot_write() -> Iterator[None]:
+    """What is made meanwhile can be written by its owner only, whatever the umask."""
+    before = os.umask(0o077)
+    os.umask(before | 0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def own_folder(folder: Path) -> Path:
     """The folder, made if need be with those above it, which others may read as far as the umask says and never write: jobs unpickle what
     lies in it, and who may write above it may put another in its place."""

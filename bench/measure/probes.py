@@ -185,7 +185,9 @@ def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict
     member = context.resolved(group)[0]
     _reject_unsupported(member)
     hyper, prepared, built = context.timed_preparation(member)
-    here = built is not None and built.device in (None, environment.device_facts(device)["name"])  # else its cost is none of this device
+    # Else its cost is none of this device, or of other threads.
+    here = built is not None and built.device in (None, environment.device_facts(device)["name"])
+    here = here and (device.type == "cuda" or built.threads in (None, torch.get_num_threads()))
     context.release_teacher()  # it is part of what the step holds
 
     memory = meters.Memory(device, images)

@@ -247,6 +247,8 @@ def _condition(sheet: Sheet) -> str:
     threads = f", {count(c.threads, 'thread')}" if c.threads else ""
     data = f", {c.dataset} at {c.image_size} px" if c.dataset and c.image_size else ""
     torch = " and ".join(sorted(sheet.versions))
+    if commits := sorted({cost.commit for cost in sheet.costs.values() if cost.commit}):
+        torch += f", commit{'s' * (len(commits) > 1)} {' and '.join(c[:24] for c in commits)}"
     return f"{c.device.name}, {c.precision}, engine {c.engine}, batch {c.batch}{data}{threads}, torch {torch}"
 
 
@@ -259,8 +261,16 @@ def _images(protocol: Protocol) -> float | None:
 def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
     """Students that one preparation serves: the runs of the method with this pair's teacher, all its pairs and seeds but the skipped ones."""
     row = main_row(table.rows, method)
-    cells = [c for p, c in zip(table.pairs, row.cells, strict=True) if p.teacher == pair[0]] if row else []
-    return max(1, sum(len(cell.values) + sum(state != "skipped" for state in cell.others.values()) for cell in cells))
+    cells = {p.key: c for p, c in zip(table.pairs, row.cells, strict=True) if p.teacher == pair[0]} if row else {}
+    keys = {key: _prepared(cell) for key, cell in cells.items()}
+    own = keys.get(pair, set())  # what depends on the student too has others for other pairs
+    cells = {key: cell for key, cell in cells.items() if not own or not keys[key] or own & keys[key]}
+    return max(1, sum(len(cell.values) + sum(state != "skipped" for state in cell.others.values()) for cell in cells.values()))
+
+
+def _prepared(cell: Cell) -> set[str]:
+    """The keys of the preparations that a cell's runs were trained with."""
+    return {str(run.record.preparation.get("key")) for run in cell.runs.values() if run.record and run.record.preparation}
 
 
 def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table: Table, alone: bool = False) -> float | None:

@@ -49,7 +49,7 @@ def _machine(name: str, found: dict[str, Any]) -> dict[str, Any]:
     for series in found["series"]:
         points, reported = series["points"], series["reported"]
         is_open = [f for f in reported if f["open"]]
-        state = "; ".join(f"{f['kind']} since {clean(f['since'] or 'an unknown commit', 18)}" for f in is_open)
+        state = "; ".join(f"{f['kind']} since {clean(f['since'] or 'an unknown commit', 24)}" for f in is_open)
         where = clean(" on ".join(filter(None, (series["method"], series["pair"]))))
         label = f"{series['metric']} of {where or 'the suite'}: {len(points)} nights, from {_number(points[0][1])} to {_number(points[-1][1])}"
         gone = last is not None and points[-1][0] != last["night"]

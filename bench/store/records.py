@@ -198,6 +198,7 @@ class Cost(Struct, frozen=True, kw_only=True):
     momentum: Amount | None = None
     nesterov: bool | None = None
     dropout: Amount | None = None
+    commit: Text | None = None
     finished: Text = ""
     relative: Some | None = None
     noisy: Text = ""

@@ -23,6 +23,15 @@ def write(folder: Path, epoch: int, data: bytes, weights_hash: str) -> None:
     write_json(where.with_suffix(".json"), {"epoch": epoch, "weights_sha256": weights_hash})
 
 
+def drop_from(folder: Path, epoch: int) -> None:
+    """Remove those after this epoch and later ones: a run that goes on before it may come to others."""
+    for path in (folder / "snapshots").glob("epoch-*.json"):
+        number = path.stem.removeprefix("epoch-")
+        if number.isdigit() and int(number) >= epoch:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".pt").unlink(missing_ok=True)
+
+
 def kept(folder: Path) -> dict[int, str]:
     """Epoch -> hash of the weights that were kept, ascending. Raises StoreError for a file that cannot be trusted."""
     found = {}

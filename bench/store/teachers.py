@@ -31,6 +31,11 @@ def folder(results: Path, dataset: str, architecture: str) -> Path:
     return results / "teachers" / f"{dataset}-{architecture}"
 
 
+def redo_mark(place: Path) -> Path:
+    """The file beside a teacher's folder that names the run which is trained again for it, from the beginning until the weights are published."""
+    return place.parent / f".{place.name}.redo"
+
+
 def open_teacher(place: Path) -> TeacherFile | None:
     """The teacher in a folder, or None where there is no record. Raises StoreError for one that is damaged or another folder's."""
     record = read(place / "teacher.json", Teacher)

@@ -81,10 +81,11 @@ class GroupCheckpoint:
                 (self.results / "runs" / run_id / name).unlink(missing_ok=True)
             raise
         if current:
-            write_json(self.folder / PREVIOUS, current)
-            # One that failed while the others went on keeps its place: it is taken up where it stood.
-            behind = {run: entry for run, entry in current["members"].items() if run not in states}
-            members = {r: e for r, e in behind.items() if _last_group(self.results / "runs" / r) == self.key} | members
+            # One that failed while the others went on keeps its generations: it is taken up where it stood.
+            behind = [run for run in current["members"] if run not in states and _last_group(self.results / "runs" / run) == self.key]
+            older = {run: previous["members"][run] for run in behind if previous and run in previous["members"]}
+            write_json(self.folder / PREVIOUS, {**current, "members": current["members"] | older})
+            members |= {run: current["members"][run] for run in behind}
         manifest = {"format": FORMAT, "serial": serial, "epoch": position.epoch, "step": position.step, "members": members}
         write_json(self.folder / CURRENT, manifest)
         # Members that come from another group leave it now: until here its manifest is the one that names a sound state of theirs.
@@ -93,8 +94,8 @@ class GroupCheckpoint:
             write_json(self.results / "runs" / run_id / "group.json", {"format": FORMAT, "group": self.key})
         for key in left:
             _remove_if_left(self.results, key)
-        kept = {name for m in (current, manifest) if m for name in (e["file"] for e in m["members"].values())}
         for run_id in states:
+            kept = {m["members"][run_id]["file"] for m in (current, manifest) if m and run_id in m["members"]}
             for path in (self.results / "runs" / run_id).glob("checkpoint-*.pt"):
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
@@ -166,6 +167,7 @@ def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | 
     if key is None:
         return None, Restored(START, None)
     notes: list[str] = []
+    tried: set[str] = set()
     for name in (CURRENT, PREVIOUS):
         path = results / "groups" / key / name
         manifest = read_manifest(path)
@@ -174,8 +176,9 @@ def restore(results: Path, run_id: str, rows: int | None = None) -> tuple[str | 
                 notes.append(f"{path.name} of group {key} is damaged")
             continue
         entry = manifest["members"].get(run_id)
-        if entry is None:
+        if entry is None or entry["file"] in tried:
             continue
+        tried.add(entry["file"])
         state, problem = _load(folder / Path(entry["file"]).name, entry["sha256"], run_id)
         if state is not None and rows is not None and state["epoch"] > rows + 1:
             state, problem = None, f"stands in epoch {state['epoch']}, and only {rows} epochs have their row"

@@ -168,9 +168,14 @@ def commit_of(root: Path) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=20, check=True).stdout
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        head = git("rev-parse", "--short=12", "HEAD").decode().strip()
-        changed = git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", *PACKAGES)
-        return head + (f"+{hashlib.sha256(changed).hexdigest()[:8]}" if changed else "")
+        if git("ls-files", "--", *PACKAGES):  # else the checkout is another project's, around this one
+            head = git("rev-parse", "--short=12", "HEAD").decode().strip()
+            changed = git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", *PACKAGES)
+            # A new method's file is in its runs' own records, and is no change to the others.
+            for name in sorted(git("ls-files", "-z", "--others", "--exclude-standard", "--", "bench", "models").split(b"\0")):
+                if name.endswith(b".py"):
+                    changed += name + (root / os.fsdecode(name)).read_bytes()
+            return head + (f"+{hashlib.sha256(changed).hexdigest()[:8]}" if changed else "")
     total = hashlib.sha256()
     for file in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
         total.update(f"{file.relative_to(root).as_posix()}|".encode() + file.read_bytes())

@@ -11,13 +11,13 @@ import torch
 
 from bench.data.augment import draws
 from bench.errors import DONE, TROUBLE, StoreError
-from bench.store import redo
+from bench.store import redo, snapshots
 from bench.store.lease import LeaseLost
 from bench.store.weights import state_hash
 from bench.text import say
 from bench.train import environment, reasons
 from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
-from bench.train.engine import DeviceLost, Failures, is_lost, is_short_of_memory
+from bench.train.engine import DeviceLost, Failures, is_lost, is_of_device, is_short_of_memory
 from bench.train.learner import Learner, evaluate
 from bench.train.preparations import Built
 from bench.train.run_folder import RunFolder
@@ -88,6 +88,7 @@ class Training:
         execution = self.job.execution
         conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name, execution.deterministic)
         self.places.append(ActiveRun(folder, learner, built, restored, conditions))
+        snapshots.drop_from(folder.path, max(1, self.position.epoch))  # of an attempt that was lost
         if restored.state is not None:
             folder.log(f"attempt {folder.attempt}: resumed at epoch {self.position.epoch}, step {self.position.step}")
             if self.position > START and (past := folder.missed(e for e in execution.keep_epochs if e < self.position.epoch)):
@@ -131,9 +132,10 @@ class Training:
                 if self.too_large:
                     break
         except Exception as error:
-            if not (isinstance(error, DeviceLost) or is_lost(error, job.device)):  # a device's error may surface at any later read of it
+            if not (isinstance(error, DeviceLost) or is_of_device(error)):  # a device's error may surface at any later read of it
                 raise
-            self._interrupted(f"device lost: {reasons.reason(error)}")
+            lost = isinstance(error, DeviceLost) or is_lost(error, job.device)
+            self._interrupted(f"device {'lost' if lost else 'error'}: {reasons.reason(error)}")
             return TROUBLE
         return TROUBLE if self.trouble else DONE
 

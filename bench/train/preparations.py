@@ -119,6 +119,7 @@ class Built:
     seconds: float
     peak_bytes: int | None = None  # of memory while it was built
     device: str | None = None  # name of the device it was built on
+    threads: int | None = None  # of the process that built it
 
     def facts(self) -> dict[str, Any]:
         return {"name": self.name, "key": self.key, "seconds": self.seconds, "facts": dict(self.prepared.facts)}
@@ -193,6 +194,7 @@ def read(folder: Path, wanted: dict[str, Any]) -> Built:
         content = read_bytes(folder / "prepared.pt", LIMIT)
         facts, cost, sha256 = record["facts"], record["cost"], record["sha256"]
         seconds, peak, device = float(cost["seconds"]), cost.get("peak_memory_bytes"), cost.get("device")
+        threads = cost.get("threads")
     except (OSError, ValueError, KeyError, TypeError, StoreError) as error:
         raise UsageError(f"preparation {folder.name} is damaged ({type(error).__name__}: {error}); {cure}") from None
     for name, value in wanted.items():
@@ -204,7 +206,7 @@ def read(folder: Path, wanted: dict[str, Any]) -> Built:
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a stranger's bytes make torch.load raise many things
         raise UsageError(f"preparation {folder.name}: prepared.pt cannot be read ({type(error).__name__}); {cure}") from None
-    return Built(Prepared(tensors, facts), folder.name, wanted["name"], seconds, peak, device)
+    return Built(Prepared(tensors, facts), folder.name, wanted["name"], seconds, peak, device, threads)
 
 
 class _Memory:

@@ -20,7 +20,7 @@ from bench.plan.protocols import Protocol
 from bench.store import files
 from bench.store.files import typed, write_bytes, write_json
 from bench.store.records import Teacher, Verified
-from bench.store.teachers import TeacherFile, find, folder
+from bench.store.teachers import TeacherFile, find, folder, redo_mark
 from bench.store.weights import pickled, plain, read_state, state_hash, told
 from bench.train.learner import evaluate
 
@@ -101,8 +101,9 @@ def import_file(
         raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, expected {expected:.2f} %; nothing was imported")
     if measured["top1"] < 3 * 100 / len(dataset.classes):
         raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, near chance: is it for {dataset.name}? Nothing was imported")
-    if old and old.hash == found:
-        return old  # with what its record knows of it: a file may not say that its training was a trial
+    if old and old.hash == found:  # its record stays: a file may not say that its training was a trial; its weights may be damaged
+        known = files.read_json(old.folder / "teacher.json")
+        return publish(results, dataset.name, dataset.hash, architecture, state, measured, known, over={found})
     record = {"source": "imported", "file": path.name, "trained": True}
     record |= {name: said[name] for name in ("protocol", "trial", "run") if said.get(name)}
     return publish(results, dataset.name, dataset.hash, architecture, state, measured, record, over={old.hash} if old else set())
@@ -132,8 +133,8 @@ def publish(
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(place.parent / f".{place.name}.lock"):
-            now = find(results, dataset, architecture)
-            if now and over is not None and now.hash not in {found, *over}:
+            now = find(results, dataset, architecture) if over is not None else None
+            if now and now.hash not in {found, *over}:
                 raise UsageError(f"{place}: another launch has put {now.hash} here meanwhile; {found} was not imported, choose one of the two")
             place.mkdir(parents=True, exist_ok=True)
             write_bytes(place / "teacher.new.pt", pickled(plain(state)))
@@ -141,6 +142,7 @@ def publish(
             (place / "teacher.new.pt").replace(place / "teacher.pt")
             write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
             write_json(place / "teacher.json", full)
+            redo_mark(place).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {place}: {error.strerror}; free some space or choose another --results folder") from None
     return teacher

@@ -1,6 +1,7 @@
 """Training a teacher: as a plain student of its own architecture, whose last weights are then published."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import data
@@ -8,9 +9,10 @@ from bench.errors import DONE, TROUBLE, StoreError, UsageError
 from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store import redo
+from bench.store.files import write_bytes
 from bench.store.records import Status
 from bench.store.runs import TEACHER, read_record, read_status
-from bench.store.teachers import TeacherFile, check, find
+from bench.store.teachers import TeacherFile, check, find, folder, redo_mark
 from bench.store.weights import read_state, state_hash
 from bench.text import say
 from bench.train import group_job
@@ -40,18 +42,18 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
             check(found, protocol)
         return found is not None
 
-    mark = results / "teachers" / f".{dataset.name}-{architecture}.redo"  # from the beginning of a --redo until its weights are published
+    mark = redo_mark(folder(results, dataset.name, architecture))
     if there():
         if mark.exists():
             say(f"the old {architecture} teacher stands: it is being trained again, and the new weights are not there yet; --redo goes on with it")
         return DONE
     group = group_of(architecture, protocol, seed, precision)
     run = runs_of(group, dataset, None)[0].run
-    if execution.redo and not _is_unpublished(results, run.id, mark, find(results, dataset.name, architecture)):
+    if execution.redo and not _is_unpublished(results, run.id, mark, lambda: find(results, dataset.name, architecture)):
         _begin_again(results, run.id)
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+            write_bytes(mark, run.id.encode())
         except OSError as error:
             raise UsageError(f"cannot write {mark}: {error.strerror}; free some space or choose another --results folder") from None
     code = group_job.run_group(group, execution)
@@ -71,15 +73,15 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
     facts = {"source": "trained", "run": run.id, "trained": True, "protocol": protocol.name, "trial": protocol.trial, "seed": seed}
     measured = {"top1": record.test_top1, "top5": record.test_top5}
     publish(results, dataset.name, dataset.hash, architecture, state, measured, {**facts, "precision": precision})
-    mark.unlink(missing_ok=True)
     return DONE
 
 
-def _is_unpublished(results: Path, run: str, mark: Path, teacher: TeacherFile | None) -> bool:
+def _is_unpublished(results: Path, run: str, mark: Path, find_teacher: Callable[[], TeacherFile | None]) -> bool:
     """Whether a --redo trained the run to its end and was cut off before its weights took the teacher's place."""
-    if not mark.exists() or redo.pending(results, run) or (record := read_record(results / "runs" / run)) is None:
+    if not mark.exists() or mark.read_bytes() != run.encode() or redo.pending(results, run):
         return False
-    return teacher is None or teacher.hash != record.weights_sha256
+    record, teacher = read_record(results / "runs" / run), find_teacher()
+    return record is not None and (teacher is None or teacher.hash != record.weights_sha256)
 
 
 def _begin_again(results: Path, run: str) -> None:

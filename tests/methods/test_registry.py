@@ -209,6 +209,20 @@ def test_the_source_of_a_function_is_that_of_its_file(folder):
     assert {registry.source_of(way) for way in ways} != {first}
 
 
+def test_what_is_called_like_a_function_has_the_source_of_its_class():
+    class Build:
+        def __call__(self, teacher, data):
+            pass
+
+    here = registry.source_of(test_what_is_called_like_a_function_has_the_source_of_its_class)
+    assert registry.source_of(Build()) == registry.source_of(functools.partial(Build(), data=1)) == here
+    space: dict = {}
+    exec("def build(teacher, data): pass", space)  # noqa: S102
+    for build in (space["build"], len):
+        with pytest.raises(MethodError, match="is in no file"):
+            registry.source_of(build)
+
+
 def test_source_hash_of_a_package_covers_all_its_files(folder):
     package = folder / "large"
     package.mkdir()

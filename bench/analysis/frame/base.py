@@ -109,6 +109,10 @@ class Analysis:
         values = dataclasses.asdict(self.options)
         return {"name": self.name, "version": self.version, "options": {n: list(v) if isinstance(v := values[n], tuple) else v for n in kept}}
 
+    def prepares(self) -> dict[str, dict[str, Any]]:
+        """The methods whose preparations it reads, each with the hyper-parameters that it changes: their code and settings name a result too."""
+        return {}
+
     def made_of(self, context: Any) -> dict[str, Any]:
         """What else names a result and is known with the networks and the data only: hashes of further files. JSON values; may raise UsageError."""
         return {}

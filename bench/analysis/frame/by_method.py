@@ -26,13 +26,14 @@ def grouped(students: Sequence[Subject], own: Callable[[RunView], Mapping[str, A
     names = {label: _row(view, own(view)) for label, view in views.items()}
     found: dict[str, dict[int, Subject]] = {}
     first: dict[str, tuple[dict[str, Any], str]] = {}
-    protocols: dict[str, str] = {}
+    tables: dict[tuple[str, str], str] = {}
     for one in sorted(students, key=lambda s: (s.method != BASELINE, names[s.label], s.seed, s.label)):
         row, identity = names[one.label], dict(views[one.label].identity)
         identity.pop("seed", None)
-        protocols.setdefault(canonical(identity["protocol"]), one.label)
-        if len(protocols) > 1:
-            raise UsageError(f"{' and '.join(protocols.values())} were trained under different protocols: name runs of one")
+        tables.setdefault(views[one.label].table, one.label)
+        if len(tables) > 1:
+            what = "protocols" if len({protocol for protocol, _ in tables}) > 1 else f"precisions ({' and '.join(p for _, p in tables)})"
+            raise UsageError(f"{' and '.join(tables.values())} were trained under different {what}: name runs of one")
         kind, label = first.setdefault(row, (identity, one.label))
         if canonical(identity) != canonical(kind):
             what = ", ".join(sorted(name for name in kind.keys() | identity.keys() if canonical(kind.get(name)) != canonical(identity.get(name))))

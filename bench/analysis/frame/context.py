@@ -18,6 +18,7 @@ from bench.analysis.frame.base import Analysis, Stored
 from bench.analysis.frame.by_method import grouped
 from bench.analysis.frame.subjects import Subject
 from bench.errors import UsageError
+from bench.plan.identity import digest
 from bench.store.files import write_bytes
 from bench.store.runs import RunView
 from bench.text import duration
@@ -107,10 +108,18 @@ class Context:
 
         Raises MethodError for a value out of its range.
         """
+        return self.preparation(subject, self._wanted(subject, method, changes or {}))
+
+    def _wanted(self, subject: Subject, method: str, changes: Mapping[str, Any]) -> Preparation:
         found = method_registry.get(method)
-        hyper = dataclasses.replace(found.hyper_for(subject.architecture, subject.architecture), **(changes or {}))
+        hyper = dataclasses.replace(found.hyper_for(subject.architecture, subject.architecture), **changes)
         check_hyper(method, hyper)
-        return self.preparation(subject, self.machine.preparation_of(found, hyper, subject.architecture))
+        return self.machine.preparation_of(found, hyper, subject.architecture)
+
+    def prepared_by(self, method: str, changes: Mapping[str, Any]) -> str:
+        """A hash of what makes that preparation for the first network, weights and data aside: its name, version, settings and code."""
+        wanted = self._wanted(self.teacher, method, changes)
+        return digest([wanted.name, wanted.version, dict(wanted.settings), method_registry.source_of(wanted.build)], 16)
 
     def preparation(self, subject: Subject, wanted: Preparation) -> Prepared:
         """The same, of what a method asks for."""
@@ -120,15 +129,22 @@ class Context:
 
     def result(self, name: str, changes: Mapping[str, Any] | None = None) -> Stored:
         """The stored result of another analysis on the same networks and data, made now if it is not there. Raises UsageError for bad options."""
+        with self._apart():
+            return obtain(*self._inner(name, changes or {}))
+
+    def named_by(self, name: str, changes: Mapping[str, Any] | None = None) -> str:
+        """A hash of what names that result."""
+        return digest(identity(*self._inner(name, changes or {})), 16)
+
+    def _inner(self, name: str, changes: Mapping[str, Any]) -> "tuple[Analysis, Context]":
         analysis = registry.get(name)
         try:
-            options = dataclasses.replace(analysis.Options(), **(changes or {}))
+            options = dataclasses.replace(analysis.Options(), **changes)
         except ValueError as error:
             raise UsageError(str(error)) from None
         inner = Context(self.machine, self.subjects, self.log)
         inner._networks = self._networks
-        with self._apart():
-            return obtain(analysis(options), inner)
+        return analysis(options), inner
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
@@ -164,6 +180,8 @@ def identity(analysis: Analysis, context: Context) -> dict[str, Any]:
     """What names a result: the analysis with its options and version, the networks by their weights, the data by its content."""
     data = {"name": context.dataset.name, "hash": context.dataset.hash, "image_size": context.dataset.image_size}
     found = {**analysis.identity(), "networks": [s.facts() for s in context.subjects], "data": data, **analysis.made_of(context)}
+    if prepares := analysis.prepares():
+        found["prepared"] = {method: context.prepared_by(method, changes) for method, changes in prepares.items()}
     arithmetic = environment.arithmetic(PRECISION, context.device)
     return found if arithmetic == "fp32" else {**found, "arithmetic": arithmetic}
 

@@ -13,8 +13,6 @@ from bench.plan.selection import parse_pair
 from bench.store import runs, teachers
 from bench.store.runs import RunView
 
-"""Of runs in which a teacher was trained: they are no students of a pair."""
-
 
 @dataclass(frozen=True)
 class Subject:

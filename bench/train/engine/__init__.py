@@ -8,12 +8,12 @@ behind it, equal but for rounding. `graph`: the whole step captured as a CUDA gr
 import torch
 
 from bench.errors import UsageError, check_known
-from bench.train.engine.eager import DeviceLost, Eager, Failures, Native, is_lost, is_short_of_memory
+from bench.train.engine.eager import DeviceLost, Eager, Failures, Native, is_lost, is_of_device, is_short_of_memory
 from bench.train.engine.graph import Graph
 from bench.train.engine.static import Static
 from models import native
 
-__all__ = ["NAMES", "DeviceLost", "Eager", "Failures", "Graph", "Native", "Static", "choose", "is_lost", "is_short_of_memory"]
+__all__ = ["NAMES", "DeviceLost", "Eager", "Failures", "Graph", "Native", "Static", "choose", "is_lost", "is_of_device", "is_short_of_memory"]
 
 _ENGINES = {engine.name: engine for engine in (Eager, Native, Static, Graph)}
 NAMES = tuple(_ENGINES)

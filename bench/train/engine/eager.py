@@ -115,7 +115,12 @@ def _each(learners: Iterable[Learner], work: Callable[[Learner], None], device: 
 def is_lost(error: Exception, device: torch.device) -> bool:
     """Whether the device is gone, rather than the learner at fault: an error of CUDA's after which nothing can be computed any more. Not while
     a stream captures, when nothing can be tried."""
-    return "CUDA error" in str(error) and not is_short_of_memory(error) and not answers(device)
+    return is_of_device(error) and not answers(device)
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether CUDA says that something went wrong, running out of memory aside."""
+    return "CUDA error" in str(error) and not is_short_of_memory(error)
 
 
 def answers(device: torch.device) -> bool:

@@ -54,8 +54,9 @@ def add_teacher(results: Path, dataset, name: str = TEACHER, changed=None) -> st
 def add_student(results: Path, dataset, method: str = "kd", seed: int = 1, protocol: Protocol = PROTOCOL, data_hash: str = "", **run) -> str:
     """A finished run with its weights, of the teacher of `add_teacher`; its id. `run`: other values of its identity."""
     state = network(STUDENT, f"{method} {seed}").state_dict()
-    known = {"teacher": TEACHER, "teacher_hash": state_hash(network(TEACHER, "teacher").state_dict())} | run
-    folder = add_run(results, Run(STUDENT, method, seed, protocol, "tf32", data_hash or dataset.hash, **known), 5.0, weights_sha256=state_hash(state))
+    known = {"teacher": TEACHER, "teacher_hash": state_hash(network(TEACHER, "teacher").state_dict()), "precision": "tf32"} | run
+    made = Run(STUDENT, method, seed, protocol, data_hash=data_hash or dataset.hash, **known)
+    folder = add_run(results, made, 5.0, weights_sha256=state_hash(state))
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(folder / "student.pt", buffer.getvalue())

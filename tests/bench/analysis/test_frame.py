@@ -7,9 +7,10 @@ from bench.__main__ import main
 from bench.analysis.frame import registry, results, subjects
 from bench.analysis.frame.base import Analysis, Needs, Result, options_of
 from bench.analysis.frame.commands import check
-from bench.analysis.frame.context import obtain
+from bench.analysis.frame.context import identity, obtain
 from bench.errors import StoreError, UsageError
 from bench.plan import names
+from methods import registry as method_registry
 from methods.base import MethodError
 from tests.bench.analysis import small
 
@@ -129,6 +130,30 @@ def test_a_group_is_one_result_and_costs_of_others_are_left_out(place, images, m
     stored = obtain(Grouped(Grouped.Options()), small.context(place, images, subjects_found))
     assert len(stored.facts["labels"]) == 3 and stored.subject == "resnet8 and 2 more"
     assert (stored.cost["seconds"], stored.cost["cpu_seconds"]) == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["sync", "neurons", "alignment", "relations", "knowledge"])
+def test_what_a_preparation_is_made_by_names_the_result(place, images, monkeypatch, name):
+    """Its code, version or settings changed: what was found with the old one is not done before."""
+    analysis = registry.get(name)
+    one, found = analysis(analysis.Options()), []
+    context = small.context(place, images, small.subjects_of(place, images))
+    source = method_registry.source_of
+    for text in (None, "f" * 16):
+        if text:
+            monkeypatch.setattr(method_registry, "source_of", lambda function, text=text: text)
+        found.append(identity(one, context)["prepared"])
+    assert list(found[0]) == list(found[1]) == list(one.prepares()) and found[0] != found[1]
+    monkeypatch.setattr(method_registry, "source_of", source)
+    assert identity(one, context)["prepared"] == found[0]
+
+
+def test_alignment_is_named_by_the_dissection_that_it_reads(place, images, monkeypatch):
+    one = registry.get("alignment")(registry.get("alignment").Options())
+    context = small.context(place, images, small.subjects_of(place, images))
+    before = identity(one, context)["dissect"]
+    monkeypatch.setattr(registry.get("dissect"), "version", 99)
+    assert identity(one, context)["dissect"] != before
 
 
 def test_a_group_needs_one_teacher_and_students(place, images):

@@ -94,6 +94,17 @@ def test_students_that_cannot_be_paired_are_refused(tmp_path):
     assert list(by_method.grouped(students[:1], own)["kd"]) == [students[0].seed]
 
 
+def test_students_of_two_precisions_are_no_pairs(tmp_path):
+    """A report has a table of its own for each."""
+    images = small.dataset()
+    small.add_student(tmp_path, images, "student")
+    run = small.add_student(tmp_path, images, "kd", precision="bf16")
+    students = [subjects.student(v, images.hash) for v in runs.scan(tmp_path)[0]]
+    assert "bf16" in str(runs.scan(tmp_path)[0]) and run
+    with pytest.raises(UsageError, match=r"different precisions \((tf32 and bf16|bf16 and tf32)\)"):
+        by_method.grouped(students, own)
+
+
 def test_other_settings_are_a_row_of_their_own(tmp_path):
     images = small.dataset()
     for temperature, seeds in ((4.0, (1, 2)), (2.0, (2,))):

@@ -91,6 +91,25 @@ def test_a_stage_before_the_main_one_leaves_the_total_out(tmp_path):
     assert totals == [["3.33 h"], [blocks.NONE]] and "None for a method that pre-trains its student" in block.notes[1]
 
 
+def test_a_preparations_share_is_among_those_that_it_serves(tmp_path):
+    """FT's depends on the student too: pairs of one teacher share one where its key is the same."""
+    pairs = [("resnet50", "mobilenetv2"), ("resnet50", "vgg8"), ("resnet50", "resnet20")]
+    for pair, key in zip(pairs, ("one", "other", "one"), strict=True):
+        for seed in SEEDS:
+            add_run(tmp_path, run_of("student", *pair, seed, CRD), 70.0 + seed)
+            add_run(tmp_path, run_of("ft", *pair, seed, CRD), 71.0 + seed, preparation={"name": "ft", "key": key, "seconds": 9.0, "facts": {}})
+    t = own(tmp_path)
+    assert [blocks.served(pair, "ft", t) for pair in pairs] == [6, 3, 6]
+
+
+def test_costs_of_several_commits_are_named(tmp_path):
+    for commit, method in (("a" * 12, "student"), ("b" * 12, "kd")):
+        add_run(tmp_path, run_of(method, *PAIRS[0], 1, CRD), 70.0)
+        add_cost(tmp_path, *PAIRS[0], method, 900, 1 << 20, commit=commit)
+    t = own(tmp_path)
+    assert f"commits {'a' * 12} and {'b' * 12}" in blocks.cost_block(t.sheet, "Costs", t).caption
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_rows_come_before_warnings(tmp_path, width):
     """Every method has its line; what falls out is named."""

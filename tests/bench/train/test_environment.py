@@ -29,7 +29,13 @@ def test_each_state_of_a_checkout_has_its_name(code):
     assert len(clean) == 12 and int(clean, 16) >= 0
     (code / "README.md").write_text("no code\n")
     (code / "notes.txt").write_text("not tracked\n")
+    (code / "methods" / "mine.py").write_text("told by the runs of that method\n")
     assert environment.commit_of(code) == clean
+    (code / "models" / "mine.py").write_text("x = 1\n")  # a network that is not tracked yet
+    new = environment.commit_of(code)
+    (code / "models" / "mine.py").write_text("x = 2\n")
+    assert len({clean, new, environment.commit_of(code)}) == 3
+    (code / "models" / "mine.py").unlink()
     said = []
     for text in ("x = 2\n", "x = 3\n", "x = 2\n"):
         (code / "models" / "a.py").write_text(text)
@@ -43,6 +49,17 @@ def test_outside_of_a_checkout_the_files_are_told(code, monkeypatch):
     assert first.startswith("files-") and first == environment.commit_of(code)
     (code / "bench" / "a.py").write_text("x = 2\n")
     assert environment.commit_of(code) not in (first, "")
+
+
+def test_a_checkout_around_it_is_another_projects(code):
+    git(code, "init")
+    (code / ".gitignore").write_text("suite/\n")
+    (code / "suite").mkdir()
+    for package in environment.PACKAGES:
+        (code / package).rename(code / "suite" / package)
+    git(code, "add", ".")
+    git(code, "commit", "-m", "theirs")
+    assert environment.commit_of(code / "suite").startswith("files-")
 
 
 def test_this_suite_has_one():

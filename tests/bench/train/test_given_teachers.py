@@ -16,7 +16,7 @@ from bench.launch import run as launch
 from bench.plan.names import parse_teacher
 from bench.plan.protocols import PROTOCOLS
 from bench.store import teachers
-from bench.store.weights import safetensors, state_hash
+from bench.store.weights import read_state, safetensors, state_hash
 from bench.train import teacher_networks
 from models.randomness import keyed
 
@@ -151,6 +151,11 @@ def test_importing_a_teachers_own_weights_forgets_nothing(dataset, tmp_path):
     found = teacher_networks.import_file(before.folder / "teacher.pt", "resnet14", tmp_path, dataset, images, CPU)
     assert found.record == teachers.find(tmp_path, dataset.name, "resnet14").record == before.record
     assert "1 of 240 epochs" in teachers.unfit(found, PROTOCOLS["crd"])
+    whole, path = bare(tmp_path / "again.pt"), before.folder / "teacher.pt"
+    for damage in (lambda: path.write_bytes(b"junk"), path.unlink):  # it mends what is damaged, too
+        damage()
+        assert teacher_networks.import_file(whole, "resnet14", tmp_path, dataset, images, CPU).record == before.record
+        assert state_hash(read_state(path)) == before.hash
 
 
 def test_another_teacher_that_came_while_this_one_was_measured_stays(dataset, tmp_path, monkeypatch):

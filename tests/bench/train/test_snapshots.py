@@ -37,6 +37,18 @@ def test_weights_of_the_epochs_asked_for_and_the_same_run(tmp_path):
     assert all(state_hash(read_state(snapshots.place(kept.folder, epoch))) == value for epoch, value in found.items())
 
 
+def test_a_run_that_goes_on_earlier_keeps_none_of_what_was_lost(tmp_path):
+    """Killed behind its newest checkpoint: what came after that may not come again."""
+    plain = trained(tmp_path, keep_epochs=(0, 2))
+    for name in ("record.json", "student.pt", "epochs.jsonl"):
+        (plain.folder / name).unlink()
+    for epoch in (1, 2, 12):
+        snapshots.write(plain.folder, epoch, b"of an attempt that was lost", "f" * 16)
+    again = trained(tmp_path, keep_epochs=(0,))
+    assert again.id == plain.id and list(snapshots.kept(again.folder)) == [0]
+    assert sorted(path.name for path in (again.folder / "snapshots").iterdir()) == ["epoch-0.json", "epoch-0.pt"]
+
+
 def test_a_damaged_index_is_said(tmp_path):
     snapshots.write(tmp_path, 3, b"", "abc")
     path = snapshots.place(tmp_path, 3).with_suffix(".json")

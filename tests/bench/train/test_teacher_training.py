@@ -113,6 +113,10 @@ def test_a_redo_that_was_trained_and_not_published_is_not_trained_once_more(tmp_
         patched.setattr(Learner, "step", lambda *arguments: pytest.fail("trained once more"))
         assert train(again=True) == DONE
     assert teachers.find(tmp_path, "shapes100", "resnet8").hash == trained.hash
+    mark = teachers.redo_mark(trained.folder)
+    assert not mark.exists()
+    teacher_networks.publish(tmp_path, "shapes100", "d", "resnet8", state, {"top1": 50.0}, facts)
+    mark.write_text("the run of another precision or seed")
     steps, step = [], Learner.step
     monkeypatch.setattr(Learner, "step", lambda *arguments: (steps.append(1), step(*arguments))[1])
     assert train(again=True) == DONE and steps  # asked for anew
