@@ -27,9 +27,13 @@ def of_function(function: Callable) -> str:
         function = function.func
     function = inspect.unwrap(function)
     try:
-        return hashlib.sha256(content([Path(inspect.getfile(function if inspect.isroutine(function) else type(function)))])).hexdigest()[:16]
+        return hashlib.sha256(content([Path(inspect.getfile(_written(function)))])).hexdigest()[:16]
     except (TypeError, OSError) as error:
         raise MethodError(f"{function!r} is in no file that can be read ({error}); write it in a module") from None
+
+
+def _written(function: Callable) -> Callable:
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
 
 
 def content(files: Iterable[Path]) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from bench.plan.identity import canonical
 from bench.report.table import OWN, ResultSet
 from bench.text import clean, duration, table
 
@@ -33,6 +34,10 @@ class Figure:
     @property
     def source(self) -> Markup:
         return Markup("data:image/png;base64," + base64.b64encode(self.png).decode())
+
+
+MADE_BY = ("prepared", "dissect", "sources")
+"""What names a result besides its question: another one of the same question replaces it on the page."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,15 @@ def found(sets: list[ResultSet]) -> tuple[list[Found], list[tuple[str, str]]]:
                 kept.append(Found(one, registry.get(result.name), result))
             else:
                 problems.append((result.key, f"no analysis {result.name!r} is registered"))
-    return sorted(kept, key=lambda f: f.stored.name), problems
+    return sorted(_newest(kept), key=lambda f: f.stored.name), problems
+
+
+def _newest(kept: list[Found]) -> list[Found]:
+    """Without results that were made once more since the code they were prepared with, or a result that they read, changed."""
+    last: dict[tuple[str, str], Found] = {}
+    for one in sorted(kept, key=lambda f: str(f.stored.cost.get("finished"))):
+        last[one.set.name, canonical({name: value for name, value in one.stored.identity.items() if name not in MADE_BY})] = one
+    return [one for one in kept if any(one is found for found in last.values())]
 
 
 def draw(sets: list[ResultSet], out: Path) -> dict[str, list[Figure]]:

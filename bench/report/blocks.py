@@ -279,6 +279,8 @@ def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table
     cost, images, row = sheet.get(*pair, method), _images(table.protocol), main_row(table.rows, method)
     if cost is None or images is None or (row and row.pretraining is not None):
         return None
+    if cost.preparation is None and row and any(_prepared(cell) for cell in row.cells):
+        return None  # it was prepared on another device, or with other threads
     students = 1 if alone else served(pair, method, table)
     return table.protocol.epochs * images / cost.speed + (cost.preparation or 0.0) / students
 
@@ -329,6 +331,9 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
         )
         if any(r.pretraining is not None for r in table.rows):
             notes[-1] += " None for a method that pre-trains its student: that stage's step is not measured."
+        prepared = {method for method in titles if any(_prepared(cell) for cell in main_row(table.rows, method).cells)}
+        if any(c.preparation is None for method in prepared for key in keys if (c := sheet.get(*key, method))):
+            notes[-1] += " None where the preparation was made on another device or with other threads."
     if freed:
         notes.append(
             "of KD's step: the time of a step without a teacher in it as a fraction of KD's, measured, and (ideally) by multiply-accumulates: "

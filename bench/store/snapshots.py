@@ -23,13 +23,15 @@ def write(folder: Path, epoch: int, data: bytes, weights_hash: str) -> None:
     write_json(where.with_suffix(".json"), {"epoch": epoch, "weights_sha256": weights_hash})
 
 
-def drop_from(folder: Path, epoch: int) -> None:
-    """Remove those after this epoch and later ones: a run that goes on before it may come to others."""
-    for path in (folder / "snapshots").glob("epoch-*.json"):
-        number = path.stem.removeprefix("epoch-")
-        if number.isdigit() and int(number) >= epoch:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".pt").unlink(missing_ok=True)
+def drop_from(folder: Path, epoch: int) -> list[int]:
+    """Remove those after this epoch and later ones, and give their epochs: a run that goes on before it may come to others. Raises OSError."""
+    numbers = (path.stem.removeprefix("epoch-") for path in (folder / "snapshots").glob("epoch-*.json"))
+    gone = sorted(int(number) for number in numbers if number.isdigit() and int(number) >= epoch)
+    for number in gone:
+        where = place(folder, number)
+        where.with_suffix(".json").unlink(missing_ok=True)
+        where.unlink(missing_ok=True)
+    return gone
 
 
 def kept(folder: Path) -> dict[int, str]:

@@ -173,10 +173,11 @@ def commit_of(root: Path) -> str:
             changed = git("diff", "--no-ext-diff", "--no-color", "HEAD", "--", *PACKAGES)
             # A new method's file is in its runs' own records, and is no change to the others.
             for name in sorted(git("ls-files", "-z", "--others", "--exclude-standard", "--", "bench", "models").split(b"\0")):
-                if name.endswith(b".py"):
-                    changed += name + (root / os.fsdecode(name)).read_bytes()
+                path = root / os.fsdecode(name)
+                if path.suffix == ".py" and path.is_file():  # an editor's lock is a link to nothing
+                    changed += name + path.read_bytes()
             return head + (f"+{hashlib.sha256(changed).hexdigest()[:8]}" if changed else "")
     total = hashlib.sha256()
-    for file in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+    for file in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py") if path.is_file()):
         total.update(f"{file.relative_to(root).as_posix()}|".encode() + file.read_bytes())
     return f"files-{total.hexdigest()[:12]}"

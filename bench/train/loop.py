@@ -11,7 +11,7 @@ import torch
 
 from bench.data.augment import draws
 from bench.errors import DONE, TROUBLE, StoreError
-from bench.store import redo, snapshots
+from bench.store import redo
 from bench.store.lease import LeaseLost
 from bench.store.weights import state_hash
 from bench.text import say
@@ -87,8 +87,8 @@ class Training:
         learner.start(self.job.images.train_labels)
         execution = self.job.execution
         conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name, execution.deterministic)
+        folder.drop_snapshots(max(1, self.position.epoch))
         self.places.append(ActiveRun(folder, learner, built, restored, conditions))
-        snapshots.drop_from(folder.path, max(1, self.position.epoch))  # of an attempt that was lost
         if restored.state is not None:
             folder.log(f"attempt {folder.attempt}: resumed at epoch {self.position.epoch}, step {self.position.step}")
             if self.position > START and (past := folder.missed(e for e in execution.keep_epochs if e < self.position.epoch)):

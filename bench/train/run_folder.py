@@ -112,6 +112,12 @@ class RunFolder:
         self.lease.check()
         snapshots.write(self.path, epoch, pickled(plain(student)), state_hash(student))
 
+    def drop_snapshots(self, epoch: int) -> None:
+        """Remove weights kept after this epoch or later ones, by an attempt that was lost. Raises LeaseLost, OSError."""
+        self.lease.check()
+        if gone := snapshots.drop_from(self.path, epoch):
+            self.log(f"weights kept after epochs {', '.join(map(str, gone))} are of an attempt that was lost: removed")
+
     def missed(self, epochs: Iterable[int]) -> list[int]:
         """Which of these epochs have no weights kept."""
         return [epoch for epoch in epochs if not snapshots.place(self.path, epoch).exists()]

@@ -101,12 +101,30 @@ def import_file(
         raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, expected {expected:.2f} %; nothing was imported")
     if measured["top1"] < 3 * 100 / len(dataset.classes):
         raise UsageError(f"{path} tests at {measured['top1']:.2f} % top-1, near chance: is it for {dataset.name}? Nothing was imported")
-    if old and old.hash == found:  # its record stays: a file may not say that its training was a trial; its weights may be damaged
-        known = files.read_json(old.folder / "teacher.json")
-        return publish(results, dataset.name, dataset.hash, architecture, state, measured, known, over={found})
+    if old and old.hash == found:  # its record stays: a file may not say that its training was a trial
+        _mend(old, state)
+        return old
     record = {"source": "imported", "file": path.name, "trained": True}
     record |= {name: said[name] for name in ("protocol", "trial", "run") if said.get(name)}
     return publish(results, dataset.name, dataset.hash, architecture, state, measured, record, over={old.hash} if old else set())
+
+
+def _mend(teacher: TeacherFile, state: dict[str, Tensor]) -> None:
+    """Write a teacher's own weights anew where its file does not hold them any more. Raises UsageError where that cannot be."""
+    path = teacher.folder / "teacher.pt"
+    with contextlib.suppress(UsageError):
+        if state_hash(read_state(path)) == teacher.hash:
+            return
+    try:
+        with _writer(teacher.folder):
+            write_bytes(path, pickled(plain(state)))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; free some space or choose another --results folder") from None
+
+
+def _writer(place: Path) -> filelock.BaseFileLock:
+    """One writer of a teacher's folder at a time."""
+    return filelock.FileLock(place.parent / f".{place.name}.lock")
 
 
 def publish(
@@ -132,7 +150,7 @@ def publish(
     teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(place.parent / f".{place.name}.lock"):
+        with _writer(place):
             now = find(results, dataset, architecture) if over is not None else None
             if now and now.hash not in {found, *over}:
                 raise UsageError(f"{place}: another launch has put {now.hash} here meanwhile; {found} was not imported, choose one of the two")

@@ -78,7 +78,11 @@ def train(architecture: str, protocol: Protocol, seed: int, precision: str, exec
 
 def _is_unpublished(results: Path, run: str, mark: Path, find_teacher: Callable[[], TeacherFile | None]) -> bool:
     """Whether a --redo trained the run to its end and was cut off before its weights took the teacher's place."""
-    if not mark.exists() or mark.read_bytes() != run.encode() or redo.pending(results, run):
+    try:
+        named = mark.read_bytes() == run.encode()
+    except FileNotFoundError:
+        return False
+    if not named or redo.pending(results, run):
         return False
     record, teacher = read_record(results / "runs" / run), find_teacher()
     return record is not None and (teacher is None or teacher.hash != record.weights_sha256)

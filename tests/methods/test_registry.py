@@ -215,7 +215,7 @@ def test_what_is_called_like_a_function_has_the_source_of_its_class():
             pass
 
     here = registry.source_of(test_what_is_called_like_a_function_has_the_source_of_its_class)
-    assert registry.source_of(Build()) == registry.source_of(functools.partial(Build(), data=1)) == here
+    assert registry.source_of(Build()) == registry.source_of(functools.partial(Build(), data=1)) == registry.source_of(Build) == here
     space: dict = {}
     exec("def build(teacher, data): pass", space)  # noqa: S102
     for build in (space["build"], len):

@@ -10,6 +10,8 @@ from bench.analysis.frame.commands import check
 from bench.analysis.frame.context import identity, obtain
 from bench.errors import StoreError, UsageError
 from bench.plan import names
+from bench.report import analysis_section
+from bench.report.table import OWN, ResultSet
 from methods import registry as method_registry
 from methods.base import MethodError
 from tests.bench.analysis import small
@@ -242,3 +244,12 @@ def test_facts_without_json_and_arrays_of_objects_are_refused(tmp_path):
     with pytest.raises(ValueError, match="objects"):
         results.write(folder, IDENTITY, Result({}, {"x": np.array([{}])}), COST)
     assert results.read(folder) is None
+
+
+def test_the_page_shows_the_newest_answer_to_a_question(tmp_path):
+    """The code that prepared it changed, and it was asked again; other options are another question."""
+    for made, finished, options in (("a", "2025-01-02", {}), ("b", "2025-01-03", {}), ("c", "2025-01-01", {}), ("a", "2025-01-01", {"images": 5})):
+        one = {**IDENTITY, "options": options, "prepared": {"skd": made}}
+        results.write(results.place(tmp_path, one), one, Result({"x": 1}), {**COST, "finished": finished})
+    found, problems = analysis_section.found([ResultSet(OWN, tmp_path, [], [], [])])
+    assert not problems and {(f.stored.identity["prepared"]["skd"], len(f.stored.options)) for f in found} == {("b", 0), ("a", 1)}

@@ -36,6 +36,8 @@ def test_each_state_of_a_checkout_has_its_name(code):
     (code / "models" / "mine.py").write_text("x = 2\n")
     assert len({clean, new, environment.commit_of(code)}) == 3
     (code / "models" / "mine.py").unlink()
+    (code / "models" / ".#a.py").symlink_to("an editor's lock")
+    assert environment.commit_of(code) == clean
     said = []
     for text in ("x = 2\n", "x = 3\n", "x = 2\n"):
         (code / "models" / "a.py").write_text(text)
@@ -45,6 +47,7 @@ def test_each_state_of_a_checkout_has_its_name(code):
 
 def test_outside_of_a_checkout_the_files_are_told(code, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(code.parent))
+    (code / "models" / ".#a.py").symlink_to("an editor's lock")
     first = environment.commit_of(code)
     assert first.startswith("files-") and first == environment.commit_of(code)
     (code / "bench" / "a.py").write_text("x = 2\n")
