@@ -73,16 +73,15 @@ def build(name: str, num_classes: int = 100, **chosen: object) -> Network:
 @functools.cache
 def shapes(name: str, num_classes: int = 100, image_size: int = 32, **chosen: object) -> Shapes:
     """The shapes of a network's outputs for one image of `image_size` pixels a side, every kind of map. Raises NetworkError as `build`."""
-    image = torch.zeros(1, 3, image_size, image_size)
     with without_values():
         network = build(name, num_classes, **chosen).eval()
-        outputs = network(image, KINDS)
         before = {module for part in trunk(network) for module in part.modules()}
-        modules = [module for module in network.modules() if module not in before]
-        macs = _counted(network, modules, image, _macs)
-    own = sum(p.numel() for module in modules for p in module.parameters(recurse=False))
+        behind = [module for module in network.modules() if module not in before]
+        macs = _tally(behind, _macs)
+        outputs = network(torch.zeros(1, 3, image_size, image_size), KINDS)
+    own = sum(p.numel() for module in behind for p in module.parameters(recurse=False))
     maps = {kind: tuple(tuple(m.shape[1:]) for m in of_kind) for kind, of_kind in outputs.maps.items()}
-    return Shapes(name, outputs.logits.shape[1], outputs.embedding.shape[1], maps, (own, macs))
+    return Shapes(name, outputs.logits.shape[1], outputs.embedding.shape[1], maps, (own, sum(macs)))
 
 
 @functools.cache
@@ -102,22 +101,18 @@ def counted(name: str, of: Callable[[nn.Module, torch.Tensor], int], num_classes
     """The sum of `of(layer, output)` over the convolutions and linear layers of one image's forward pass. Raises NetworkError for an unknown name."""
     with without_values():
         network = build(name, num_classes).eval()
-        return _counted(network, network.modules(), torch.zeros(1, 3, image_size, image_size), of)
+        found = _tally(network.modules(), of)
+        network(torch.zeros(1, 3, image_size, image_size))
+    return sum(found)
 
 
-def _counted(network: Network, modules: Iterable[nn.Module], image: torch.Tensor, of: Callable[[nn.Module, torch.Tensor], int]) -> int:
-    """That sum over the convolutions and linear layers among `modules`."""
-    total = 0
-
-    def count(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        nonlocal total
-        total += of(layer, output)
-
+def _tally(modules: Iterable[nn.Module], of: Callable[[nn.Module, torch.Tensor], int]) -> list[int]:
+    """A list that gets `of(layer, output)` for every convolution and linear layer among `modules` in each forward pass from now on."""
+    found: list[int] = []
     for module in modules:
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(count)
-    network(image)
-    return total
+            module.register_forward_hook(lambda layer, inputs, output: found.append(of(layer, output)))
+    return found
 
 
 class _NoInitialisation(TorchFunctionMode):

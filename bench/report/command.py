@@ -111,7 +111,7 @@ def report(options: Report) -> int:
         print(f"written too: {out}/{', '.join(more)}", file=sys.stderr)
     if options.strict and (faults := chosen.faults):
         said = "1 warning or exclusion" if faults == 1 else f"{faults} warnings or exclusions"
-        print(f"strict: {said} in {set_title(chosen)[0].lower()}{set_title(chosen)[1:]}; --full prints them at its end", file=sys.stderr)
+        print(f"strict: {said} ({set_title(chosen)}); --full prints them at its end", file=sys.stderr)
         return 1
     return 0
 

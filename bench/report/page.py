@@ -120,11 +120,10 @@ def _accuracy(table: Table, mark: str, versus: list[Comparison]) -> dict[str, An
         extra.append({"views": [_view("", DASH if row.pretraining is None else f"{row.pretraining:,.0f} s", sort=row.pretraining)]})
         rows.append({"m": i, "title": blocks.row_title(row), "cells": cells, "extra": extra})
     teacher = [(f"{p.top1:.2f}" if p.top1 is not None else DASH, f"{p.published.top1:.2f} paper" if p.published else "") for p in table.pairs]
-    to = {key: f"Δ {c.title}" for c in versus for key in ([c.baseline] if c is not versus[0] else ["mean", c.baseline])}
-    over_all = [(key, to.get(key, "")) for key, _ in views]  # the column shows what the others do
-    heads = [("over all pairs", over_all), ("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher")]
-    heads += [("at use", "parameters"), ("pre-training", "each student")]
-    heads = [(top, bottom if isinstance(bottom, list) else [("", bottom)]) for top, bottom in heads]
+    # The first column shows what the pairs' do: a head for each view.
+    over_all = [("mean", f"Δ {versus[0].title if versus else table.baseline}"), *((c.baseline, f"Δ {c.title}") for c in versus)]
+    plain = (("speed", "× student"), ("memory", "× student"), ("preparation", "once a teacher"), ("at use", "parameters"))
+    heads = [("over all pairs", over_all), *((top, [("", below)]) for top, below in (*plain, ("pre-training", "each student")))]
     told = [k for k in range(len(heads)) if len({row["extra"][k]["views"][0]["main"] for row in rows}) > 1]  # the same for all says nothing
     heads = [heads[k] for k in told]
     for row in rows:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.analysis.frame import registry, results
+from bench.statistics import difference, summarise
+from bench.store.rows import read_rows
 from bench.store.runs import scan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +102,49 @@ def test_skds_readings_are_what_the_records_and_results_say():
 def differences(runs: dict[tuple[str, str, str, int], float]) -> list[float]:
     """To the student of the same precision and seed."""
     return [top1 - runs["student", "", precision, seed] for (_, _, precision, seed), top1 in runs.items()]
+
+
+PRECISION = {"": "bf16", " (fp32)": "tf32"}
+"""How the tenth's README names the precision of a cell."""
+
+
+def section(heading: str) -> str:
+    return (TENTH / "README.md").read_text().split(f"\n{heading}\n")[1].split("\n##")[0]
+
+
+def test_the_tenths_table_is_what_the_records_say():
+    runs = {(v.title, v.precision, v.seed): v.record.test_top1 for v in scan(TENTH)[0] if not v.changed}
+    seen = []
+    for row in rows(section("## What the numbers say")):
+        title, count, *cells, mean, gain, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        given = {seed: re.fullmatch(r"([\d.]+)( \(fp32\))?", cell) for seed, cell in enumerate(cells, 1) if cell}
+        values = {(PRECISION[found[2] or ""], seed): float(found[1]) for seed, found in given.items()}
+        assert values == {place: pytest.approx(runs[title, *place], abs=0.0051) for place in values}
+        assert len(values) == sum(map(int, count.split("+")))
+        top1 = {place: runs[title, *place] for place in values}
+        if len({precision for precision, _ in values}) == 1:
+            s = summarise([*top1.values()])
+            assert mean == (f"{s.mean:.2f}" if s.sd is None else f"{s.mean:.2f} ± {s.sd:.2f}")
+        if title != "Student":
+            d = difference([value - runs["Student", *place] for place, value in top1.items()])
+            assert gain == (f"{d.mean:+.2f}" + ("" if d.half is None else f" ± {d.half:.2f}")).replace("-", "−")
+        seen.append(title)
+    assert seen == ["Student", "KD", "KD (shifted)", "FitNet", "SKD", "AT"]
+
+
+def test_the_tenths_leads_are_what_the_epochs_say():
+    epochs = {(v.title, v.precision, v.seed): read_rows(v.folder / "epochs.jsonl", v.id).rows for v in scan(TENTH)[0] if not v.changed}
+
+    def leads(title: str, precision: str, seed: int) -> list[str]:
+        ours, plain = epochs[title, precision, seed], epochs["Student", precision, seed]
+        return [f"{ours[e - 1].train_top1 - plain[e - 1].train_top1:+.1f}".replace("-", "−") for e in (2, 5, 10, 15, 24)]
+
+    text = section("### Where the leads come from")
+    table = rows(text)
+    for row in table[1:]:
+        title, *cells, gap, test = (cell.strip() for cell in row.strip("|").split("|"))
+        ours, plain = epochs[title, "bf16", 1], epochs["Student", "bf16", 1]
+        assert cells == leads(title, "bf16", 1) and gap == f"{ours[-1].train_top1 - ours[-1].test_top1:.1f}"
+        assert test == f"{ours[-1].test_top1 - plain[-1].test_top1:+.2f}"
+    assert [row.split("|")[1].strip() for row in table] == ["Student", "KD", "FitNet", "AT", "SKD"]
+    assert f"{', '.join(leads('AT', 'tf32', 2))} and {', '.join(leads('AT', 'tf32', 3))} in the same epochs" in text

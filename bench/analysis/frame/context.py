@@ -117,15 +117,16 @@ class Context:
         return self.machine.preparation_of(found, hyper, subject.architecture)
 
     def prepared_by(self, method: str, changes: Mapping[str, Any]) -> str:
-        """A hash of what makes that preparation for the first network, weights and data aside: its name, version, settings and code."""
-        wanted = self._wanted(self.teacher, method, changes)
-        return digest([wanted.name, wanted.version, dict(wanted.settings), method_registry.source_of(wanted.build)], 16)
+        """A hash of what names that preparation of the first network: its version, settings and code among it."""
+        return digest(preparations.identity(self._wanted(self.teacher, method, changes), self._origin(self.teacher)), 16)
 
     def preparation(self, subject: Subject, wanted: Preparation) -> Prepared:
         """The same, of what a method asks for."""
-        origin = self.machine.origin_of(lambda: self.network(subject), subject.hash)
         with self._apart():
-            return preparations.obtain(self.root, wanted, origin, self.log).prepared
+            return preparations.obtain(self.root, wanted, self._origin(subject), self.log).prepared
+
+    def _origin(self, subject: Subject) -> preparations.Origin:
+        return self.machine.origin_of(lambda: self.network(subject), subject.hash)
 
     def result(self, name: str, changes: Mapping[str, Any] | None = None) -> Stored:
         """The stored result of another analysis on the same networks and data, made now if it is not there. Raises UsageError for bad options."""
