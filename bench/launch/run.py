@@ -263,7 +263,9 @@ def _run_here(
     def counted(run: str) -> bool | None:
         if run not in ours:  # one that needs a teacher has its id once that is there
             ours.update(book.runs().values())
-        return True if run in ours else False if f"-s{TEACHER_SEED}-" in run else None
+        if run in ours:
+            return True
+        return False if f"-s{TEACHER_SEED}-" in run else None  # a teacher's, or of another plan
 
     show = Progress(book.results, book.counts, counted=counted, labels=book.labels)
     locks = book.results / "locks"

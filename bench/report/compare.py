@@ -3,7 +3,7 @@
 Intervals stay two-sided 95 % and uncorrected; what is called clear is what Holm's step-down procedure rejects at 5 % family-wise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -36,6 +36,15 @@ class Comparison:
     title: str
     cells: dict[tuple[int, int], Compared] = field(default_factory=dict)
     pooled: dict[int, Compared] = field(default_factory=dict)
+
+    def furthest(self, among: Collection[int]) -> int:
+        """Of these rows the one with the largest pooled difference: of those over most pairs, and with the seeds that a claim needs where any has
+        them, since the others' means are of something else."""
+        found = {i: self.pooled[i].difference for i in among}
+        most = max(d.pairs for d in found.values())
+        whole = {i: d for i, d in found.items() if d.pairs == most}
+        sure = {i: d for i, d in whole.items() if d.seeds >= statistics.CLAIM} or whole
+        return max(sure, key=lambda i: sure[i].mean)
 
 
 @dataclass(frozen=True)

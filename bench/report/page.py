@@ -166,7 +166,7 @@ def _costs(table: Table) -> dict[str, Any] | None:
 
 def _figures(table: Table, versus: list[Comparison]) -> dict[str, Any]:
     first = versus[0] if versus else None
-    best = max(first.pooled, key=lambda i: first.pooled[i].difference.mean) if first and first.pooled else 0
+    best = first.furthest(first.pooled) if first and first.pooled else 0
     panels = {
         "seeds": [(p.title, f) for j, p in enumerate(table.pairs) if (f := svg.seeds(table, j))],
         "curves": [(p.title, f) for j, p in enumerate(table.pairs) if (f := svg.curves(table, j))],

@@ -68,9 +68,9 @@ def pooled_lines(table: Table, versus: Comparison | None) -> list[str]:
     whole = {i: c for i, c in every.items() if not table.rows[i].variant} or every  # methods' own rows where there are any
     if not whole:
         return []
-    most = max(c.difference.pairs for c in whole.values())  # the others' means are over other pairs
-    best = max((i for i, c in whole.items() if c.difference.pairs == most), key=lambda i: whole[i].difference.mean)
+    best = versus.furthest(whole)
     d = whole[best].difference
+    most = d.pairs
     base = clean(versus.title, 40)
     of = f" of {len(table.pairs)}" if most < len(table.pairs) else ""
     over = f"Over {most}{of} pairs" if len(table.pairs) > 1 else "On this pair"

@@ -42,6 +42,28 @@ def test_each_comparison_counts_its_own_pairs(tmp_path):
     assert seen == {"mean": [], "student": [], "kd": ["1 of 3 pairs"]}
 
 
+def test_one_seed_is_not_the_headline_where_others_have_three(tmp_path):
+    for seed in SEEDS:
+        for k, method in enumerate(("student", "kd")):
+            add_run(tmp_path, run_of(method, *THREE[0], seed, CRD), 69.0 + k + seed / (7 + k))
+    add_run(tmp_path, run_of("fitnet", *THREE[0], 1, CRD), 79.0)
+    t = own(tmp_path)
+    versus = compare.against(t, "student")
+    assert sentences.pooled_lines(t, versus)[0].startswith("On this pair, KD is furthest above Student: +")
+    assert t.rows[page._figures(t, [versus])["best"]].method == "kd"
+
+
+@pytest.mark.parametrize(("seeds", "few"), [((1, 2), True), (SEEDS, False)])
+def test_three_seeds_of_the_student_alone_support_no_claim(tmp_path, seeds, few):
+    for seed in SEEDS:
+        add_run(tmp_path, run_of("student", *THREE[0], seed, CRD), 69.0 + seed / 7)
+    assert not blocks.is_few(own(tmp_path))  # nothing is compared
+    for seed in seeds:
+        add_run(tmp_path, run_of("kd", *THREE[0], seed, CRD), 70.0 + seed / 8)
+    t = own(tmp_path)
+    assert blocks.is_few(t) is few and (sentences.in_short(t, compare.against(t, "student"))[-1] == sentences.FEW) is few
+
+
 def test_without_a_student_the_difference_to_kd_counts_its_pairs(tmp_path):
     for pair in THREE:
         for k, method in enumerate(("kd", "at")):
