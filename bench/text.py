@@ -1,5 +1,6 @@
 """How the suite writes for people: plain tables, durations, and text from other hands made safe to print."""
 
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 
@@ -59,6 +60,13 @@ def shortened(text: object, limit: int) -> str:
         return clean(whole, limit)
     end = limit // 2
     return f"{whole[: limit - 1 - end]}…{whole[-end:]}"
+
+
+def any_encoding() -> None:
+    """From here on, what the terminal's or the log's encoding lacks is shown as ?, in place of an error in the middle of a training."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def say(line: object, limit: int = 1000) -> None:

@@ -1,10 +1,13 @@
 """What is done of a plan and what is left, read from the results folder."""
 
 import contextlib
+import json
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from bench import data
 from bench.data import Dataset
@@ -13,9 +16,10 @@ from bench.plan.expand import Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
 from bench.plan.rows import row_of
 from bench.store import redo, teachers
-from bench.store.files import write_json
+from bench.store.files import read_json, write_json
 from bench.store.lease import Lease
 from bench.store.runs import RunView, is_done, read_status
+from bench.text import say
 from methods import registry
 
 
@@ -189,6 +193,23 @@ class Ledger:
         except OSError as error:
             raise UsageError(f"cannot write {self.results / 'plan.json'}: {error.strerror}; choose another --results folder") from None
 
+    def complete_plan(self) -> None:
+        """Give plan.json the ids that are known by now, unless a later launch has put its own in the place of this plan. A warning says where
+        it cannot be written."""
+        ours = as_json(self.plan, self.runs())
+        with contextlib.suppress(StoreError, KeyError, TypeError):
+            there = read_json(self.results / "plan.json")
+            if there is not None and _without_ids(there) != _without_ids(ours):
+                return
+        try:
+            self.write_plan()
+        except UsageError as error:
+            say(f"warning: {error}")
+
+
+def _without_ids(plan: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({**plan, "cells": [{**cell, "run": None} for cell in plan["cells"]]}))
+
 
 def changed_sources(views: list[RunView]) -> list[str]:
     """One warning for each method whose source changed under done runs."""
@@ -199,6 +220,6 @@ def changed_sources(views: list[RunView]) -> list[str]:
             changed.setdefault(view.method, []).append(row_of(view.method, view.changed))
     return [
         f"the source of {method} changed since {len(rows)} of its runs were done; run them again with --redo --methods "
-        f"{' '.join(sorted(set(rows)))}, or raise its version"
+        f"{shlex.join(sorted(set(rows)))}, or raise its version"
         for method, rows in sorted(changed.items())
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME, StoreError
-from bench.launch.tasks import NOT_STARTED, Job, Outcome, Slot, Task, child_environment, own_folder, pid_file
+from bench.launch.tasks import NOT_STARTED, Job, Outcome, Slot, Task, child_environment, hangup, own_folder, pid_file
 from bench.launch.threads import cores
 from bench.store.files import read_bytes, write_bytes
 from bench.text import clean
@@ -63,7 +63,7 @@ class Pool:
         waiting = list(tasks)
         names = {t.name for t in tasks}
         self.outcome = Outcome()
-        previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        previous = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM, *hangup())}
         try:
             while True:
                 waiting += self._collect(on_end)

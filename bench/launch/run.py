@@ -1,9 +1,7 @@
 """`run`: from the command line's options to a plan, what is left of it, the jobs that do it, and the report."""
 
 import dataclasses
-import functools
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,8 +9,8 @@ from pathlib import Path
 
 from bench import data
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, check_known
-from bench.launch import estimate, ledger
-from bench.launch.description import Forecast, describe, task_name
+from bench.launch import estimate, jobs, ledger
+from bench.launch.description import Forecast, describe
 from bench.launch.ledger import Ledger
 from bench.launch.local import Pool
 from bench.launch.options import Run
@@ -20,17 +18,16 @@ from bench.launch.progress import Progress
 from bench.launch.slurm import on_slurm, submit_slurm
 from bench.launch.tasks import Outcome, Slot, Task, fresh_folder, others_cannot_write
 from bench.launch.threads import cores as usable_cores
-from bench.measure import probes
 from bench.plan import protocols, registries
-from bench.plan.expand import TEACHER_SEED, Plan, expand, narrowed
+from bench.plan.expand import TEACHER_SEED, Plan, expand
 from bench.plan.groups import Group
-from bench.plan.identity import digest
 from bench.plan.names import parse_teacher
 from bench.plan.profiles import DEFAULT_PROFILE, get_profile
 from bench.plan.selection import Selection, parse_seeds, parse_set, words
+from bench.store.lease import check_locks
 from bench.store.runs import scan
-from bench.text import clean, duration, say, table
-from bench.train import engine, environment, group_job, teacher_networks, teacher_training
+from bench.text import duration, say, table
+from bench.train import engine, environment, teacher_networks
 from bench.train.execution import Execution
 
 DAY = 24 * 3600.0
@@ -78,6 +75,7 @@ def run(options: Run) -> int:
         print(f"note: {error}\n      (what is already done cannot be told without the data)")
     book = Ledger(results, the_plan, dataset, options.redo, files, root)
     book.check_teachers()
+    _refuse_unknown(options, book)
     kind = device["type"] if device else "cpu" if options.device == "cpu" else "cuda"
     left = forecast(the_plan, book, slots, device, kind)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
@@ -95,7 +93,7 @@ def run(options: Run) -> int:
         checkpoint_seconds=options.checkpoint_seconds,
         keep_epochs=keep_epochs,
     )
-    _ask_first(options, left, _cluster_jobs(options, the_plan, book, execution) if slurm else [], slurm)
+    _ask_first(options, left, jobs.on_cluster(options, the_plan, book, execution) if slurm else [], slurm)
     if files:
         with others_cannot_write():
             teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
@@ -104,9 +102,10 @@ def run(options: Run) -> int:
             print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
         book.begin_redo()
     folder = fresh_folder(results)
+    check_locks(results)
     book.write_plan()
     if slurm:  # with the teachers at hand more may be known to be done
-        return _submit(options, _cluster_jobs(options, the_plan, book, execution), execution, folder)
+        return _submit(options, jobs.on_cluster(options, the_plan, book, execution), execution, folder)
     until = started + 60 * options.time_budget if options.time_budget is not None else None
     return _run_here(options, the_plan, book, execution, folder, slots, until)
 
@@ -161,99 +160,6 @@ def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | Non
     return Forecast(missing, todo, cost.by_group, own.seconds + cost.seconds, elapsed, cost.source or own.source, kind)
 
 
-def teacher_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
-    """One job for each teacher that is missing, the largest first. One that the whole plan waits for has the machine to itself."""
-    common = {"protocol": the_plan.teacher_protocol, "seed": TEACHER_SEED, "precision": the_plan.precision}
-    waiting = len({g.teacher for g in the_plan.groups}) == 1 and all(the_plan.needs_teacher(g) for g in the_plan.groups)
-    whole = waiting and execution.threads is None
-    execution = dataclasses.replace(execution, keep_epochs=())  # of students
-    tasks = []
-    for name in book.teachers_missing():
-        def there(name=name) -> bool:
-            return book.teacher(name) is not None
-
-        def missing(name=name) -> dict[str, bool]:
-            return book.missing(teacher_training.group_of(name, **common))
-
-        arguments = {"architecture": name, **common}
-        lock = f"teacher-{the_plan.protocol.dataset}-{name}"  # of whatever protocol: a results folder has one
-        tasks.append(Task(f"teacher-{name}", teacher_training.train, arguments, execution, there, missing=missing, whole=whole, lock=lock))
-    return tasks
-
-
-def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
-    """One job for each group with something left: those whose teacher is there first, else the longest first.
-
-    Only launches of the very same group keep each other from starting it twice. Where groups have some runs in common their jobs meet, and the
-    runs' leases part them.
-    """
-    missing = book.teachers_missing()
-    tasks = []
-    for group in book.groups_left():
-        after = (f"teacher-{group.teacher}",) if group.teacher in missing and the_plan.needs_teacher(group) else ()
-        arguments = {"group": group, "teacher_protocol": the_plan.teacher_protocol}
-        finished, left = functools.partial(book.finished, group), functools.partial(book.missing, group)
-        lock = f"{task_name(group)}-{digest(dataclasses.asdict(group))}"
-        tasks.append(Task(task_name(group), group_job.run_group, arguments, execution, finished, after, left, lock=lock))
-    return sorted(tasks, key=lambda t: bool(t.after))
-
-
-def probe_tasks(the_plan: Plan, execution: Execution, device: dict, after: tuple[str, ...] = ()) -> list[Task]:
-    """One job for each pair with methods whose cost was not measured on this device; it runs alone on it. `device`: its facts; none where it
-    is not known before the job runs, which then leaves out what is measured."""
-    tasks = []
-    for pair in the_plan.pairs:
-        whole = next(g for g in the_plan.full_groups if (g.teacher, g.student) == (pair.teacher, pair.student))
-        here = [c for c in the_plan.cells if (c.teacher, c.student, c.seed) == (pair.teacher, pair.student, whole.seed)]
-        able = [c.row for c in here if not c.skipped and not c.changed]  # costs are those of a method's own settings
-
-        def lacking(whole=whole, able=able) -> list[str]:
-            return [m for m in able if not (device and probes.is_measured(narrowed(whole, [m]), execution))]
-
-        if names := lacking():
-            group = narrowed(whole, names)
-            tasks.append(Task(f"costs-{pair.name}", run_probes, {"group": group}, execution, lambda lacking=lacking: not lacking(), after))
-    return tasks
-
-
-def run_probes(group: Group, execution: Execution) -> int:
-    """Probe the methods of a group, one after the other; one that fails is reported and the others go on. Returns an exit code."""
-    code = DONE
-    for method in group.methods:
-        try:
-            code = max(code, probes.run_probe(narrowed(group, [method]), execution))
-        except Exception as error:  # a stranger's method may raise anything
-            print(clean(f"cost probe of {method} failed: {type(error).__name__}: {error}", 1000), file=sys.stderr, flush=True)
-            code = max(code, TROUBLE)
-        if code >= STOPPED_IN_TIME:
-            break
-    return code
-
-
-def write_report(execution: Execution) -> int:
-    """The tables and the page, by their own command, which says what is wrong. Returns DONE or TROUBLE."""
-    sys.stdout.flush()  # into a file or pipe, too, what was said before stands before
-    return TROUBLE if subprocess.run([sys.executable, "-m", "bench.report", execution.results], check=False).returncode else DONE
-
-
-def finish(the_plan: Plan, execution: Execution, again: bool = False) -> int:
-    """On a cluster, the last job: the plan with every run's id, the end of a --redo (`again`), then the report."""
-    root = Path(execution.data_root) if execution.data_root else None
-    book = Ledger(Path(execution.results), the_plan, data.load(the_plan.protocol, root), data_root=root)
-    book.write_plan()
-    if again:
-        _end_redo(book)
-    return write_report(execution)
-
-
-def _end_redo(book: Ledger) -> None:
-    """What diverged again keeps its old results; what is not finished is told."""
-    for run in book.end_redo():
-        print(f"{run} could not be trained again: its old results stay")
-    if book.resumes_redo():
-        print("the same command with --redo goes on with what is not finished; the old results stay meanwhile")
-
-
 def _run_here(
     options: Run, the_plan: Plan, book: Ledger, execution: Execution, folder: Path, slots: list[Slot], until: float | None
 ) -> int:
@@ -279,7 +185,7 @@ def _run_here(
 
     pool = Pool(slots, folder, locks, show.update, show.say)
     try:
-        outcome = pool.run(teacher_tasks(the_plan, book, execution) + group_tasks(the_plan, book, execution), until, ended)
+        outcome = pool.run(jobs.teacher_tasks(the_plan, book, execution) + jobs.group_tasks(the_plan, book, execution), until, ended)
         show.update(force=True)
     finally:
         show.close()
@@ -290,7 +196,7 @@ def _run_here(
         device = environment.device_facts(environment.select(options.device))
         execution = dataclasses.replace(execution, threads=alone[0].threads)  # as the pool will have it: costs are named by it
         try:
-            probed = pool.run(probe_tasks(the_plan, execution, device), until, ended)
+            probed = pool.run(jobs.probe_tasks(the_plan, execution, device), until, ended)
         finally:
             show.close()
     if not folder.exists():
@@ -307,8 +213,8 @@ def _run_here(
     if code == STOPPED_IN_TIME:
         print("time budget used up; the same command goes on from here")
     if options.redo and not code:
-        _end_redo(book)
-    reported = write_report(execution)
+        jobs.end_redo(book)
+    reported = jobs.write_report(execution)
     return code or (reported if done == planned and written and not probed.unfinished else TROUBLE)
 
 
@@ -322,38 +228,35 @@ def _leave_plan(book: Ledger, tell: Callable[[str], None]) -> bool:
     return True
 
 
-def _cluster_jobs(options: Run, the_plan: Plan, book: Ledger, execution: Execution) -> list[Task]:
-    """What is submitted to a cluster, the report last; nothing where nothing is left."""
-    teachers, groups = teacher_tasks(the_plan, book, execution), group_tasks(the_plan, book, execution)
-    everything = tuple(t.name for t in teachers + groups)
-    probes = probe_tasks(the_plan, execution, {}, everything) if options.costs else []
-    if not everything and not probes:
-        return []
-    arguments = {"the_plan": the_plan, "again": options.redo}
-    final = Task("report", finish, arguments, execution, lambda: True, tuple(t.name for t in teachers + groups + probes))
-    execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
-    return [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
-
-
-def _submit(options: Run, jobs: list[Task], execution: Execution, folder: Path) -> int:
+def _submit(options: Run, tasks: list[Task], execution: Execution, folder: Path) -> int:
     """Submit everything to Slurm and return."""
-    if not jobs:
-        return write_report(execution)
-    for name, job in submit_slurm(jobs, options, 0 if execution.device == "cpu" else 1, folder).items():
+    if not tasks:
+        return jobs.write_report(execution)
+    for name, job in submit_slurm(tasks, options, 0 if execution.device == "cpu" else 1, folder).items():
         print(f"  {job}  {name}")
     print("submitted; see `squeue --me` and `python -m bench status`; the report is written by the last job")
     return DONE
 
 
-def _ask_first(options: Run, left: Forecast, jobs: list[Task], slurm: bool) -> None:
+def _refuse_unknown(options: Run, book: Ledger) -> None:
+    """--redo marks runs by their ids, which a missing teacher's students do not have. Raises UsageError where there are such runs."""
+    for name in book.teachers_missing() if options.redo else ():
+        if any(view.teacher == name and view.status == "done" for view in scan(book.results)[0]):
+            raise UsageError(
+                f"--redo: runs that learnt from a {name} teacher are here and the teacher is not, so that nobody knows which of them this plan "
+                "means; train it by a launch without --redo, or give it with --teacher, then say --redo"
+            )
+
+
+def _ask_first(options: Run, left: Forecast, tasks: list[Task], slurm: bool) -> None:
     """The questions before anything is started or marked. Raises UsageError where the answer to one is no."""
     if not slurm:
         _refuse_days(options, left)
         return
     if options.redo and not options.yes:
         _ask("Train these runs again on Slurm? The old results stay until the new ones are there.", "add --yes")
-    if jobs and not options.yes:
-        _ask(f"Submit {len(jobs)} jobs to Slurm?", "add --yes")
+    if tasks and not options.yes:
+        _ask(f"Submit {len(tasks)} jobs to Slurm?", "add --yes")
 
 
 def _refuse_days(options: Run, left: Forecast) -> None:

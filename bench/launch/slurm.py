@@ -31,6 +31,7 @@ def parameters(options: Run, gpus: int, name: str, after: Sequence[str]) -> dict
         "cpus_per_task": options.threads or options.cpus,
         "array_parallelism": AT_ONCE,
         "signal_delay_s": 120,
+        "additional_parameters": {"requeue": True},  # where JobRequeue=0, jobs that do not ask are not queued again
         "dependency": f"afterany:{':'.join(after)}" if after else None,
     }
     return {key: value for key, value in wanted.items() if value is not None}

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import INTERRUPTED, STOPPED_IN_TIME, UsageError
+from bench.store.lease import started
+from bench.text import any_encoding
 from bench.train.execution import Execution
 from bench.train.stop import Stop
 
@@ -66,9 +68,10 @@ class Job:
         self.function, self.launcher, self.gpu = function, launcher, gpu
 
     def __call__(self, arguments: dict[str, Any], execution: Execution) -> int:
+        any_encoding()
         self._began, Stop.preempted = time.monotonic(), False
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: it would act in the middle of a step, so it is called afterwards
-        for number in (signal.SIGTERM, *_TERMINAL):
+        for number in (signal.SIGTERM, signal.SIGINT, *hangup()):
             signal.signal(number, self._nothing_begun)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERMINAL)
         if self.launcher is not None:
@@ -112,19 +115,15 @@ def pid_file(folder: Path, job_id: str) -> Path:
     return folder / f"{job_id}_task.pid"
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def hangup() -> tuple[signal.Signals, ...]:
+    """SIGHUP, or nothing where it is ignored: under nohup a launch outlives its terminal."""
+    return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def _end_with(launcher: int, controller: int) -> None:
     """A job whose launcher was killed stops as if it had been asked to: nothing is orphaned."""
-    while _alive(launcher) and os.getppid() == controller:
+    began = started(launcher)
+    while began is not None and started(launcher) == began and os.getppid() == controller:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
 

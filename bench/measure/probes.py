@@ -74,10 +74,12 @@ def probe(
         return _in_fresh_process(request, check)
 
 
-def run_probe(group: Group, execution: Execution, *, steps: int | None = None, warmup: int | None = None) -> int:
+def run_probe(
+    group: Group, execution: Execution, *, steps: int | None = None, warmup: int | None = None, stop: Stop | None = None
+) -> int:
     """Probe and write the record below results/costs; a cost that was measured the same way is kept unless `execution.redo`.
 
-    Returns an exit code. Raises UsageError for bad input, before anything is written.
+    `stop`: of several probes one after the other. Returns an exit code. Raises UsageError for bad input, before anything is written.
     """
     group = of_one(group)
     member = _member(group)
@@ -85,7 +87,7 @@ def run_probe(group: Group, execution: Execution, *, steps: int | None = None, w
     path = _path(member, execution)
     if not execution.redo and is_measured(group, execution):
         return DONE
-    stop = Stop(execution.stop_after_seconds).install()
+    stop = stop or Stop(execution.stop_after_seconds).install()
     try:
         record = probe(group, execution, steps=steps, warmup=warmup, check=stop.check)
     except Stopped:

@@ -6,10 +6,13 @@ Clocks are never compared.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
 import weakref
@@ -19,7 +22,7 @@ from typing import Any
 
 import filelock
 
-from bench.errors import StoreError
+from bench.errors import StoreError, UsageError
 from bench.store.files import parse, read_bytes
 
 NAME = "lease.json"
@@ -31,6 +34,16 @@ RELEASE_SECONDS = 10.0
 """How long who gives a lease back waits for somebody who judges it; that takes no time unless his process is stopped."""
 VIEW = ("host", "boot", "processes")
 """Where these agree, process numbers mean the same."""
+
+
+def check_locks(folder: Path) -> None:
+    """Raises UsageError where a folder's file system keeps no locks: who waits for one of a process that was killed would wait for ever."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise UsageError(f"{folder} is on a file system without file locks (flock); mount it with them or choose another --results") from None
 
 
 class LeaseLost(RuntimeError):
@@ -46,10 +59,10 @@ def _view() -> dict[str, str]:
     return view
 
 
-def _started(pid: int) -> str | None:
+def started(pid: int) -> str | None:
     """The start time of a process in the kernel's ticks: a re-used pid has another one. None: no such process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a name may be cut inside a character
         fields = stat.rsplit(")", 1)[1].split()
         return None if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
@@ -131,7 +144,7 @@ class Lease:
 
     def _draft(self) -> Path:
         pid = os.getpid()
-        holder = {**_view(), "pid": pid, "started": _started(pid), "token": self.token, "counter": self._counter}
+        holder = {**_view(), "pid": pid, "started": started(pid), "token": self.token, "counter": self._counter}
         draft = self.path.with_name(f".{NAME}.{self.token}")
         draft.write_text(json.dumps(holder))
         return draft
@@ -162,6 +175,8 @@ class Lease:
                     seen = self._read()
                 if seen is None:
                     continue
+                if seen.get("token") == self.token:  # over NFS: the answer was lost, and the question asked again
+                    return True
                 alive = _alive(seen) if seen else False
                 if alive is None:
                     return seen
@@ -187,8 +202,8 @@ def _alive(seen: dict) -> bool | None:
     ours = _view()
     if any(seen.get(name, ours[name]) != ours[name] for name in VIEW):
         return None
-    started = _started(seen["pid"]) if isinstance(seen.get("pid"), int) else None
-    return started is not None and started == seen.get("started")
+    began = started(seen["pid"]) if isinstance(seen.get("pid"), int) else None
+    return began is not None and began == seen.get("started")
 
 
 def acquire_all(leases: Sequence[Lease], still_seconds: float = STILL_SECONDS, check: Callable[[], None] = lambda: None) -> list[bool]:

@@ -1,11 +1,13 @@
 """What the jobs of a plan are told before they start."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 
-from bench.errors import DONE
-from bench.launch import run
+from bench.errors import DONE, STOPPED_IN_TIME
+from bench.launch import jobs, run
 from bench.launch.options import Run
 from bench.launch.tasks import Slot
 from bench.plan import protocols, registries
@@ -14,6 +16,7 @@ from bench.plan.groups import Group
 from bench.plan.profiles import Pair, Profile, get_profile
 from bench.plan.selection import Selection
 from bench.train.execution import Execution
+from bench.train.stop import SIGNALS, Stop
 from tests.bench.plan.test_plan import FACTS
 
 ONE, TWO = (Pair("mid", "small"),), (Pair("mid", "small"), Pair("big", "tiny"))
@@ -30,7 +33,7 @@ ONE, TWO = (Pair("mid", "small"),), (Pair("mid", "small"), Pair("big", "tiny"))
 def test_a_teacher_that_everything_waits_for_has_all_cores(pairs, methods, threads, whole):
     the_plan = expand(Profile("p", "a test", "crd", pairs, (1, 2), methods), Selection(), FACTS)
     book = SimpleNamespace(teachers_missing=lambda: list(the_plan.teachers), teacher=lambda name: None)
-    tasks = run.teacher_tasks(the_plan, book, Execution("results", threads=threads))
+    tasks = jobs.teacher_tasks(the_plan, book, Execution("results", threads=threads))
     assert [t.name for t in tasks] == [f"teacher-{name}" for name in the_plan.teachers]
     assert {t.whole for t in tasks} == {whole} and not any(t.succeeded() for t in tasks)
 
@@ -70,7 +73,7 @@ def test_not_where_some_group_does_not_wait():
     the_plan = expand(Profile("p", "a test", "crd", pairs, (1,), ("student", "at")), Selection(), FACTS)
     assert [the_plan.needs_teacher(g) for g in the_plan.groups] == [True, False]  # `at` cannot do the tiny student
     book = SimpleNamespace(teachers_missing=lambda: ["mid"], teacher=lambda name: None)
-    assert not run.teacher_tasks(the_plan, book, Execution("results"))[0].whole
+    assert not jobs.teacher_tasks(the_plan, book, Execution("results"))[0].whole
 
 
 def test_costs_are_measured_once_for_each_condition(tmp_path, monkeypatch):
@@ -81,18 +84,18 @@ def test_costs_are_measured_once_for_each_condition(tmp_path, monkeypatch):
         measured.append((group.teacher, group.student, *group.methods))
         return {"teacher_trained": False}
 
-    monkeypatch.setattr(run.probes, "probe", probe)
+    monkeypatch.setattr(jobs.probes, "probe", probe)
 
     def left(profile: str, pair: str, threads: int = 1) -> list:
         chosen = Selection(methods=("student", "kd"), pairs=(pair,), seeds=(1,))
         the_plan = expand(get_profile(profile), chosen, registries.read(protocols.get(get_profile(profile).protocol)))
-        return run.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=threads), {"type": "cpu"})
+        return jobs.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=threads), {"type": "cpu"})
 
     def probed(profile: str, pair: str) -> list:
         measured.clear()
         (task,) = left(profile, pair)
         assert not task.succeeded()
-        assert run.run_probes(**task.arguments, execution=task.execution) == DONE and task.succeeded()
+        assert jobs.run_probes(**task.arguments, execution=task.execution) == DONE and task.succeeded()
         assert not left(profile, pair) and left(profile, pair, threads=2)
         return [*measured]
 
@@ -101,3 +104,26 @@ def test_costs_are_measured_once_for_each_condition(tmp_path, monkeypatch):
     assert probed("paper", "resnet20-resnet8") == [("resnet20", "resnet8", "student"), ("resnet20", "resnet8", "kd")]
     assert not left("smoke", "resnet20-resnet8") and not left("skd", "resnet20-resnet8")  # the same steps as the paper profile's
     assert len(list((tmp_path / "costs").rglob("*.json"))) == 5
+
+
+def test_a_signal_between_two_probes_stops_the_job(tmp_path, monkeypatch):
+    """A time limit is near: the job is to be queued again, and not to begin with the next method."""
+    measured = []
+
+    def probe(group, execution, **options):
+        measured.extend(group.methods)
+        os.kill(os.getpid(), signal.SIGUSR2)  # when it has just answered
+        return {"teacher_trained": False}
+
+    monkeypatch.setattr(jobs.probes, "probe", probe)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    monkeypatch.setattr(Stop, "preempted", False)
+    chosen = Selection(methods=("student", "kd"), pairs=("resnet14-resnet8",), seeds=(1,))
+    the_plan = expand(get_profile("smoke"), chosen, registries.read(protocols.get(get_profile("smoke").protocol)))
+    (task,) = jobs.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=1), {"type": "cpu"})
+    try:
+        assert jobs.run_probes(**task.arguments, execution=task.execution) == STOPPED_IN_TIME
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert measured == ["student"] and Stop.preempted and not task.succeeded()

@@ -41,9 +41,14 @@ def pool(folder: Path, slots: list[Slot]) -> Pool:
     return Pool(slots, fresh_folder(folder), folder / "locks")
 
 
-def launcher(folder: Path, *arguments: str) -> subprocess.Popen:
+def launcher(folder: Path, *arguments: str, ignored: signal.Signals | None = None) -> subprocess.Popen:
     code = "import sys; from tests.bench.fakes import launch_work; sys.exit(launch_work(*sys.argv[1:]))"
-    return subprocess.Popen([sys.executable, "-c", code, str(folder), *arguments], cwd=ROOT, start_new_session=True)
+    before = signal.signal(ignored, signal.SIG_IGN) if ignored else None  # which a process inherits
+    try:
+        return subprocess.Popen([sys.executable, "-c", code, str(folder), *arguments], cwd=ROOT, start_new_session=True)
+    finally:
+        if ignored:
+            signal.signal(ignored, before)
 
 
 def started(folder: Path, count: int) -> list[int]:
@@ -252,12 +257,21 @@ def test_a_job_that_will_not_stop_is_killed(folder):
     assert not any(alive(pid) for pid in pids) and not session(process.pid)
 
 
+def test_under_nohup_a_launch_outlives_its_terminal(folder):
+    process = launcher(folder, "a", "3", "1", ignored=signal.SIGHUP)
+    pids = started(folder, 1)
+    process.send_signal(signal.SIGHUP)
+    os.kill(pids[0], signal.SIGHUP)
+    assert process.wait(60) == 0
+    assert [kind for kind, *_ in fakes.events(folder)] == ["start", "end"]
+
+
 def test_jobs_end_when_their_launcher_is_killed(folder):
     process = launcher(folder, "a", "300", "1")
     pids = started(folder, 1)
     process.kill()
+    assert gone(pids)  # nobody has waited for it: its process number still stands
     process.wait(60)
-    assert gone(pids)
     assert [kind for kind, *_ in fakes.events(folder)] == ["start", "stop130"]
 
 
@@ -344,4 +358,5 @@ def test_slurm_parameters_name_what_was_asked_for():
     got = parameters(asked, 1, "n", ["7_0", "7_1"])
     wanted = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "time": 5, "setup": ["module load x"], "gpus_per_node": 1}
     assert wanted.items() <= got.items() and got["dependency"] == "afterany:7_0:7_1"
+    assert got["additional_parameters"] == {"requeue": True}  # a preempted job that does not ask is not queued again everywhere
     assert "gpus_per_node" not in parameters(Run(), 0, "n", []) and "dependency" not in parameters(Run(), 1, "n", [])

@@ -1,16 +1,22 @@
 """A teacher that another launch leaves while this one runs is taken only where it fits what this one trains its own under."""
 
+import dataclasses
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import models
 from bench import data
-from bench.errors import DONE, UsageError
+from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
+from bench.launch import jobs
 from bench.launch import run as launch
 from bench.launch.description import describe
 from bench.launch.ledger import Ledger
+from bench.launch.options import Run
 from bench.launch.tasks import Slot
 from bench.plan import protocols
 from bench.plan.expand import TEACHER_SEED, Plan, expand
@@ -19,10 +25,13 @@ from bench.plan.protocols import Protocol
 from bench.plan.registries import read
 from bench.plan.selection import Selection
 from bench.store import teachers
+from bench.store.files import read as read_record
 from bench.store.lease import Lease
+from bench.store.records import PlanRecord
 from bench.train import group_job, loop, teacher_networks, teacher_training
 from bench.train.context import runs_of
 from bench.train.execution import Execution
+from bench.train.stop import SIGNALS
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
 PROFILE = Profile("tiny", "", "tiny", (Pair("resnet14", "resnet8"),), (1,), ("student", "kd"))
@@ -56,7 +65,7 @@ def launched(results: Path, the_plan: Plan):
     """The teacher's task and the group's, of a launch that has looked at its teachers."""
     book = Ledger(results, the_plan, data.load(the_plan.protocol))
     book.check_teachers()
-    (first,), (second,) = launch.teacher_tasks(the_plan, book, execution(results)), launch.group_tasks(the_plan, book, execution(results))
+    (first,), (second,) = jobs.teacher_tasks(the_plan, book, execution(results)), jobs.group_tasks(the_plan, book, execution(results))
     return book, first, second
 
 
@@ -113,7 +122,7 @@ def test_the_data_of_teachers_are_loaded_once_and_only_where_they_are_others(tmp
     monkeypatch.setattr(data, "load", lambda protocol, *rest: loaded.append(protocol) or load(protocol, *rest))
     for the_plan, seen in ((plan_of(), []), (plan_of(sample_rate=0.5), [TINY])):
         book = Ledger(tmp_path, the_plan, load(the_plan.protocol))
-        (first,) = launch.teacher_tasks(the_plan, book, execution(tmp_path))
+        (first,) = jobs.teacher_tasks(the_plan, book, execution(tmp_path))
         assert not loaded
         assert first.missing() and first.missing() and loaded == seen
         loaded.clear()
@@ -129,6 +138,58 @@ def test_the_plan_says_where_a_teacher_was_trained_in_another_precision(tmp_path
     left = launch.forecast(the_plan, book, [Slot(None, 1)], None, "cuda")
     lines = describe(the_plan, book, [Slot(None, 1)], None, "here", left).splitlines()
     assert f"  teacher resnet14: trained, 1.00 % top-1, under tiny{said}" in lines
+
+
+def test_on_a_cluster_a_teachers_job_waits_for_another_launchs_and_names_the_runs(tmp_path, monkeypatch, capsys):
+    the_plan = plan_of()
+    book = Ledger(tmp_path, the_plan, data.load(TINY))
+    book.write_plan()
+    first = jobs.on_cluster(Run(costs=False), the_plan, book, execution(tmp_path))[0]
+    (member,) = runs_of(teacher_training.group_of("resnet14", TINY, TEACHER_SEED, "tf32"), data.load(TINY), None)
+    folder = tmp_path / "runs" / member.run.id
+    folder.mkdir(parents=True)
+    live, looks = Lease(folder), []
+    assert live.acquire()
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:  # the other one is done
+            leave(tmp_path, TINY)
+            live.release()
+
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    assert first.function(**first.arguments, execution=first.execution) == DONE and len(looks) == 3
+    assert "another job trains the resnet14 teacher; waiting for it" in capsys.readouterr().out
+    cells = {cell.method: cell.run for cell in read_record(tmp_path / "plan.json", PlanRecord).cells}
+    assert cells == {cell.method: run for cell, run in Ledger(tmp_path, the_plan, data.load(TINY)).runs().items()} and all(cells.values())
+
+
+def test_a_job_that_waits_for_a_teacher_stops_when_asked(tmp_path, monkeypatch):
+    the_plan = plan_of()
+    first = jobs.on_cluster(Run(costs=False), the_plan, Ledger(tmp_path, the_plan, data.load(TINY)), execution(tmp_path))[0]
+    monkeypatch.setattr(teacher_training, "train", lambda *rest, **named: TROUBLE)
+    monkeypatch.setattr(Ledger, "missing", lambda self, group: {"its run": True})
+    hurried = dataclasses.replace(first.execution, stop_after_seconds=0.01)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        assert first.function(**first.arguments, execution=hurried) == STOPPED_IN_TIME
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_job_of_an_older_launch_leaves_the_plan_of_a_later_one(tmp_path):
+    older, later = (Ledger(tmp_path, plan_of(seeds=seeds), data.load(TINY)) for seeds in ((1,), (1, 2)))
+    later.write_plan()
+    written = (tmp_path / "plan.json").read_bytes()
+    leave(tmp_path, TINY)
+    older.complete_plan()
+    assert (tmp_path / "plan.json").read_bytes() == written
+    later.complete_plan()
+    assert (tmp_path / "plan.json").read_bytes() != written
+    (tmp_path / "plan.json").write_bytes(b"{")
+    older.complete_plan()  # one that cannot be read is nobody's
+    assert read_record(tmp_path / "plan.json", PlanRecord).seeds == [1]
 
 
 def test_only_the_very_same_group_is_locked(tmp_path):

@@ -1,17 +1,21 @@
 """One writer per run: live holders are respected, dead ones, rebooted hosts and re-used pids are not; a lost lease is noticed."""
 
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from bench.errors import StoreError
+from bench.errors import StoreError, UsageError
 from bench.store import lease as lease_module
-from bench.store.lease import NAME, Lease, LeaseLost, acquire_all
+from bench.store.lease import NAME, Lease, LeaseLost, acquire_all, check_locks
 
 FORK = multiprocessing.get_context("fork")
 
@@ -97,6 +101,44 @@ def test_who_asks_again_and_again_sees_whether_a_counter_moves(tmp_path, monkeyp
     assert not watch.live() and Lease(tmp_path).held()
     rewrite(holder, host="elsewhere", counter=3)
     assert watch.live()
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.ENOSYS, True), (errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EAGAIN, False)])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number, refused):
+    check_locks(tmp_path)
+
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lease_module.fcntl, "flock", flock)
+    with pytest.raises(UsageError, match="without file locks") if refused else contextlib.nullcontext():
+        check_locks(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_lost_answer_of_a_file_server_does_not_lose_the_lease(tmp_path, monkeypatch):
+    """Over NFS a link may be made and asked for again: it is there, and it is ours."""
+    link = os.link
+
+    def twice(source, target):
+        link(source, target)
+        raise FileExistsError(target)
+
+    monkeypatch.setattr(os, "link", twice)
+    lease = Lease(tmp_path)
+    assert lease.acquire()
+    lease.beat()
+    lease.release()
+    assert not lease.path.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_a_process_whose_name_is_cut_inside_a_character_can_be_looked_at():
+    code = "import ctypes; ctypes.CDLL(None).prctl(15, b'abcdefghijklmn\\xc3', 0, 0, 0); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert b"\xc3" in Path(f"/proc/{process.pid}/stat").read_bytes() and lease_module.started(process.pid).isdigit()
+        process.stdin.close()
 
 
 def test_a_garbled_lease_is_replaced(tmp_path):
