@@ -236,9 +236,12 @@ class Quantify(Analysis):
         for r in facts["rows"]:
             cells.setdefault(r["method"], []).append(r)
         names = [n for n in counting.METRICS if any(r[n] is not None for r in facts["rows"])]
-        rows = [("teacher", "", *(_number(n, facts["teacher"][n]) for n in names), "")]
+        columns = [(WORDS[n], n, 1.0) for n in names]
+        if "d_var" in names:
+            columns.insert(names.index("d_var") + 1, ("D_std", "d_var", 0.5))
+        rows = [("teacher", "", *(_number(n, v if (v := facts["teacher"][n]) is None else v**power) for _, n, power in columns), "")]
         for method, found in cells.items():
-            means = [_over_seeds(n, [r[n] for r in found if r[n] is not None]) for n in names]
+            means = [_over_seeds(n, [r[n] ** power for r in found if r[n] is not None]) for _, n, power in columns]
             rows.append((method, str(len(found)), *means, f"{100 * np.mean([r['kept'] for r in found]):.0f} %"))
         never = {f"{r['label']}: {r['never']}" for r in facts["rows"] if r.get("never")}
         counted = "0" if options["definitions"] == "code" else "left out of rho"
@@ -249,9 +252,9 @@ class Quantify(Analysis):
             f"Means over images, ± standard deviation over seeds; {facts['images']} test images ({facts['asked']} asked, {facts['usable']} with "
             f"cells on and beside the object), {facts['cells']['fg']:.0f} of {facts['cells']['all']} cells on the object; layer {options['layer']}, "
             f"definitions: {options['definitions']}, sigma: {options['mode']}. {learned}"
-            f"D_var: variance over images (called D_std in the paper). {without}Kept: by the code's selection; {applied}.",
+            f"D_var: variance over images (called D_std in the paper), D_std its root. {without}Kept: by the code's selection; {applied}.",
         )
-        out = [Table("Concepts and how they were learned", ("network", "seeds", *(WORDS[n] for n in names), "kept"), rows, notes)]
+        out = [Table("Concepts and how they were learned", ("network", "seeds", *(word for word, _, _ in columns), "kept"), rows, notes)]
         rows = []
         for h in facts["hypotheses"]:
             n = h["metric"]

@@ -55,18 +55,25 @@ def strongest_images(
     return {"drawn.images": np.stack([images for images, _, _ in found]), "drawn.masks": np.stack([masks[0] for _, masks, _ in found])}
 
 
+def _half(maps: torch.Tensor) -> torch.Tensor:
+    """Half of the maximum of each channel of (1, C, H, W), or the middle of its range where that is not above 0: (C,)."""
+    high, low = maps.amax((0, 2, 3)), maps.amin((0, 2, 3))
+    return torch.where(high > 0, high, high + low) / 2
+
+
 def images_and_masks(
     context, subject, at: int, probe: Probe, ids: Sequence[int], limit: torch.Tensor, channels: Sequence[int], order: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The images `ids` uint8 (n, 3, S, S), where each of the R channels is active on them bool (R, n, S, S), and whether that is above its
-    threshold, bool (R, n): on an image where it is nowhere, the mask is where its map lies above half of its maximum there."""
+    threshold, bool (R, n): on an image where it is nowhere, the mask is where its map lies above half of its maximum there,
+    or, of a map that is nowhere above 0, in the upper half of its range."""
     shown, masks, strong = [], [], []
     for i in ids:
         batch = next(iter(probe.batches(1, i, i + 1)))
         found = context.outputs(subject, batch.images, ("stage",)).maps["stage"][at]
         shown.append(batch.shown[0].cpu().numpy())
         on = active(found, limit, probe.size, order)[0, list(channels)]
-        half = active(found, found.amax((0, 2, 3)) / 2, probe.size, order)[0, list(channels)]
+        half = active(found, _half(found), probe.size, order)[0, list(channels)]
         above = on.any(2).any(1)
         masks.append(torch.where(above[:, None, None], on, half).cpu().numpy())
         strong.append(above.cpu().numpy())

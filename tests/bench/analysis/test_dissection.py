@@ -6,6 +6,7 @@ from torch import nn
 
 from bench.analysis.frame import registry, subjects
 from bench.analysis.frame.context import obtain
+from bench.analysis.maths import passes
 from bench.analysis.maths.dissection import Counts, TopQuantile, active, detectors
 from bench.errors import UsageError
 from models.outputs import Outputs
@@ -153,3 +154,9 @@ def test_a_broden_folder_that_is_none_is_refused(tmp_path):
     dissect = registry.get("dissect")
     with pytest.raises(UsageError, match="index.csv: cannot be read"):
         dissect(dissect.Options(probe=str(tmp_path))).identity()
+
+
+def test_a_map_that_is_nowhere_above_0_has_an_upper_half_too():
+    maps = torch.tensor([[[[-2.0, -3.0], [-4.0, -8.0]], [[0.0, 1.0], [3.0, 4.0]]]])
+    assert passes._half(maps).tolist() == [-5.0, 2.0]
+    assert active(maps, passes._half(maps), 2)[0].flatten(1).tolist() == [[True, True, True, False], [False, False, True, True]]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +67,19 @@ def test_snapshots_give_learning_speed_and_detours(tmp_path, images):
     assert len(analysis.tables(stored)[1].rows) == len(metrics)
     fewer = run(tmp_path, images, subjects, learning=True, epochs=(0, 2))
     assert fewer.key != stored.key and fewer.facts["epochs"] == [0, 2]
+
+
+def test_lengths_of_a_path_are_of_all_weights_and_relative_to_the_first():
+    """Weights of half, three quarters and the whole of (3, 4) and 12, norm 13: steps of 0.25 each, relative to 0.5. A buffer is no weight."""
+
+    def network(factor):
+        layers = torch.nn.ModuleList([torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1, affine=False)])
+        for layer, weights in zip(layers, ([[3.0, 4.0]], [[12.0]]), strict=False):
+            layer.weight = torch.nn.Parameter(factor * torch.tensor(weights))
+        layers[2].running_mean.fill_(100 * factor)
+        return layers
+
+    assert analysis(QUICK)._lengths(SimpleNamespace(network=network), (0.5, 0.75, 1.0)) == pytest.approx([0, 0.5, 0.5])
 
 
 def test_the_same_networks_are_a_tie_and_definitions_are_told_apart(tmp_path, images):
