@@ -148,3 +148,26 @@ def test_the_tenths_leads_are_what_the_epochs_say():
         assert test == f"{ours[-1].test_top1 - plain[-1].test_top1:+.2f}"
     assert [row.split("|")[1].strip() for row in table] == ["Student", "KD", "FitNet", "AT", "SKD"]
     assert f"{', '.join(leads('AT', 'tf32', 2))} and {', '.join(leads('AT', 'tf32', 3))} in the same epochs" in text
+
+
+def test_skds_figures_in_papers_are_those_of_all_its_students():
+    text = (ROOT / "docs" / "papers.md").read_text()
+    found, trained = [one for one in results.scan(TENTH)[0] if one.name in ("relations", "gradients")], {v.id for v in scan(TENTH)[0]}
+    kl = {"skd": [], "student": [], "initial": []}
+    pulls = defaultdict(list)
+    for one in found:
+        rows = one.facts["rows"]
+        if one.name == "relations":
+            by_seed = {(r["method"], r["seed"]): sum(r["images"]) / len(r["images"]) for r in rows}
+            for method, values in kl.items():  # each beside those of its seed and precision
+                values += [by_seed[method, seed] for name, seed in by_seed if name == "skd"]
+        elif {r["label"] for r in rows} <= trained:
+            for r in rows:
+                if r["term"] == "skd" and r["when"] == "initial":
+                    pulls[r["method"]].append(r["ratio"])
+    mean = {name: sum(values) / len(values) for name, values in (pulls | kl).items()}  # pulls of the readings, whose names are others
+    printed = {name: f"{mean[name] * 10**power:.{digits}f}e-{power}" for name, power, digits in (("initial", 3, 1), ("skd", 2, 2), ("student", 2, 2))}
+    assert all(len(values) == 3 for values in kl.values())
+    assert f"nats: {printed['initial']} before\ntraining, {printed['skd']} after it with SKD and {printed['student']} without (three seeds" in text
+    assert f"is {mean['skd [sum_over=images]']:.2f} of the labels' before training" in text
+    assert f"(`skd.sum_over=rows`) {mean['skd [sum_over=rows]']:.2f}." in text
