@@ -12,13 +12,7 @@ trap 'exit 143' TERM
 . bench/python.sh
 find_python torch torchvision safetensors msgspec pandas scipy matplotlib submitit tyro filelock jinja2 rich
 if [ -z "$python" ]; then
-    for base in python3 python3.14 python3.13 python3.12 python3.11 ""; do
-        if [ -n "$base" ] && "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi
-    done
-    if [ -z "$base" ]; then
-        echo "error: Python 3.11 or newer is needed and none was found; install one, or name it with KD_BENCH_PYTHON" >&2
-        exit 2
-    fi
+    find_base
     echo "run_all.sh: installing the packages of pyproject.toml into .venv (PyTorch among them: some GB)"
     install_into "$base" .
     python=.venv/bin/python
@@ -38,6 +32,8 @@ if { [ -z "${SLURM_JOB_ID:-}" ] && sinfo -h >/dev/null 2>&1; } || "$python" -c '
     exec "$python" -m bench run --profile paper --download --results "$results" --data-root "$data" "$@"
 fi
 echo "run_all.sh: no GPU and no Slurm here. Table 1 on this machine would take, in"
-"$python" -m bench run --profile paper --dry-run --results "$results" --data-root "$data" | grep -E '^(total|  estimated):' | cut -c1-300
+if ! "$python" -m bench run --profile paper --dry-run --results "$results" --data-root "$data" | grep -E '^(total|  estimated):' | cut -c1-300; then
+    echo "run_all.sh: what it would take cannot be told, for the reason above"
+fi
 echo "run_all.sh: so this is the smoke profile (embedded data); --profile paper runs Table 1 all the same"
 exec "$python" -m bench run --profile smoke --results "$results" --data-root "$data" "$@"

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import gc
 import importlib.metadata
 import io
@@ -14,7 +15,7 @@ from importlib import import_module
 
 from bench.commands import COMMANDS, overview
 from bench.errors import INTERRUPTED, USAGE, StoreError, UsageError, unknown
-from bench.text import clean
+from bench.text import any_encoding, clean
 
 PROGRAM = "python -m bench"
 
@@ -78,9 +79,20 @@ def _missing_package(error: Exception) -> str:
     return f"{sys.executable} has no package {name}; source .venv/bin/activate where run_all.sh made .venv, else see docs/install.md"
 
 
+def _cannot_write(error: Exception) -> str:
+    """What to do where the disk is full, over its quota or read-only, or a file may not be touched; empty where the error is another one."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    closed = (errno.EROFS, errno.EACCES, errno.EPERM)
+    if not isinstance(error, OSError) or error.errno not in (*full, *closed) or (error.errno in closed and not error.filename):
+        return ""  # what may not be done to no file is no matter of the folder
+    said = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    return f"{said}; free some space or choose another --results folder"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    any_encoding()
     atexit.register(gc.freeze)  # the last collection would walk all of torch: up to half a second at the end of a command
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -101,10 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        missing = _missing_package(error)
-        if not (missing or _is_bad_input(error)):
+        said = _missing_package(error) or _cannot_write(error)
+        if not (said or _is_bad_input(error)):
             raise
-        print(f"error: {clean(' '.join((missing or str(error)).split()), 2000)}", file=sys.stderr)
+        print(f"error: {clean(' '.join((said or str(error)).split()), 2000)}", file=sys.stderr)
         return USAGE
 
 

@@ -1,5 +1,6 @@
 """`doctor`: looks at everything a launch depends on and everything in a results folder, and says what is wrong and how to mend it."""
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,21 +22,22 @@ from bench.errors import StoreError, UsageError
 from bench.options import DataOption, ResultsOption
 from bench.plan import datasets, protocols, registries
 from bench.plan.expand import Plan, expand
-from bench.plan.profiles import get_profile
+from bench.plan.profiles import PROFILES, get_profile
 from bench.plan.rows import row_of
 from bench.plan.selection import Selection
 from bench.report import cost_sheets
 from bench.store import redo, teachers
 from bench.store.files import read
-from bench.store.records import PlanRecord
+from bench.store.records import PlanRecord, Teacher
 from bench.store.rows import read_rows
-from bench.store.runs import GONE, RunView, is_done, scan
+from bench.store.runs import GONE, TEACHER, RunView, is_done, scan
 from bench.store.weights import read_state, state_hash
 from bench.text import clean
 from bench.train import checkpoint, preparations, teacher_networks
 from methods import registry
 
 ROW_BYTES = 400
+LIVE_SECONDS = 60  # a temporary file that is younger may be of a save that goes on
 GENERATIONS = 3  # two are kept, and a third is there while it is written
 
 
@@ -57,8 +60,8 @@ class Doctor(DataOption, ResultsOption):
             ("devices", check_devices),
             ("data", lambda: check_data(the_plan, root)),
             ("disk", lambda: check_disk(the_plan, self.results)),
-            ("teachers", lambda: check_teachers(self.results)),
-            ("runs", lambda: check_runs(self.results)),
+            ("teachers", lambda: check_teachers(self.results, self.data_root)),
+            ("runs", lambda: check_runs(self.results, self.data_root)),
             ("checkpoints", lambda: check_checkpoints(self.results)),
             ("other files", lambda: check_others(self.results)),
             ("evidence", lambda: check_evidence(self.results)),
@@ -67,7 +70,7 @@ class Doctor(DataOption, ResultsOption):
         for name, check in checks:
             found = list(check())
             for finding in found:
-                print(f"{name}: {clean(finding.what, 1000)}\n    mend: {clean(finding.mend, 1000)}")
+                print(f"{name}: {clean(finding.what, 1000)}\n    mend: {clean(finding.mend, 10_000)}")
             if not found:
                 print(f"{name}: ok")
             wrong += len(found)
@@ -85,6 +88,15 @@ class Finding:
 
 def _remove(path: Path) -> str:
     return f"rm -r {shlex.quote(str(path))}"
+
+
+def _readable(path: Path) -> str:
+    return f"make it readable, and nothing in it is lost: chmod -R u+rwX {shlex.quote(str(path))}"
+
+
+def _command(*words: str, results: Path, data_root: Path | None) -> str:
+    """A command of the suite in the folders that were given, to copy."""
+    return shlex.join(["python", "-m", "bench", *words, "--results", str(results), *(["--data-root", str(data_root)] if data_root else [])])
 
 
 def check_versions() -> Iterator[Finding]:
@@ -184,38 +196,49 @@ def check_disk(the_plan: Plan, results: Path) -> Iterator[Finding]:
         )
 
 
-def check_teachers(results: Path) -> Iterator[Finding]:
-    """Every teacher's record and weights."""
+def check_teachers(results: Path, data_root: Path | None = None) -> Iterator[Finding]:
+    """Every teacher's record and weights. `data_root`: for the commands that mend."""
     found, problems = teachers.available(results)
 
-    def mend(place: Path) -> str:
-        again = f"teachers train {shlex.quote(place.name.partition('-')[2])}, or teachers import FILE"
-        return f"{_remove(place)}; python -m bench {again}"
+    def mend(place: Path, record: Teacher | None = None) -> str:
+        dataset, _, architecture = place.name.partition("-")
+        of_data = next((["--protocol", p.name] for p in protocols.PROTOCOLS.values() if p.dataset == dataset), [])
+        words = ("teachers", "import", "FILE", "--architecture", architecture, *of_data)
+        bring = _command(*words, results=results, data_root=data_root)
+        if record and record.source == "imported":
+            return f"{_remove(place)}; {bring}"
+        if record and record.protocol in protocols.PROTOCOLS and not record.trial:
+            precision = ("--precision", record.precision) if record.precision else ()
+            words = ("teachers", "train", architecture, "--protocol", record.protocol, *precision)
+            return f"{_remove(place)}; {_command(*words, results=results, data_root=data_root)}"
+        return f"{_remove(place)}, then launch again as before, which trains it; one that was imported: {bring}"
 
     for problem in problems:
-        yield Finding(problem.reason, mend(results / problem.where))
+        yield Finding(problem.reason, _readable(results / "teachers") if problem.where == "teachers" else mend(results / problem.where))
     for teacher in found:
         place = teacher.folder
         try:
             state = read_state(place / "teacher.pt")
             if state_hash(state) != teacher.hash:
-                yield Finding(f"{place / 'teacher.pt'}: its hash is not the one of its record", mend(place))
+                yield Finding(f"{place / 'teacher.pt'}: its hash is not the one of its record", mend(place, teacher.record))
                 continue
             teacher_networks.network(teacher.architecture, state, datasets.get(teacher.record.dataset).classes, place / "teacher.pt")
         except (UsageError, models.NetworkError) as error:
-            yield Finding(str(error), mend(place))
+            yield Finding(str(error), mend(place, teacher.record))
 
 
-def check_runs(results: Path) -> Iterator[Finding]:
-    """Every run: its files, its weights, and whether one that says it is running has somebody who runs it."""
+def check_runs(results: Path, data_root: Path | None = None) -> Iterator[Finding]:
+    """Every run: its files, its weights, and whether one that says it is running has somebody who runs it. `data_root`: for the commands that
+    mend."""
     views, problems = scan(results)
     for problem in problems:
-        folder = results / "runs" / problem.where if problem.where != "runs" else results / "runs"
+        if problem.where == "runs":
+            yield Finding(problem.reason, _readable(results / "runs"))
+            continue
+        folder = results / "runs" / problem.where
         status = "status.json" in problem.reason
         yield Finding(f"{problem.where}: {problem.reason}", f"{_remove(folder / 'status.json' if status else folder)}, then launch it again")
-    for path in sorted([*results.glob("runs/*/.*.tmp"), *results.glob("groups/*/.*.tmp")]):
-        size = path.stat().st_size / 1e6
-        yield Finding(f"{path}: {size:.1f} MB of a save that was killed", "launch its run again, which clears it away, or remove it")
+    yield from _scraps(results)
     for again in sorted(redo.root(results).glob("runs/*")):
         mend = f"the same --redo goes on; to keep the old results: {_remove(again)}"
         yield Finding(f"{again.name} was to be trained again (--redo) and was not", mend)
@@ -232,11 +255,65 @@ def check_runs(results: Path) -> Iterator[Finding]:
         if view.reason == GONE:
             yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
     source = registry.sources({v.method for v in views})
-    stale = [v for v in views if v.status == "done" and source.get(v.method, v.method_source) != v.method_source]
-    for method in sorted({v.method for v in stale}):
-        rows = sorted({row_of(method, v.changed) for v in stale if v.method == method})
-        mend = f"python -m bench run --redo --methods {' '.join(rows)}, or raise its version"
+    present = {(t.record.dataset, t.architecture): t.hash for t in teachers.available(results)[0]}
+    stale: dict[str, list[RunView]] = {}
+    for view in views:
+        teacher = present.get((view.protocol.dataset, view.teacher), view.known.teacher_hash)
+        if view.record is None or source.get(view.method, view.method_source) == view.method_source or view.known.teacher_hash != teacher:
+            continue
+        if view.known.method_version != registry.get(view.method).version:
+            continue  # as with one of another teacher: no launch trains it
+        if view.title == TEACHER:
+            words = ("teachers", "train", view.student, "--redo", "--protocol", view.protocol.name, *_changes(view))
+            again = _command(*words, results=results, data_root=data_root) if _changes(view) else "train it again as before, with --redo"
+            mend = f"{again}, after which a launch trains its students anew; or raise its version"
+            yield Finding(f"the source of {view.method} changed since the teacher {view.student} was trained", mend)
+        else:
+            stale.setdefault(view.method, []).append(view)
+    for method, changed in sorted(stale.items()):
+        mend = f"{_again(changed, views, results, data_root)}, or raise its version"
         yield Finding(f"the source of {method} changed since its runs were done", mend)
+
+
+def _scraps(results: Path) -> Iterator[Finding]:
+    """What saves that were killed left, and not what is being saved just now."""
+    for path in sorted([*results.glob("runs/*/.*.tmp"), *results.glob("groups/*/.*.tmp")]):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found = path.stat()
+            if time.time() - found.st_mtime > LIVE_SECONDS:
+                what = f"{path}: {found.st_size / 1e6:.1f} MB of a save that was killed"
+                yield Finding(what, "launch its run again, which clears it away, or remove it")
+
+
+def _changes(view: RunView) -> list[str]:
+    """The options of a run's launch beside the name of its protocol; empty: no options give that."""
+    p, declared = view.protocol, protocols.PROTOCOLS.get(view.protocol.name)
+    if declared is None or declared.scaled(p.epochs).sampled(p.sample_rate) != p:
+        return []
+    epochs = ["--epochs", str(p.epochs)] if p.epochs != declared.epochs else []
+    return [*epochs, *(["--sample-rate", str(p.sample_rate)] if p.sample_rate != declared.sample_rate else []), "--precision", view.precision]
+
+
+def _again(stale: list[RunView], views: list[RunView], results: Path, data_root: Path | None) -> str:
+    """The commands that train these runs again and no others; words, where no options give the protocol of one."""
+    found: dict[tuple[tuple[str, ...], str, str], set[int]] = {}  # options, row, pair -> seeds
+    for view in stale:
+        if not (changes := _changes(view)):
+            return f"launch again as before, with --redo --methods {shlex.join(sorted({row_of(v.method, v.changed) for v in stale}))}"
+        name = view.protocol.name
+        # A profile says how the teachers of its protocol are trained.
+        plan = next((("--profile", one.name) for one in PROFILES.values() if one.protocol == name), ("--protocol", name))
+        beside = (v.teacher for v in views if v.teacher and (v.student, v.protocol) == (view.student, view.protocol))
+        pair = f"{view.teacher or next(beside, view.student)}-{view.student}"
+        found.setdefault(((*plan, *changes), row_of(view.method, view.changed), pair), set()).add(view.seed)
+    alike: dict[tuple[tuple[str, ...], str, tuple[int, ...]], list[str]] = {}  # options, row, seeds -> pairs
+    for (options, row, pair), seeds in sorted(found.items()):
+        alike.setdefault((options, row, tuple(sorted(seeds))), []).append(pair)
+    commands = []
+    for (options, row, seeds), pairs in alike.items():
+        words = ("run", "--redo", *options, "--pairs", *pairs, "--seeds", ",".join(map(str, seeds)), "--methods", row)
+        commands.append(_command(*words, results=results, data_root=data_root))
+    return "; ".join(commands)
 
 
 def _weights(view: RunView) -> str:

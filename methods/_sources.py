@@ -44,7 +44,7 @@ def content(files: Iterable[Path]) -> bytes:
         file = left.pop()
         if file not in found:
             found[file] = file.read_bytes()
-            left += [path.resolve() for name in _imported(found[file]) for path in _places(name)]
+            left += [path.resolve() for name in _imported(found[file], _package(file)) for path in _places(name)]
     return b"".join(found[file] for file in sorted(found))
 
 
@@ -52,23 +52,31 @@ def _roots() -> list[Path]:
     return [Path(path) for path in methods.__path__]
 
 
+def _package(file: Path) -> tuple[str, ...]:
+    """The package that a file's relative imports begin at: ("methods", "skd") of methods/skd/loss.py; empty for one outside of `methods`."""
+    root = next((root.resolve() for root in _roots() if root.resolve() in file.parents), None)
+    return () if root is None else ("methods", *file.parent.relative_to(root).parts)
+
+
 @functools.lru_cache(1024)
-def _imported(source: bytes) -> tuple[str, ...]:
-    """Names below `methods` that a module imports; what cannot be parsed imports nothing."""
+def _imported(source: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
+    """Names below `methods` that a module of that package imports; what cannot be parsed imports nothing."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return ()
-    return tuple(dict.fromkeys(name.removeprefix("methods.") for name in _names(tree) if name.startswith("methods.")))
+    return tuple(dict.fromkeys(name.removeprefix("methods.") for name in _names(tree, package) if name.startswith("methods.")))
 
 
-def _names(tree: ast.Module) -> Iterator[str]:
+def _names(tree: ast.Module, package: tuple[str, ...]) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # of a module, or of what is in it
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            name = ".".join((*above, *([node.module] if node.module else [])))
+            yield name
+            yield from (f"{name}.{alias.name}" for alias in node.names)  # of a module, or of what is in it
 
 
 def _places(name: str) -> list[Path]:

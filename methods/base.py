@@ -15,16 +15,27 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.outputs import Outputs, Shapes
+from models.outputs import KINDS, Outputs, Shapes
+
+
+class MethodError(ValueError):
+    """A method cannot be used as asked; the message is one line that says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Which outputs of a network a method reads in each training step."""
+    """Which outputs of a network a method reads in each training step. Raises MethodError for maps that are no tuple of known kinds."""
 
     logits: bool = False
     embedding: bool = False
     maps: tuple[str, ...] = ()  # kinds, see models.outputs.KINDS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.maps, tuple):
+            raise MethodError(f'Needs(maps={self.maps!r}): give a tuple of kinds, as in maps=("stage",)')
+        for kind in self.maps:
+            if kind not in KINDS:
+                raise MethodError(f"Needs(maps={self.maps!r}): there is no kind {kind!r}; the kinds are {', '.join(KINDS)}")
 
     def __bool__(self) -> bool:
         return self.logits or self.embedding or bool(self.maps)
@@ -168,10 +179,6 @@ def named_hyper(hyper: Any) -> dict[str, Any]:
     """The hyper-parameters that name a run: all of them, but for `added` ones at their default."""
     kept = (f for f in dataclasses.fields(hyper) if not (f.metadata.get("added") and getattr(hyper, f.name) == f.default))
     return {f.name: dataclasses.asdict(hyper)[f.name] for f in kept}
-
-
-class MethodError(ValueError):
-    """A method cannot be used as asked; the message is one line that says why and what to do."""
 
 
 class Method(nn.Module):

@@ -45,10 +45,10 @@ def encoder(width: int) -> nn.Sequential:
     return layers(nn.Conv2d, (width, width, width // 2, width // 2))
 
 
-def build(teacher: nn.Module, data: PreparationData, settings: dict[str, Any]) -> Prepared:
+def build(teacher: nn.Module, data: PreparationData, settings: dict[str, Any], method: str) -> Prepared:
     """The encoder's state after training it, with a decoder, to reconstruct the teacher's last map; taken up again epoch by epoch.
 
-    Raises MethodError where it diverges.
+    Raises MethodError where it diverges, which names the setting of `method` that helps.
     """
     width = settings["width"]
     with keyed(data.generator("ft-paraphraser").initial_seed(), "ft-paraphraser"):
@@ -72,7 +72,8 @@ def build(teacher: nn.Module, data: PreparationData, settings: dict[str, Any]) -
             total += loss.detach() * len(images)
         errors.append(total.item() / data.count)
         if not math.isfinite(errors[-1]):
-            raise MethodError(f"ft's paraphraser diverged in epoch {epoch}: lower its rate, --set ft.rate={settings['rate'] / 10:g}")
+            rate = settings["rate"]
+            raise MethodError(f"ft's paraphraser diverged in epoch {epoch}: lower its rate (now {rate:g}): --set {method}.rate={rate / 10:g}")
         data.log(f"ft paraphraser: epoch {epoch} of {settings['epochs']}, mean squared error {errors[-1]:.4g}")
         data.save({"errors": errors, "modules": both.state_dict(), "optimizer": optimiser.state_dict()})
     tensors = {name: value.detach().cpu().clone() for name, value in encode.state_dict().items()}
@@ -113,7 +114,7 @@ class FT(Weighted):
     @classmethod
     def preparation(cls, hyper: Hyper, setting: Setting) -> Preparation | None:
         settings = {"epochs": hyper.epochs, "rate": hyper.rate, "width": setting.teacher.maps["stage"][-1][0]}
-        return Preparation("ft-paraphraser", 1, settings, partial(build, settings=settings))
+        return Preparation("ft-paraphraser", 1, settings, partial(build, settings=settings, method=cls.name))
 
     def __init__(self, hyper: Hyper, setting: Setting, prepared: Prepared | None = None) -> None:
         """Raises MethodError where the pair is not supported or its paraphraser is missing."""

@@ -3,10 +3,12 @@
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015. Weights as in the CRD protocol (r = 0.1, a = 0.9, T = 4).
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Batch, Method, MethodError, Needs, Pretraining, Setting, ranged
@@ -45,6 +47,22 @@ class KD(Method):
         }
 
 
+@contextlib.contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """A second pass through a module in train mode: its batch normalisations normalise by the batch and leave their running statistics as
+    they are, so that a step updates those once."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.num_batches_tracked is not None]
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, batches in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
+
+
 @register_beside("kd")
 def with_kd(method: type[Method]) -> type[Method]:
     """`method` with KD's loss added: the method's own losses as they are, cross-entropy among them, and KD at weight 1 and temperature 4, as
@@ -60,6 +78,7 @@ def with_kd(method: type[Method]) -> type[Method]:
 
     class Combined(method):
         paper = f"{method.paper}; beside {KD.paper}"
+        version = method.version + (method.predict is not Method.predict)  # raised: their statistics were updated twice a step
         Hyper = dataclasses.make_dataclass("Hyper", added, bases=(method.Hyper,), frozen=True)
         fp32 = method.fp32 or KD.fp32
 
@@ -86,7 +105,8 @@ def with_kd(method: type[Method]) -> type[Method]:
             own = super().losses(student, teacher, batch)
             if "kd" in own:
                 raise MethodError(f"{method.name} has a loss named kd already")
-            kd = kd_loss(self.predict(student), teacher.logits, self.hyper.kd_temperature)
+            with statistics_kept(self):
+                kd = kd_loss(self.predict(student), teacher.logits, self.hyper.kd_temperature)
             return {**own, "kd": self.hyper.kd_weight * kd}
 
     return Combined

@@ -77,7 +77,7 @@ def _load(name: str, action: Callable[[], object]) -> None:
     before, beside = set(_methods), set(_beside)
     try:
         action()
-    except Exception as error:  # a stranger's file may raise anything; it is reported where methods are listed
+    except (Exception, SystemExit) as error:  # a stranger's file may do anything; it is reported where methods are listed
         for half in set(_methods) - before:
             del _methods[half]
         for half in set(_beside) - beside:
@@ -122,7 +122,7 @@ def _combination(name: str) -> type[Method]:
             raise MethodError(f"{second} cannot stand beside a method; {', '.join(sorted(_beside))} can, as in {first}+{min(_beside)}")
         if (method, second) not in _combined:
             made = _beside[second](method)
-            made.name, made.title, made.version = name, f"{method.title} + {other.title}", method.version + other.version - 1
+            made.name, made.title, made.version = name, f"{method.title} + {other.title}", made.version + other.version - 1
             _combined[method, second] = made
     except MethodError as error:
         raise MethodError(f"{name}: {error}") from None

@@ -5,6 +5,7 @@ from models.folding import folded
 from models.layers import NetworkError
 from models.network import classifier, preact_norms, trunk
 from models.registry import build, counted, head, macs, names, options, shapes, small_rate, without_values
+from models.source import source_hash
 
 __all__ = [
     "NetworkError",
@@ -21,6 +22,7 @@ __all__ = [
     "preact_norms",
     "shapes",
     "small_rate",
+    "source_hash",
     "trunk",
     "without_values",
 ]

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ std of the normalisation (on the 0..1 scale), dataset, protocol, trial (why the 
 that protocol; empty: it was), run."""
 
 LIMIT = 4 << 30
-"""Bytes of a file of weights."""
+"""Bytes of a file of weights, and of its tensors."""
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -36,7 +37,19 @@ def read(path: str | Path) -> dict[str, Tensor]:
             content = content[name]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise NetworkError(f"{path} holds no state dict of tensors")
+    for name, value in content.items():
+        if odd := _oddity(value):
+            raise NetworkError(f"{path} holds no plain tensors ({str(name)[:80]} is {odd})")
+    if (size := sum(v.numel() * v.element_size() for v in content.values())) > LIMIT:
+        raise NetworkError(f"{path} holds tensors of {size:,} bytes, more than the {LIMIT:,} that are read")
     return {str(k).removeprefix("module."): v for k, v in content.items()}
+
+
+def _oddity(value: Tensor) -> str:
+    """Why a tensor is not values in memory, one after the other; empty: it is."""
+    kinds = {"nested": value.is_nested, "quantized": value.is_quantized, "conjugated": value.is_conj(), "negated": value.is_neg()}
+    kinds |= {f"on the device {value.device.type}": value.device.type != "cpu", str(value.layout): value.layout != torch.strided}
+    return ", ".join(kind for kind, found in kinds.items() if found)
 
 
 def described(path: str | Path) -> dict[str, Any]:
@@ -50,7 +63,7 @@ def described(path: str | Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
         raise NetworkError(f'{path}: the entry "{NETWORK}" of its header names no architecture')
@@ -91,6 +104,7 @@ def _read(path: Path, values: bool = True) -> tuple[Any, dict[str, str]]:
             if not safe and not values:
                 return None, {}
             if not safe:
+                _check_archive(path, file)
                 with torch.serialization.safe_globals([argparse.Namespace]):  # RepDistiller's files carry their options along
                     return torch.load(file, map_location="cpu", weights_only=True), {}
         with safe_open(str(path), "pt") as whole:
@@ -106,6 +120,21 @@ def _read(path: Path, values: bool = True) -> tuple[Any, dict[str, str]]:
         if isinstance(error, pickle.UnpicklingError):  # torch's words are on its own options
             said = "neither safetensors nor tensors that torch.save wrote"
         raise NetworkError(f"{path} cannot be read as weights ({said}); fetch it again") from None
+
+
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    """Refuse an archive that is larger unpacked than as a file: torch.save packs nothing, and torch.load unpacks whatever it finds. `file` stands
+    at its beginning, then and now. Raises NetworkError, and BadZipFile where it cannot be read as an archive."""
+    archive = file.read(4) == b"PK\x03\x04"
+    file.seek(0)
+    if archive:
+        with zipfile.ZipFile(file) as whole:
+            entries = whole.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise NetworkError(f"{path} cannot be read as weights (its entries are compressed)")
+        if (size := sum(entry.file_size for entry in entries)) > LIMIT:
+            raise NetworkError(f"{path} cannot be read as weights ({size:,} bytes unpacked, more than the {LIMIT:,} that are read)")
+        file.seek(0)
 
 
 def _open(path: Path) -> BinaryIO:

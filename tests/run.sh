@@ -12,8 +12,9 @@ export MPLBACKEND="${MPLBACKEND:-Agg}" PYTHONHASHSEED="${PYTHONHASHSEED:-0}" PYT
 . bench/python.sh
 find_python torch torchvision safetensors msgspec pandas scipy matplotlib submitit tyro filelock jinja2 rich pytest pytest_benchmark xdist hypothesis ruff
 if [ -z "$python" ]; then
+    find_base
     echo "tests/run.sh: no python with the packages; installing into .venv"
-    install_into python3 '.[test]'
+    install_into "$base" '.[test]'
     python=.venv/bin/python
 fi
 
@@ -31,7 +32,7 @@ beside+=($!)
 "$python" -m pytest tests/slurm --durations 5 >"$printed/slurm" 2>&1 &
 beside+=($!)
 code=0
-cores=$(env -u OMP_NUM_THREADS nproc)
+cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 "$python" -m pytest -n "$((cores + 1))" --dist loadfile --no-loadscope-reorder --durations 50 --ignore tests/benchmarks --ignore tests/slurm || code=$?
 for process in "${beside[@]}"; do wait "$process" || code=$?; done
 cat "$printed/slurm" "$printed/benchmarks"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.data import subset
+from bench.errors import UsageError
 from bench.plan import datasets
 from bench.plan.protocols import Protocol
 
@@ -75,4 +76,6 @@ def normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, f
     """Mean and standard deviation that a data set's images are normalised with, on the 0..1 scale. Raises UsageError for an unknown one."""
     datasets.get(name)
     module = import_module(f"bench.data.{name}")
+    if not (hasattr(module, "MEAN") and hasattr(module, "STD")):
+        raise UsageError(f"bench/data/{name}.py has no MEAN and STD: name there what its images are normalised with")
     return module.MEAN, module.STD

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.errors import UsageError
+from bench.errors import StoreError, UsageError
 from bench.plan.protocols import Protocol
+from bench.store.files import read_bytes
 
 FOLDER = "cifar-100-python"
 FILES = {
@@ -20,6 +21,8 @@ FILES = {
 }
 """MD5 and size in bytes of each file."""
 ARCHIVE_BYTES = 169_001_437
+LIMIT = 1 << 30
+"""Bytes of a file that is looked at."""
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 """The rounded constants of the CRD protocol, on the 0..1 scale."""
@@ -62,11 +65,11 @@ def examine(root: Path, name: str) -> tuple[bytes, str]:
     path = root / FOLDER / name
     md5, size = FILES[name]
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, LIMIT)
     except FileNotFoundError:
         return b"", f"{path} is absent"
-    except OSError as error:
-        return b"", f"{path} cannot be read ({error.strerror})"
+    except StoreError as error:
+        return b"", f"{path} cannot be read ({str(error).removeprefix(f'{path}: ').removeprefix('cannot be read (').removesuffix(')')})"
     if len(content) < size:
         return content, f"{path} is truncated ({len(content)} of {size} bytes)"
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -90,6 +93,9 @@ def fetch(root: Path) -> bool:
     """Have torchvision fetch what is missing or damaged, which is printed before; whether anything was. Raises UsageError where that fails."""
     if not any(examine(root, name)[1] for name in FILES):
         return False
+    for path in (root / FOLDER / name for name in FILES):
+        if path.exists() and not path.is_file():  # unpacking would write into it
+            raise UsageError(f"CIFAR-100: {path} is no regular file; remove it")
     _download(root)
     for name in FILES:
         checked(root, name)

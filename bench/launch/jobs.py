@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def group_tasks(the_plan: Plan, book: Ledger, execution: Execution) -> list[Task
     return sorted(tasks, key=lambda t: bool(t.after))
 
 
-def probe_tasks(the_plan: Plan, execution: Execution, device: dict, after: tuple[str, ...] = ()) -> list[Task]:
-    """One job for each pair with methods whose cost was not measured on this device; it runs alone on it. `device`: its facts; none where it
-    is not known before the job runs, which then leaves out what is measured."""
+def probe_tasks(the_plan: Plan, execution: Execution, devices: Sequence[str], after: tuple[str, ...] = ()) -> list[Task]:
+    """One job for each pair with methods whose cost was not measured on one of these devices; it runs alone on it. `devices`: their names; none
+    where they are not known before the job runs, which then leaves out what is measured."""
     tasks = []
     for pair in the_plan.pairs:
         whole = next(g for g in the_plan.full_groups if (g.teacher, g.student) == (pair.teacher, pair.student))
@@ -74,7 +75,7 @@ def probe_tasks(the_plan: Plan, execution: Execution, device: dict, after: tuple
         able = [c.row for c in here if not c.skipped and not c.changed]  # costs are those of a method's own settings
 
         def lacking(whole=whole, able=able) -> list[str]:
-            return [m for m in able if not (device and probes.is_measured(narrowed(whole, [m]), execution))]
+            return [m for m in able if not (devices and probes.is_measured(narrowed(whole, [m]), execution, devices))]
 
         if names := lacking():
             group = narrowed(whole, names)
@@ -102,7 +103,7 @@ def on_cluster(options: Run, the_plan: Plan, book: Ledger, execution: Execution)
     """What is submitted to a cluster, the report last; nothing where nothing is left."""
     teachers, groups = teacher_tasks(the_plan, book, execution), group_tasks(the_plan, book, execution)
     everything = tuple(t.name for t in teachers + groups)
-    probes = probe_tasks(the_plan, execution, {}, everything) if options.costs else []
+    probes = probe_tasks(the_plan, execution, (), everything) if options.costs else []
     if not everything and not probes:
         return []
     teachers = [dataclasses.replace(t, function=train_teacher, arguments=t.arguments | {"the_plan": the_plan}) for t in teachers]

@@ -5,6 +5,7 @@ gets its next task when its job's process has ended. Whether a task succeeded is
 """
 import contextlib
 import os
+import re
 import signal
 import socket
 import time
@@ -226,6 +227,7 @@ def _last_words(job: Any) -> str:
     path = job.paths.stderr
     with contextlib.suppress(OSError):
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("submitit ")]
-        if lines:
-            return f"{lines[-1].removeprefix('bench.errors.UsageError: ')[:400]} (log: {path})"
+        if lines:  # an error of CUDA's goes on below its first line, with advice
+            last = next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt): ", line)), lines[-1])
+            return f"{last.removeprefix('bench.errors.UsageError: ')[:400]} (log: {path})"
     return f"ended without finishing (log: {path})"

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from bench import data
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE, UsageError, check_known
 from bench.launch import estimate, jobs, ledger
@@ -16,7 +18,7 @@ from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.progress import Progress
 from bench.launch.slurm import on_slurm, submit_slurm
-from bench.launch.tasks import Outcome, Slot, Task, fresh_folder, others_cannot_write
+from bench.launch.tasks import Outcome, Slot, Task, fresh_folder, others_cannot_write, own_process
 from bench.launch.threads import cores as usable_cores
 from bench.plan import protocols, registries
 from bench.plan.expand import TEACHER_SEED, Plan, expand
@@ -96,7 +98,9 @@ def run(options: Run) -> int:
     _ask_first(options, left, jobs.on_cluster(options, the_plan, book, execution) if slurm else [], slurm)
     if files:
         with others_cannot_write():
-            teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
+            on = environment.select("auto" if slurm else options.device)
+            apart = own_process if on.type == "cuda" else lambda function, *rest: function(*rest)  # a launch holds no memory of a GPU
+            apart(teacher_networks.import_given, files, results, dataset, on)
     if options.redo:
         if book.resumes_redo():
             print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
@@ -140,11 +144,17 @@ def slots_for(options: Run, groups: int) -> tuple[list[Slot], dict]:
 
 def visible_gpus() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them (indices or UUIDs)."""
-    import torch
-
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (named or [str(i) for i in range(count)])[:count]
+
+
+def _names(options: Run) -> list[str]:
+    """The names of the devices that jobs of this machine may meet."""
+    chosen = environment.select(options.device)
+    whole = chosen.type == "cuda" and options.device in ("auto", "cuda")
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if whole else [chosen]
+    return list(dict.fromkeys(environment.device_facts(device)["name"] for device in devices))
 
 
 def forecast(the_plan: Plan, book: Ledger, slots: list[Slot], device: dict | None, kind: str) -> Forecast:
@@ -193,10 +203,9 @@ def _run_here(
     if not outcome.code and options.costs:
         alone = list({slot.gpu: slot for slot in slots}.values())  # one job on each device, nothing beside it
         pool = Pool(alone, folder / "costs", locks, show.update, show.say)
-        device = environment.device_facts(environment.select(options.device))
         execution = dataclasses.replace(execution, threads=alone[0].threads)  # as the pool will have it: costs are named by it
         try:
-            probed = pool.run(jobs.probe_tasks(the_plan, execution, device), until, ended)
+            probed = pool.run(jobs.probe_tasks(the_plan, execution, _names(options)), until, ended)
         finally:
             show.close()
     if not folder.exists():

@@ -23,11 +23,13 @@ from bench.plan.identity import PRECISIONS, canonical
 from bench.plan.profiles import Pair
 from bench.plan.selection import parse_pair, parse_seeds
 from bench.statistics import summarise
+from bench.store import teachers
 from bench.store.files import write_json
 from bench.store.runs import RunView, scan
 from bench.text import duration, say
 from bench.train import group_job
 from bench.train.execution import Execution
+from methods import registry
 
 ALPHA = 0.05
 FOLDER = "equivalence"
@@ -71,6 +73,7 @@ class Equivalence(TimeBudgetOption, ThreadsOption, EngineOption, DeviceOption, D
         print(power_text(planned, self), flush=True)
         code = DONE
         if self.train:
+            differences(self.results, self, protocol, pair, seeds)  # what could not be compared after the training is refused before it
             code = _train(self, protocol, pair, seeds)
             if code in (STOPPED_IN_TIME, INTERRUPTED, USAGE):
                 return code
@@ -179,13 +182,20 @@ def _train(options: Equivalence, protocol: protocols.Protocol, pair: Pair, seeds
 def differences(
     results: Path, options: Equivalence, protocol: protocols.Protocol, pair: Pair, seeds: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Finished runs of both precisions that are alike in all else, with candidate minus reference in points; and what is missing, in words."""
+    """Finished runs of both precisions that are alike in all else, with candidate minus reference in points; and what is missing, in words.
+
+    Only of the methods' present versions and, where one is at hand, of the present teacher: others are of before. Raises UsageError where runs
+    of one cell differ all the same.
+    """
     found: dict[str, dict[str, RunView]] = {}
     views, problems = scan(results)
+    versions = {name: registry.get(name).version for name in options.methods}
+    teacher = teachers.find(results, protocol.dataset, pair.teacher)
     for view in views:
         same = view.student == pair.student and view.protocol == protocol and view.teacher in (None, pair.teacher)
         asked = view.method in options.methods and view.seed in seeds and view.precision in (options.candidate, options.reference)
-        if same and asked and view.record and not view.changed:
+        present = view.known.method_version == versions.get(view.method) and (teacher is None or view.known.teacher_hash in (None, teacher.hash))
+        if same and asked and present and view.record and not view.changed:
             found.setdefault(canonical(view.identity | {"precision": ""}), {})[view.precision] = view
     entries = []
     for both in found.values():

@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -97,17 +97,18 @@ def run_probe(
     return DONE
 
 
-def is_measured(group: Group, execution: Execution) -> bool:
-    """Whether the cost of a group's one method stands in the results folder as it would be measured, with the teacher where there is one."""
+def is_measured(group: Group, execution: Execution, devices: Sequence[str] = ()) -> bool:
+    """Whether the cost of a group's one method stands in the results folder as it would be measured, with the teacher where there is one.
+    `devices`: names of those that may have measured it; none: this process's."""
     member = _member(group)
-    path = _path(member, execution)
-    try:
-        record = read_json(path)
-    except StoreError:
-        return False  # damaged: measured again and replaced
     teacher, results = member.run.teacher, Path(execution.results)
     trained = teacher is not None and teachers.find(results, group.protocol.dataset, teacher) is not None
-    return record is not None and record.get("teacher_trained") == trained
+    for device in devices or (None,):
+        with contextlib.suppress(StoreError):  # damaged: measured again and replaced
+            record = read_json(_path(member, execution, device))
+            if record is not None and record.get("teacher_trained") == trained:
+                return True
+    return False
 
 
 def _member(group: Group) -> Member:
@@ -116,11 +117,12 @@ def _member(group: Group) -> Member:
     return members.resolve(group, "", datasets.get(p.dataset).classes, p.image_size, planned_images(p), None)[0]
 
 
-def _path(member: Member, execution: Execution) -> Path:
-    """Where the cost of a run stands. Raises UsageError for a device or engine that is not there."""
+def _path(member: Member, execution: Execution, name: str | None = None) -> Path:
+    """Where the cost of a run stands, measured on the device of that name (none: this process's). Raises UsageError for a device or engine that is
+    not there."""
     device = environment.select(execution.device)
     what = costs.measured(member.run, execution.threads or torch.get_num_threads(), _engine(execution.engine, device))
-    return costs.record_path(Path(execution.results), environment.device_facts(device)["name"], what)
+    return costs.record_path(Path(execution.results), name or environment.device_facts(device)["name"], what)
 
 
 @cache
@@ -174,8 +176,9 @@ def _child(request: tuple[Any, ...], pipe) -> None:
         pipe.send(measure(*request))
     except UsageError as error:
         pipe.send(error)
-    except Exception:  # whatever a method raised, told to the parent as text: not every exception can be pickled
-        pipe.send(RuntimeError(f"the probe failed:\n{traceback.format_exc()}"))
+    except Exception as error:  # whatever a method raised, told to the parent as text: not every exception can be pickled
+        traceback.print_exc()
+        pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict[str, Any]:

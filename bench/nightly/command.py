@@ -155,15 +155,15 @@ def _newest(place: Path, rows: list[Row]) -> None:
 
 
 def read_benchmarks(path: Path) -> dict[str, dict[str, Any]]:
-    """Metrics of a pytest-benchmark JSON: the ratios that benchmarks leave in `extra_info` (CPU time against CPU time), else the median
-    seconds. Raises UsageError for anything else."""
+    """Metrics of a pytest-benchmark JSON: the ratios ours / theirs that benchmarks leave in `extra_info`, of CPU times unless "counts" names
+    another, else the median seconds. Of all of them higher is worse. Raises UsageError for anything else."""
     if not path.exists():
         raise UsageError(f"{path}: cannot be read (no such file)")
     try:
         found = json.loads(history.content(path) or b"")["benchmarks"]
         metrics = {}
         for bench in found:
-            ratios = {k: v["cpu"] for k, v in bench.get("extra_info", {}).items() if isinstance(v, dict) and "cpu" in v}
+            ratios = {k: v[v.get("counts", "cpu")] for k, v in bench.get("extra_info", {}).items() if isinstance(v, dict) and "cpu" in v}
             for what, value in (ratios or {"median": bench["stats"]["median"]}).items():
                 if not math.isfinite(value) or value <= 0:
                     raise ValueError(f"{bench['fullname']}: {value}")

@@ -37,7 +37,7 @@ from bench.train import teacher_training
 from bench.train.context import quick
 from bench.train.execution import Execution
 from bench.train.group_job import GroupJob, run_group
-from bench.train.stop import Stop
+from bench.train.stop import Stop, Stopped
 from methods import registry
 
 PROTOCOL = Protocol(
@@ -49,6 +49,8 @@ PRECISION = "tf32"
 ROUNDS, WARM_ROUNDS = 15, 2
 TURN = {"cpu": 3, "cuda": 20}
 """Steps of a method before the next one's turn."""
+STOPPED = (INTERRUPTED, STOPPED_IN_TIME)
+"""Exit codes of what a signal stopped."""
 
 
 class NightFailed(Exception):
@@ -99,9 +101,10 @@ def run(plan: Plan, folder: Path, device: str, workers: int, methods: Sequence[s
             _check(code)
             if code != DONE:
                 raise NightFailed(f"the teacher {plan.pair.teacher} could not be trained (exit code {code}); --keep leaves its log in {folder}/runs")
-            for code in list(pool.map(run_group, groups, [execution] * len(groups))):  # preparations are built under a lock, by the first
+            for code in list(pool.map(train, groups, [execution] * len(groups))):  # preparations are built under a lock, by the first
                 _check(code)
             costs = pool.submit(speed, groups[0], execution, plan.rounds).result()
+            _check(costs["code"])
     except BrokenProcessPool:
         raise NightFailed("a training process died without a word (out of memory?)") from None
     metrics, trouble, versions = accuracy(folder, plan, names)
@@ -121,6 +124,24 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+_stopped = DONE
+"""In a worker: the exit code of what a signal stopped here."""
+
+
+def train(group: Group, execution: Execution) -> int:
+    """`run_group` in a worker. Where a signal stopped one before, nothing is begun: the pool has queued more groups than it has workers."""
+    global _stopped
+    if _stopped:
+        return _stopped
+    try:
+        code = run_group(group, execution)
+    except KeyboardInterrupt:  # before it could be caught, or a second one
+        code = INTERRUPTED
+    if code in STOPPED:
+        _stopped = code
+    return code
+
+
 def _quick(name: str, pair: Pair) -> dict[str, Any]:
     """Where a method's hyper-parameters declare `quick()`, the fields in which it differs from the paper's values: preparations of seconds."""
     paper = registry.get(name).hyper_for(pair.teacher, pair.student)
@@ -129,7 +150,7 @@ def _quick(name: str, pair: Pair) -> dict[str, Any]:
 
 
 def _check(code: int) -> None:
-    if code in (INTERRUPTED, STOPPED_IN_TIME):
+    if code in STOPPED:
         raise NightStopped(code)
 
 
@@ -178,17 +199,29 @@ class _Yardstick:
 
 
 def speed(group: Group, execution: Execution, rounds: int) -> dict[str, Any]:
-    """Cost metrics and failures by method, measured in this process with the device to itself.
+    """Cost metrics and failures by method, measured in this process with the device to itself, and the exit code: a signal stops it between
+    turns, and then there are none.
 
     CPU: the process's CPU time, which neighbours disturb less than the clock; CUDA: the clock, synchronised. A value is the median over rounds
     of the ratio within a round.
     """
+    stop = Stop()
+    if threading.current_thread() is threading.main_thread():
+        stop.install()
+    try:
+        return {"code": DONE, **_speed(group, execution, rounds, stop)}
+    except Stopped:
+        return {"code": stop.code, "metrics": {}, "failures": {}}
+
+
+def _speed(group: Group, execution: Execution, rounds: int, stop: Stop) -> dict[str, Any]:
     settings = Execution(**{**asdict(execution), "deterministic": False, "engine": "auto"})
-    job = GroupJob(group, settings, Stop())
+    job = GroupJob(group, settings, stop)
     count, batch = len(job.dataset.train_labels), group.protocol.batch
     turns: dict[str, Any] = {"yardstick": _Yardstick(group.protocol.image_size, job.device)}
     failures: dict[str, str] = {}
     for member in job.members:
+        stop.check()
         if member.skipped:
             continue
         try:
@@ -199,10 +232,11 @@ def speed(group: Group, execution: Execution, rounds: int) -> dict[str, Any]:
         except Exception as error:  # a method may raise anything; the others are measured all the same
             failures[member.run.method] = _said(error)
     times: dict[str, list[float]] = {name: [] for name in turns}
-    with exclusive(job.device):
+    with exclusive(job.device, stop.check):
         for number in range(WARM_ROUNDS + rounds):
             order = list(turns) if number % 2 else list(reversed(turns))
             for name in order:
+                stop.check()
                 if name in failures:
                     continue
                 try:

@@ -60,6 +60,10 @@ def check(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise StoreError(f"{where}: not a JSON object")
     typed(where, row, Night)
+    try:
+        datetime.fromisoformat(row["date"])  # which reads less than what may stand in JSON: no small t and z
+    except ValueError as error:
+        raise StoreError(f"{where}: not a night ({error})") from None
     for key, metric in row["metrics"].items():
         typed(f"{where}: metric {key[:60]!r}", metric, Metric)
     return row

@@ -26,7 +26,7 @@ class DataSpec:
         if not self.drawn and (train_images or test_images or image_size != largest):
             raise UsageError(
                 f"{name} has {self.train_images} + {self.test_images} images of {largest}x{largest}; "
-                "leave train_images, test_images and image_size of the protocol unset"
+                f"set image_size={largest} of the protocol, and leave its train_images and test_images unset"
             )
         if not smallest <= image_size <= largest:
             raise UsageError(f"{name}: image size {image_size}; choose one from {smallest} to {largest}")

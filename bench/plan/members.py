@@ -1,7 +1,9 @@
 """From a group to its runs: hyper-parameters, settings, identities, and the reason where a method cannot do the pair."""
 
+import contextlib
 import dataclasses
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,9 @@ from bench.plan.groups import Group
 from bench.plan.identity import Run
 from bench.plan.rows import method_of, settings_of
 from bench.plan.selection import typed
+from bench.text import clean
 from methods import registry
-from methods.base import Method, Pretraining, Setting, check_hyper, named_hyper
+from methods.base import Method, MethodError, Pretraining, Setting, check_hyper, named_hyper
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,28 @@ class Member:
         return stage and dataclasses.replace(stage, epochs=self.run.protocol.share(stage.epochs))
 
 
+@contextlib.contextmanager
+def asking(name: str) -> Iterator[None]:
+    """Whatever a method's own code raises when it is asked what it needs: MethodError, in one line that names the method."""
+    try:
+        yield
+    except (MethodError, UsageError, models.NetworkError):
+        raise
+    except Exception as error:  # a stranger's file may raise anything
+        raise MethodError(f"{name}: {type(error).__name__}: {clean(' '.join(str(error).split()), 300)}") from error
+
+
 def hyper_of(method: type[Method], teacher: str | None, student: str, overrides: dict[str, object], row: str = "") -> Any:
     """The method's hyper-parameters for a pair, with overrides. Raises UsageError for an unknown field, a value of another type or out of
-    its range. `row`: as the group names what asks for them."""
-    hyper = method.hyper_for(teacher, student)
+    its range, MethodError where the method's own values cannot be had or are out of theirs. `row`: as the group names what asks for them."""
+    with asking(method.name):
+        hyper = method.hyper_for(teacher, student)
+        kinds = typing.get_type_hints(type(hyper)) if overrides else {}
+    try:
+        check_hyper(method.name, hyper)
+    except MethodError as error:
+        raise MethodError(f"{error}; the method's file says both: mend its default or its range") from None
     known = [f.name for f in dataclasses.fields(hyper)]
-    kinds = typing.get_type_hints(type(hyper)) if overrides else {}
     changed = {}
     for name, value in overrides.items():
         check_known(f"hyper-parameter of {method.name}", name, sorted(known))
@@ -55,7 +74,8 @@ def hyper_of(method: type[Method], teacher: str | None, student: str, overrides:
 
 
 def resolve(group: Group, data_hash: str, classes: int, image_size: int, images: int, teacher_hash: str | None) -> list[Member]:
-    """The members of a group in the order of its rows. Raises UsageError or MethodError for unknown names."""
+    """The members of a group in the order of its rows. Raises UsageError or MethodError for unknown names, MethodError for what a method's
+    own code raises."""
     shapes = {name: models.shapes(name, classes, image_size) for name in (group.teacher, group.student) if name}
     setting = Setting(shapes[group.student], shapes.get(group.teacher), classes, images)
     members = []
@@ -63,8 +83,9 @@ def resolve(group: Group, data_hash: str, classes: int, image_size: int, images:
         name = method_of(row)
         method = registry.get(name)
         hyper = hyper_of(method, group.teacher, group.student, group.overrides(row), row)
-        reason = method.reason_against(hyper, setting)
-        depends = reason is None and method.depends_on_teacher(hyper, setting)
+        with asking(name):
+            reason = method.reason_against(hyper, setting)
+            depends = reason is None and method.depends_on_teacher(hyper, setting)
         if depends and setting.teacher is None:
             reason = "needs a teacher and the group has none"
         run = Run(

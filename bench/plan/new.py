@@ -39,7 +39,7 @@ class Hyper:
 @register("{name}")
 class {title}(Method):
     title = "{title}"
-    paper = ""
+    paper = "authors, title, venue, year"
     Hyper = Hyper
     teacher_outputs = Needs(logits=True)  # what it reads of the teacher in each step; nothing: no teacher is loaded
 

@@ -1,6 +1,7 @@
 """The analyses in the report: for each that has results its tables and, where figures are drawn, its figures with their text. No torch here."""
 
 import base64
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from bench.errors import StoreError
 from bench.plan.identity import canonical
 from bench.report.table import OWN, ResultSet
 from bench.text import clean, duration, table
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from bench.analysis.frame.base import Analysis, Stored, Table
 
 FOLDER = "figures"
+HEADING = "Analyses"
 WIDTH = 160
 """Characters of a line of notes."""
 
@@ -42,11 +45,12 @@ MADE_BY = ("prepared", "dissect", "sources")
 
 @dataclass(frozen=True)
 class Found:
-    """A result, the set it is of and its analysis."""
+    """A result, the set it is of, its analysis, and what that makes of it."""
 
     set: ResultSet
     analysis: "type[Analysis]"
     stored: "Stored"
+    tables: "list[Table]"
 
     @property
     def key(self) -> str:
@@ -54,7 +58,8 @@ class Found:
 
 
 def found(sets: list[ResultSet]) -> tuple[list[Found], list[tuple[str, str]]]:
-    """The results of all sets by analysis, and what is left out with the reason: files that cannot be trusted, analyses that are not registered."""
+    """The results of all sets by analysis, and what is left out with the reason: files that cannot be trusted or shown, analyses that are not
+    registered."""
     with_results = [one for one in sets if (one.folder / "analysis").is_dir()]
     if not with_results:
         return [], []
@@ -65,10 +70,14 @@ def found(sets: list[ResultSet]) -> tuple[list[Found], list[tuple[str, str]]]:
         stored, broken = results.scan(one.folder)
         problems += broken
         for result in stored:
-            if result.name in registry.names():
-                kept.append(Found(one, registry.get(result.name), result))
-            else:
+            if result.name not in registry.names():
                 problems.append((result.key, f"no analysis {result.name!r} is registered"))
+                continue
+            try:
+                analysis = registry.get(result.name)
+                kept.append(Found(one, analysis, result, _with_fault(analysis, result, results.tables(analysis, result))))
+            except StoreError as error:
+                problems.append((result.key, str(error).removeprefix(f"{result.key}: ")))
     return sorted(_newest(kept), key=lambda f: f.stored.name), problems
 
 
@@ -81,17 +90,23 @@ def _newest(kept: list[Found]) -> list[Found]:
 
 
 def draw(sets: list[ResultSet], out: Path) -> dict[str, list[Figure]]:
-    """Draw every result into `out`/figures as PNG (300 dpi) and PDF; the figures by "<set>/<key of the result>". Raises OSError."""
+    """Draw every result into `out`/figures as PNG (300 dpi) and PDF; the figures by "<set>/<key of the result>". One that cannot be drawn is
+    said on stderr. Raises OSError."""
     from bench.analysis.frame import drawing  # loads matplotlib
 
     drawn: dict[str, list[Figure]] = {}
     for one in found(sets)[0]:
         stored = one.stored
-        for made in one.analysis.draw(stored):
-            (out / FOLDER).mkdir(parents=True, exist_ok=True)
-            name = f"{FOLDER}/{stored.key}-{made.name}"
-            png = drawing.save(made.figure, out / name)
-            drawn.setdefault(one.key, []).append(Figure(name, made.caption, made.text, png))
+        try:
+            for made in one.analysis.draw(stored):
+                (out / FOLDER).mkdir(parents=True, exist_ok=True)
+                name = f"{FOLDER}/{stored.key}-{made.name}"
+                png = drawing.save(made.figure, out / name)
+                drawn.setdefault(one.key, []).append(Figure(name, made.caption, made.text, png))
+        except OSError:
+            raise
+        except Exception as error:  # as for tables: whatever stands in a result
+            print(clean(f"{stored.key}: not drawn ({type(error).__name__}: {error})", 1000), file=sys.stderr)
     return drawn
 
 
@@ -108,11 +123,11 @@ def _options(stored: "Stored") -> str:
     return ", ".join(f"{name} = {shown(value)}" for name, value in stored.options.items() if value not in ([], ""))
 
 
-def _tables(one: Found) -> "list[Table]":
-    """Those of a result; of an earlier version's, the first says what was wrong with it."""
-    tables, version = list(one.analysis.tables(one.stored)), one.stored.identity["version"]
-    if tables and (fault := one.analysis.before.get(version)):
-        tables[0] = replace(tables[0], notes=(*tables[0].notes, f"Version {version}, before the present {one.analysis.version}: {fault}."))
+def _with_fault(analysis: "type[Analysis]", stored: "Stored", tables: "list[Table]") -> "list[Table]":
+    """The tables of a result; of an earlier version's, the first says what was wrong with it."""
+    version = stored.identity["version"]
+    if tables and (fault := analysis.before.get(version)):
+        tables[0] = replace(tables[0], notes=(*tables[0].notes, f"Version {version}, before the present {analysis.version}: {fault}."))
     return tables
 
 
@@ -126,7 +141,7 @@ def _view(one: Found, figures: list[Figure]) -> dict[str, Any]:
         "networks": networks,
         "options": _options(stored),
         "cost": _cost(stored),
-        "tables": _tables(one),
+        "tables": one.tables,
         "figures": figures,
     }
 
@@ -152,7 +167,12 @@ def text(sets: list[ResultSet]) -> str:
         lines += ["", f"{one.analysis.title}: {view['title']}", f"  {one.analysis.question}", f"  options: {view['options']}. {view['cost']}"]
         for found_table in view["tables"]:
             lines += ["", f"  {found_table.title}"]
-            lines += ["  " + clean(line, 400) for line in table([list(map(str, r)) for r in found_table.rows], list(found_table.header))]
+            lines += [f"  {line}" for line in table(found_table.rows, found_table.header)]
             lines += [f"  {line}" for note in found_table.notes for line in textwrap.wrap(note, WIDTH)]
     lines += [f"left out: {where}: {reason}" for where, reason in problems]
-    return "\n".join(["Analyses", *lines, ""]) if lines else ""
+    return "\n".join([HEADING, *(clean(line, 1000) for line in lines), ""]) if lines else ""
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file is one of `text`'s."""
+    return path.is_file() and path.read_bytes().startswith(f"{HEADING}\n".encode())

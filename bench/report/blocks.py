@@ -266,7 +266,7 @@ def served(pair: tuple[str | None, str], method: str, table: Table) -> int:
     keys = {key: _prepared(cell) for key, cell in cells.items()}
     own = keys.get(pair, set())  # what depends on the student too has others for other pairs
     cells = {key: cell for key, cell in cells.items() if not own or not keys[key] or own & keys[key]}
-    return max(1, sum(len(cell.values) + sum(state != "skipped" for state in cell.others.values()) for cell in cells.values()))
+    return max(1, sum(len(cell.values) + cell.open for cell in cells.values()))
 
 
 def _prepared(cell: Cell) -> set[str]:
@@ -283,7 +283,7 @@ def total_seconds(sheet: Sheet, pair: tuple[str | None, str], method: str, table
     if cost.preparation is None and row and any(_prepared(cell) for cell in row.cells):
         return None  # it was prepared on another device, or with other threads
     students = 1 if alone else served(pair, method, table)
-    return table.protocol.epochs * images / cost.speed + (cost.preparation or 0.0) / students
+    return table.protocol.epochs * images / sheet.speed(*pair, method) + (cost.preparation or 0.0) / students
 
 
 def hours(seconds: float | None) -> str:
@@ -305,7 +305,8 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
         beside = [(f" ({r[0]:.2f}×)", f" ({r[1]:.2f}×)") if r else ("", "") for r in ratios]
         marks = [NOISY if sheet.noisy(*key, method) else "" for key in keys]
         noisy |= {f"{titles.get(method, method)}: {why}": None for key in keys if (why := sheet.noisy(*key, method))}
-        speeds = [f"{c.speed:,.0f}{b[0]}{mark}" if c else NONE for c, b, mark in zip(costs, beside, marks, strict=True)]
+        found = [sheet.speed(*key, method) for key in keys]
+        speeds = [f"{speed:,.0f}{b[0]}{mark}" if speed else NONE for speed, b, mark in zip(found, beside, marks, strict=True)]
         lines.append(Line(titles.get(method, method), speeds))
         lines.append(Line("peak MiB", [f"{c.memory / MIB:,.0f}{b[1]}" if c else NONE for c, b in zip(costs, beside, strict=True)], "sub"))
         for label, field_name, unit in (("prep. s", "preparation", 1), ("prep. MiB", "preparation_memory", MIB)):
@@ -323,6 +324,8 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
     if not lines:
         return None
     notes = ["Images a second in training (× the plain student), peak memory of the step (×), preparation stage in seconds."]
+    if any(c.relative for c in sheet.costs.values()):
+        notes[0] += " Images a second: the plain student's own × the ratio of steps that took turns."
     if sheet.like.memory_kind:
         notes[0] += f" Memory: {sheet.like.memory_kind}."
     if table:

@@ -4,8 +4,10 @@ No torch; matplotlib for --figures only.
 """
 
 import os
+import re
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +23,8 @@ from bench.report.table import OWN, ResultSet
 from bench.store.files import write_bytes
 
 PARTS = ("runs", "costs", "evidence", "nightly", "analysis", "plan.json")
+FIGURE = r".+-(table\d+-(accuracy-cost|differences|curves|seeds)|[0-9a-f]{10}-.+)"
+"""The name of a figure of a table, or of an analysis' result."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +121,18 @@ def report(options: Report) -> int:
 
 
 def write(options: Report, sets: list[ResultSet], chosen: ResultSet, analyses: str, out: Path) -> None:
-    """Every file of the report below `out`. Raises OSError."""
+    """Every file of the report below `out`; tables and figures of an earlier call that this one did not write go. Raises OSError."""
     out.mkdir(parents=True, exist_ok=True)
     for file, make in render.FORMATS.values():
         write_bytes(out / file, make(sets).encode())
     (out / "tables").mkdir(exist_ok=True)
     for file, content in paste.files(chosen, options.published).items():
         write_bytes(out / "tables" / file, content.encode())
+    remove_others(out / "tables", r"table\d+", ("-standalone.tex", ".tex", ".md", ".csv"), {f"table{n}" for n, _ in enumerate(chosen.tables, 1)})
     if analyses:
         write_bytes(out / "analyses.txt", analyses.encode())
+    elif analysis_section.is_text(out / "analyses.txt"):
+        (out / "analyses.txt").unlink()
     drawn = analysis_section.draw(sets, out) if options.figures else {}
     write_bytes(out / "index.html", page.html(sets, drawn, os.path.relpath(options.results, out)).encode())
     if options.epochs:
@@ -133,12 +140,25 @@ def write(options: Report, sets: list[ResultSet], chosen: ResultSet, analyses: s
     if options.figures:
         from bench.report import figures
 
-        figures.write(sets, out / "figures")
+        made = figures.write(sets, out / "figures") | {Path(one.path).name for found in drawn.values() for one in found}
+        remove_others(out / "figures", FIGURE, (".png", ".pdf"), made)
+
+
+def remove_others(folder: Path, name: str, endings: tuple[str, ...], kept: Collection[str]) -> None:
+    """Remove what an earlier call wrote: files whose name without ending fits the pattern `name` and is not among `kept`. Only where all endings
+    are there, so that nobody's own table2.tex is taken for one of ours. Raises OSError."""
+    there = set(os.listdir(folder))
+    stems = {file.removesuffix(endings[0]) for file in there if file.endswith(endings[0])}
+    for stem in stems:
+        files = {stem + ending for ending in endings}
+        if stem not in kept and re.fullmatch(name, stem) and files <= there:
+            for file in sorted(files):
+                (folder / file).unlink()
 
 
 def pick(sets: list[ResultSet], wanted: str) -> ResultSet:
-    """The set of that name: `own`, or an evidence set. Raises UsageError."""
-    names = {"own" if s.name == OWN else s.name.removeprefix("evidence/"): s for s in sets}
+    """The set of that name: `own`, or an evidence set (one that is called own: `evidence/own`). Raises UsageError."""
+    names = {"own" if s.name == OWN else s.name if s.name == "evidence/own" else s.name.removeprefix("evidence/"): s for s in sets}
     check_known("--set", wanted, names)
     return names[wanted]
 

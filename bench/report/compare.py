@@ -3,15 +3,18 @@
 Intervals stay two-sided 95 % and uncorrected; what is called clear is what Holm's step-down procedure rejects at 5 % family-wise.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from bench import statistics
-from bench.report.table import ResultSet, Table, differences, main_row, ranked
+from bench.report.table import ResultSet, Table, differences, main_row, ranked, ranked_seeds
 from bench.statistics import ASSUMED, Difference, Verdict
 
 ALPHA = 0.05
+KNOWN = 10**9
+"""Runs: a deviation over so many is as good as known, and all degrees of freedom of Welch's interval are ours."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Leader:
-    """The row with the best mean in a column and the one after it; `ahead`: their paired difference; `clear`: it stands after Holm over columns.
+    """The row with the best mean in a column and the one after it; `ahead`: their paired difference over the seeds that the column is ranked
+    over; `clear`: it stands after Holm over columns.
 
-    `rivals`: rows whose uncorrected 95 % interval of the paired difference to the leader holds zero, or that have no interval.
+    `rivals`: ranked rows whose uncorrected 95 % interval of the paired difference to the leader holds zero, or that have no interval.
     """
 
     row: int
-    runner_up: int | None
-    ahead: Compared | None
+    runner_up: int
+    ahead: Compared
     rivals: tuple[int, ...]
 
 
@@ -109,25 +113,21 @@ def leaders(table: Table) -> dict[int, Leader]:
         order = sorted(means, key=lambda i: -means[i])
         if len(order) < 2:
             continue
-        best = table.rows[order[0]].cells[j].values
-        rivals = []
-        for i in order[1:]:
-            d = statistics.difference(list(statistics.paired(best, table.rows[i].cells[j].values).values()))
-            if d is None or d.half is None or abs(d.mean) <= d.half:
-                rivals.append(i)
-            if i == order[1] and d is not None:
-                ahead[j] = d
-        found[j] = (order[0], order[1], tuple(rivals))
+        seeds, best = ranked_seeds(table.rows, j), table.rows[order[0]].cells[j].values
+        behind = {i: statistics.difference([best[s] - table.rows[i].cells[j].values[s] for s in seeds]) for i in order[1:]}
+        ahead[j] = behind[order[1]]
+        found[j] = (order[0], order[1], tuple(i for i, d in behind.items() if d.half is None or d.mean <= d.half))
     compared = adjust(ahead)
-    return {j: Leader(best, after, compared.get(j), rivals) for j, (best, after, rivals) in found.items()}
+    return {j: Leader(best, after, compared[j], rivals) for j, (best, after, rivals) in found.items()}
 
 
 def assume_sd(sets: list[ResultSet], sd: float) -> None:
-    """Judge cells whose published number has no deviation as if it were `sd` points, and say so in the verdict. Other verdicts stay."""
+    """Judge cells whose published number has no deviation as if it were known to be `sd` points, and say so in the verdict. Other verdicts stay."""
     for table in (t for s in sets for t in s.tables):
         for cell in (c for row in table.rows for c in row.cells):
             if cell.verdict and cell.published.sd is None and cell.published.n:
-                verdict = statistics.against_published(cell.beside, cell.published.top1, sd, cell.published.n)
+                error = sd / math.sqrt(cell.published.n)
+                verdict = statistics.against_published(cell.beside, cell.published.top1, error * math.sqrt(KNOWN), KNOWN)
                 why = f"{ASSUMED} {sd:g} (the source prints none)"
                 cell.verdict = Verdict(verdict.word, verdict.mean, verdict.half, f"{verdict.why}; {why}" if verdict.why else why)
 

@@ -36,7 +36,7 @@ def column_facts(table: Table) -> tuple[list[tuple[str, str]], list[str], list[t
                 met[key][value] += 1
         found = {key: " + ".join(f"{v} ({n})" for v, n in c.most_common()) if len(c) > 1 else next(iter(c), "–") for key, c in met.items()}
         done = sum(len(row.cells[j].values) for row in table.rows)
-        planned = done + sum(len(row.cells[j].others) for row in table.rows)
+        planned = done + sum(row.cells[j].open for row in table.rows)
         columns.append({**found, "runs": f"{done} of {planned}"})
     protocol = table.protocol
     shown = [("Protocol", f"{protocol.name} on {protocol.dataset}, {protocol.epochs} epochs")]

@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 
 from bench.analysis.frame import drawing
 from bench.analysis.frame.drawing import MARKERS
+from bench.plan.identity import digest
 from bench.report.blocks import conditions, row_title, set_title
 from bench.report.epochs import mean_curve
 from bench.report.table import Cell, Pair, ResultSet, Row, Table
@@ -195,9 +196,13 @@ FIGURES = {"accuracy-cost": accuracy_against_cost, "differences": paired_differe
 
 def draw(sets: list[ResultSet]) -> dict[str, Figure]:
     """All figures by file name without ending, e.g. own-runs-table1-curves."""
-    figures = {}
+    figures: dict[str, Figure] = {}
+    slugs: set[str] = set()
     for results in sets:
         slug = re.sub(r"[^A-Za-z0-9]+", "-", results.name).strip("-") or "set"
+        if slug in slugs:  # of another set: gtx_1080 and gtx-1080
+            slug += f"-{digest(results.name, 4)}"
+        slugs.add(slug)
         for number, table in enumerate(results.tables, 1):
             for kind, make in FIGURES.items():
                 figure = make(results, table)
@@ -206,8 +211,10 @@ def draw(sets: list[ResultSet]) -> dict[str, Figure]:
     return figures
 
 
-def write(sets: list[ResultSet], folder: Path) -> None:
-    """Draw into `folder`. Raises OSError."""
+def write(sets: list[ResultSet], folder: Path) -> set[str]:
+    """Draw into `folder`; the names, without ending. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in draw(sets).items():
+    drawn = draw(sets)
+    for name, figure in drawn.items():
         drawing.save(figure, folder / name)
+    return set(drawn)

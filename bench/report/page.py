@@ -143,7 +143,8 @@ def _costs(table: Table) -> dict[str, Any] | None:
             cost, ratio = (None, None) if row.variant else (sheet.get(*pair.key, row.method), sheet.relative(*pair.key, row.method))
             total = None if row.variant else blocks.total_seconds(sheet, pair.key, row.method, table)
             mark = blocks.NOISY if cost and sheet.noisy(*pair.key, row.method) else ""
-            views = [_view("speed", f"{cost.speed:,.0f}{mark}" if cost else DASH, f"{ratio[0]:.2f}×" if ratio else "", cost and cost.speed)]
+            speed = cost and sheet.speed(*pair.key, row.method)
+            views = [_view("speed", f"{speed:,.0f}{mark}" if cost else DASH, f"{ratio[0]:.2f}×" if ratio else "", speed)]
             held = f"{cost.memory / blocks.MIB:,.0f}" if cost else DASH
             views.append(_view("memory", held, f"{ratio[1]:.2f}×" if ratio else "", cost and cost.memory))
             prepared, peak = (cost.preparation, cost.preparation_memory) if cost else (None, None)

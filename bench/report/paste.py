@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.plan.profiles import CRD_ROWS, ROWS
-from bench.report.blocks import NONE, banner, row_title, second_best
-from bench.report.render import csv_text, latex_escape, markdown_escape
-from bench.report.table import Cell, ResultSet, Row, Table, name
-from bench.text import count
+from bench.report.blocks import NONE, banner, row_title, second_best, set_title
+from bench.report.render import LONG, csv_text, latex_escape, markdown_escape
+from bench.report.table import Cell, ResultSet, Row, Table, name, ranked_seeds
+from bench.text import clean, count
 
 PUBLISHED = "published"
 PACKAGES = (r"\usepackage[T1]{fontenc}", r"\usepackage[utf8]{inputenc}", r"\usepackage{booktabs}", r"\usepackage{graphicx}")
@@ -36,14 +36,15 @@ class Grid:
 
 
 def files(results: ResultSet, published: bool) -> dict[str, str]:
-    """The files of all tables of a set: name -> content. `published`: the published numbers below ours."""
+    """The files of all tables of a set: name -> content, with a comment that says which set. `published`: the published numbers below ours."""
     made = {}
+    title = set_title(results)
     for number, table in enumerate(results.tables, 1):
         grid = lay_out(table, published)
         alone = dataclasses.replace(results, tables=[table])
-        made[f"table{number}.tex"] = tabular(grid)
-        made[f"table{number}-standalone.tex"] = standalone(grid)
-        made[f"table{number}.md"] = markdown(grid)
+        made[f"table{number}.tex"] = f"% {clean(title)}\n{tabular(grid)}"
+        made[f"table{number}-standalone.tex"] = f"% {clean(title)}\n{standalone(grid)}"
+        made[f"table{number}.md"] = f"<!-- {markdown_escape(title)} -->\n{markdown(grid)}"
         made[f"table{number}.csv"] = csv_text([alone])
     return made
 
@@ -100,13 +101,27 @@ def caption(table: Table, most: int, published: bool) -> str:
     what = "CIFAR-100" if p.dataset == "cifar100" else p.dataset
     means = f"mean and standard deviation over {count(most, 'seed')}" if most > 1 else count(most, "seed")
     text = f"Test top-1 accuracy (%) on {what} after the last of {count(p.epochs, 'epoch')} ({p.name.upper()} protocol), {means}"
-    text += f", precision {table.precision}. Best in bold, second underlined."
+    text += f", precision {table.precision}. Best in bold, second underlined{_ranked_over(table)}."
     seeds = {len(cell.values) for row in table.rows for cell in row.cells}
     text += f" {NONE}: no finished run." if 0 in seeds else ""
     text += " (n=): of fewer seeds." if len(seeds - {0}) > 1 else ""
     there = any(p.published for p in table.pairs) or any(cell.published for row in table.rows for cell in row.cells)
     text += " Published: as printed in the papers." if published and there else ""
     return f"{banner(table)} {text}".strip()
+
+
+def _ranked_over(table: Table) -> str:
+    """Over which seeds the best is found, where cells of a ranked column have different ones."""
+    ranked: dict[str, list[str]] = {}
+    different = False
+    for j, pair in enumerate(table.pairs):
+        if any(row.cells[j].best for row in table.rows):
+            seeds = ranked_seeds(table.rows, j)
+            different |= any(cell.values and sorted(cell.values) != seeds for cell in (row.cells[j] for row in table.rows))
+            ranked.setdefault(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}", []).append(pair.title)
+    if not different:
+        return ""
+    return ", over " + ("; ".join(f"{seeds} on {', '.join(pairs)}" for seeds, pairs in ranked.items()) if len(ranked) > 1 else next(iter(ranked)))
 
 
 def label(table: Table) -> str:
@@ -126,7 +141,8 @@ def _tex_entry(entry: Entry) -> str:
 def tabular(grid: Grid) -> str:
     r"""A bare tabular (\usepackage{booktabs}); caption and label, as a table environment would have them, stand above it as comments."""
     across = len(grid.head[0])
-    out = [r"% needs \usepackage{booktabs}; in a table environment:", rf"% \caption{{{latex_escape(grid.caption)}}}", rf"% \label{{{grid.label}}}"]
+    out = [r"% needs \usepackage{booktabs}; in a table environment:", rf"% \caption{{{latex_escape(grid.caption, LONG)}}}"]
+    out.append(rf"% \label{{{grid.label}}}")
     out += [rf"\begin{{tabular}}{{l{'c' * across}}}", r"\toprule"]
     if grid.banner:
         out += [rf"\multicolumn{{{across + 1}}}{{l}}{{\textbf{{{latex_escape(grid.banner)}}}}} \\", r"\midrule"]
@@ -153,7 +169,7 @@ def standalone(grid: Grid) -> str:
             r"\begin{document}",
             r"\begin{table}[!h]",
             r"\centering\small\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{{latex_escape(grid.caption)}}}",
+            rf"\caption{{{latex_escape(grid.caption, LONG)}}}",
             rf"\label{{{grid.label}}}",
             r"\medskip",
             r"\sbox0{%",
@@ -175,7 +191,7 @@ def _markdown_entry(entry: Entry) -> str:
 def markdown(grid: Grid) -> str:
     """The caption, then the table; the second best is in italics, where LaTeX underlines it."""
     head = [f"{teacher} → {student}" for teacher, student in zip(*grid.head, strict=True)]
-    out = [markdown_escape(grid.caption.replace("second underlined", "second in italics")), ""]
+    out = [markdown_escape(grid.caption.replace("second underlined", "second in italics"), LONG), ""]
     out += ["| Method | " + " | ".join(map(markdown_escape, head)) + " |", "|---|" + "---:|" * len(head)]
     for title, entries, below in (row for group in grid.groups for row in group):
         start = "&nbsp;&nbsp;" * below + markdown_escape(title)

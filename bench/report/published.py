@@ -97,9 +97,8 @@ def load(folder: Path | None = None) -> Index:
 
 
 def is_comparable(protocol: Protocol) -> bool:
-    """Whether numbers under this protocol may stand beside published ones: the declared protocol itself, at any sample rate."""
-    declared = PROTOCOLS.get(protocol.name)
-    return declared is not None and protocol == declared.sampled(protocol.sample_rate)
+    """Whether numbers under this protocol may stand beside published ones: a declared protocol itself, and no trial of one."""
+    return PROTOCOLS.get(protocol.name) == protocol
 
 
 def _row(method: str, variant: str) -> str:

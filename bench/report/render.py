@@ -11,6 +11,8 @@ from bench.report.table import ResultSet
 from bench.text import clean, shortened
 
 TITLE = "Knowledge distillation benchmark"
+LONG = 4000
+"""Characters of a caption, a note or a remark."""
 _INDENT = "  "
 _NUMBER = re.compile(r"((?:[a-z ]+)?†?[-+]?[\d.,]+) ((?:±|\(n=).*)")
 _SIGN = re.compile(r"(?<![\w.-])-(?=\d)")  # a minus, which in text would be a hyphen
@@ -21,18 +23,18 @@ _TEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 _MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
-def markdown_escape(text: object) -> str:
-    """Text that Markdown prints as it is, in a table cell too."""
-    return "".join(_MARKDOWN.get(c, c) for c in clean(text))
+def markdown_escape(text: object, limit: int = 400) -> str:
+    """Text that Markdown prints as it is, in a table cell too; cut at `limit` characters."""
+    return "".join(_MARKDOWN.get(c, c) for c in clean(text, limit))
 
 
-def latex_escape(text: object) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(_TEX.get(c, c) for c in clean(text))
+def latex_escape(text: object, limit: int = 400) -> str:
+    """Text that LaTeX prints as it is; cut at `limit` characters."""
+    return "".join(_TEX.get(c, c) for c in clean(text, limit))
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(clean(text, 2000), width, subsequent_indent=_INDENT) or [""]
+    return textwrap.wrap(clean(text, LONG), width, subsequent_indent=_INDENT) or [""]
 
 
 def _label(line: Line, escape: Callable[[object], str], indent: str) -> str:
@@ -89,7 +91,7 @@ def markdown(sets: list[ResultSet]) -> str:
     for results in sets:
         out += [f"## {markdown_escape(set_title(results))}", ""]
         for block in set_blocks(results):
-            out += [f"### {markdown_escape(block.title)}", "", markdown_escape(block.caption), ""]
+            out += [f"### {markdown_escape(block.title)}", "", markdown_escape(block.caption, LONG), ""]
             out.append("| | " + " | ".join(markdown_escape(f"{top} {bottom}".strip()) for top, bottom in block.header) + " |")
             out.append("|---|" + "---:|" * len(block.header))
             for line in block.lines:
@@ -97,8 +99,8 @@ def markdown(sets: list[ResultSet]) -> str:
                 cells = [f"{mark}{markdown_escape(c)}{mark}" for mark, c in zip(marks, line.cells, strict=True)]
                 out.append(f"| {_label(line, markdown_escape, '&nbsp;&nbsp;')} | " + " | ".join(cells) + " |")
             notes = [note.replace("* best complete", "Bold: best, italic: second complete") for note in block.notes]
-            out += [""] + [f"{markdown_escape(note)}  " for note in notes] + [""]
-        out += [f"- {markdown_escape(remark)}" for remark in remarks(results)] + [""]
+            out += [""] + [f"{markdown_escape(note, LONG)}  " for note in notes] + [""]
+        out += [f"- {markdown_escape(remark, LONG)}" for remark in remarks(results)] + [""]
     return "\n".join(out)
 
 
@@ -115,10 +117,10 @@ def latex(sets: list[ResultSet]) -> str:
     r"""The whole report as LaTeX table* environments (\usepackage{booktabs}); remarks stand as comments."""
     out = [r"% needs \usepackage{booktabs}"]
     for results in sets:
-        out += ["", f"% {clean(set_title(results))}"] + [f"% {clean(remark)}" for remark in remarks(results)]
+        out += ["", f"% {clean(set_title(results))}"] + [f"% {clean(remark, LONG)}" for remark in remarks(results)]
         for block in set_blocks(results):
             out += ["", r"\begin{table*}", r"\centering\scriptsize", r"\setlength{\tabcolsep}{3pt}"]
-            out.append(rf"\caption{{{latex_escape(set_title(results))}, {latex_escape(block.title)}. {latex_escape(block.caption)}}}")
+            out.append(rf"\caption{{{latex_escape(set_title(results))}, {latex_escape(block.title)}. {latex_escape(block.caption, LONG)}}}")
             out += [rf"\begin{{tabular}}{{l{'r' * len(block.header)}}}", r"\toprule"]
             out += [" & " + " & ".join(latex_escape(head[i]) for head in block.header) + r" \\" for i in (0, 1)] + [r"\midrule"]
             for i, line in enumerate(block.lines):
@@ -129,7 +131,7 @@ def latex(sets: list[ResultSet]) -> str:
                 out.append(f"{_label(line, latex_escape, chr(92) + 'quad ')} & " + " & ".join(cells) + r" \\")
             out += [r"\bottomrule", r"\end{tabular}"]
             notes = [note.replace("* best complete", "Bold: best, underlined: second complete") for note in block.notes]
-            out += [rf"\par\smallskip\parbox{{\textwidth}}{{\scriptsize {latex_escape(note)}}}" for note in notes]
+            out += [rf"\par\smallskip\parbox{{\textwidth}}{{\scriptsize {latex_escape(note, LONG)}}}" for note in notes]
             out.append(r"\end{table*}")
     return "\n".join(out) + "\n"
 
@@ -176,8 +178,8 @@ def csv_text(sets: list[ResultSet]) -> str:
                     fields += [s and s.mean, s and s.sd, sum(best) / len(best) if best else None, cell.note, table.baseline]
                     fields += [d and d.mean, d and d.half, d and d.n, judged and judged.holm, *to_kd]
                     fields += [p and p.top1, p and p.sd, p and p.n, v and v.word, v and v.mean, v and v.half]
-                    fields += [cost and cost.speed, ratio and ratio[0], cost and cost.memory, ratio and ratio[1], cost and cost.preparation, total]
-                    fields.append(p and p.epoch)
+                    fields += [cost and sheet.speed(*pair.key, row.method), ratio and ratio[0], cost and cost.memory, ratio and ratio[1]]
+                    fields += [cost and cost.preparation, total, p and p.epoch]
                     writer.writerow([csv_field(value) for value in fields])
     return out.getvalue()
 

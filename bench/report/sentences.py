@@ -44,13 +44,15 @@ def leader_line(table: Table, column: int, found: dict[int, Leader]) -> str:
             return f"{pair}: no run is done yet."
         i = max(done, key=lambda k: table.rows[k].cells[column].summary.mean)
         return f"{pair}: fewer than two methods are complete; {_title(table, i)} stands at {mean(table.rows[i].cells[column])}."
-    text = f"Best on {pair}: {_title(table, leader.row)} {mean(table.rows[leader.row].cells[column])}"
-    d = leader.ahead and leader.ahead.difference
-    if d is None:
-        return f"{text}; it shares no seed with {_title(table, leader.runner_up)}, the next, so the lead cannot be judged."
-    text += f", {d.mean:.2f} ahead of {_title(table, leader.runner_up)}"
+    cells = [table.rows[i].cells[column] for i in (leader.row, leader.runner_up)]
+    d = leader.ahead.difference
+    text = f"Best on {pair}: {_title(table, leader.row)} {mean(cells[0])}, {abs(d.mean):.2f} ahead of {_title(table, leader.runner_up)}"
+    if any(len(cell.values) > d.n for cell in cells):
+        text += f" over the {count(d.n, 'seed')} that most methods have"
+    if d.n < CLAIM:
+        return f"{text}. With {count(d.n, 'seed')} there is no saying how sure that is."
     if d.half is None:
-        return f"{text}. {'With one seed' if d.n == 1 else 'With differences that are all alike'} there is no saying how sure that is."
+        return f"{text}. With differences that are all alike there is no saying how sure that is."
     text += f" (95 % interval {signed(d.mean - d.half)} to {signed(d.mean + d.half)})."
     others = [_title(table, i) for i in leader.rivals]
     if leader.ahead.clear:
@@ -102,7 +104,7 @@ def in_short(table: Table, versus: Comparison | None) -> list[str]:
     cells = [cell for row in table.rows for cell in row.cells]
     if not any(cell.values for cell in cells):
         return ["No run is done yet."]
-    lines = [] if all(cell.complete for cell in cells) else [standing_line(table)]
+    lines = [standing_line(table)] if any(cell.open for cell in cells) else []
     if is_few(table):
         return [*lines, FEW]
     pooled = pooled_lines(table, versus)
@@ -171,11 +173,13 @@ def cost_lines(table: Table) -> list[str]:
 
 
 def standing_line(table: Table) -> str:
-    """How much of the table is there."""
-    done = sum(len(c.values) for r in table.rows for c in r.cells)
-    planned = done + sum(len(c.others) for r in table.rows for c in r.cells)
-    short = sum(bool(c.others) for r in table.rows for c in r.cells)
-    if done == planned:
-        return f"All {planned} entries (method, pair, seed) are done."
+    """How much of the table is there of what can be: what is skipped is named apart."""
+    cells = [cell for row in table.rows for cell in row.cells]
+    done, left = sum(len(cell.values) for cell in cells), sum(cell.open for cell in cells)
+    skipped = sum(len(cell.others) - cell.open for cell in cells)
+    apart = f"; {skipped} skipped" if skipped else ""
+    if not left:
+        return f"All {done} entries (method, pair, seed) are done{apart}."
+    short = sum(bool(cell.open) for cell in cells)
     are = "is" if short == 1 else "are"
-    return f"{done} of {planned} entries (method, pair, seed) are done; {count(short, 'cell')} of the table {are} incomplete."
+    return f"{done} of {done + left} entries (method, pair, seed) are done; {count(short, 'cell')} of the table {are} incomplete{apart}."

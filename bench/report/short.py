@@ -35,7 +35,7 @@ def short(sets: list[ResultSet], shown: ResultSet, width: int, out: Path | None,
     where = "" if shown is sets[0] else f"{set_title(shown)}. "
     above = _wrap(where + conditions(table), width) + _wrap(_legend(table, len(columns) > len(table.pairs)), width) + [""]
     first = [NOISE] * any(NOISY in cell for _, cells in columns for cell in cells) + missing
-    if not all(cell.complete for row in table.rows for cell in row.cells):
+    if any(cell.open for row in table.rows for cell in row.cells):
         first.append(standing_line(table))
     for faults in range(_FAULTS, -1, -1):  # methods have their lines before warnings have theirs
         below = _fitted([*first, *_rest(sets, shown, out, analyses, faults)], width)
@@ -59,9 +59,8 @@ def _legend(table: Table, gains: bool) -> str:
     """What the numbers are. `gains`: a column of differences is there."""
     seeds = max((len(c.values) for row in table.rows for c in row.cells), default=0)
     text = f"Top-1 (%) after the last epoch, mean ± standard deviation over {count(seeds, 'seed')}" if seeds > 1 else "Top-1 (%) after the last epoch"
-    if len({len(c.values) for row in table.rows for c in row.cells if c.values}) > 1:
-        text += ", (n=) where there are fewer"
-    text += "; * best."
+    several = len({len(c.values) for row in table.rows for c in row.cells if c.values}) > 1
+    text += ", (n=) where there are fewer; * best over the seeds that most have." if several else "; * best."
     if seeds and is_few(table):
         return f"{text} {FEW}"
     return f"{text} Δ {table.base_title}: difference paired by seed, ± its 95 % interval." if gains else text

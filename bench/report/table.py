@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from bench.report import cost_sheets, planned, published, variants
 from bench.report.planned import Planned
 from bench.report.published import Published
 from bench.statistics import Difference, Summary, Verdict
+from bench.store import teachers
 from bench.store.files import Problem, folders
 from bench.store.records import AtUse
 from bench.store.runs import TEACHER, RunView, of_students, scan
@@ -78,6 +79,11 @@ class Cell:
         """Mean seconds of the stage before the main one; None: there is none."""
         seconds = [run.record.pretraining.seconds for run in self.runs.values() if run.record and run.record.pretraining]
         return statistics.summarise(seconds).mean if seconds else None
+
+    @property
+    def open(self) -> int:
+        """Seeds that are not done and may be: all others but the skipped ones."""
+        return sum(state != "skipped" for state in self.others.values())
 
     @property
     def note(self) -> str:
@@ -176,9 +182,9 @@ def _variants_place(label: str, planned: list[str]) -> tuple[Any, ...]:
 
 def _mixed(runs: list[RunView], pair: Pair) -> str:
     """Why the done runs of a pair do not belong together, or an empty string."""
-    teachers = sorted({str(r.known.teacher_hash) for r in runs if r.teacher})
-    if len(teachers) > 1:
-        return f"mixes {len(teachers)} teachers ({', '.join(t[:12] for t in teachers)}); keep the runs of one"
+    hashes = sorted({str(r.known.teacher_hash) for r in runs if r.teacher})
+    if len(hashes) > 1:
+        return f"mixes {len(hashes)} teachers ({', '.join(h[:12] for h in hashes)}); keep the runs of one"
     data = sorted({r.known.data_hash for r in runs})
     return f"mixes {len(data)} data sets ({', '.join(d[:12] for d in data)}); keep the runs of one" if len(data) > 1 else ""
 
@@ -213,9 +219,11 @@ def _warnings(runs: list[RunView]) -> list[str]:
 
 
 def build_table(
-    runs: list[RunView], plan: Planned, sheets: list[cost_sheets.Sheet], index: published.Index, baseline: str, broken: set[str]
+    runs: list[RunView], plan: Planned, sheets: list[cost_sheets.Sheet], index: published.Index, baseline: str, broken: set[str],
+    present: Mapping[tuple[str, str], str],
 ) -> Table:
-    """A table from runs of one protocol and precision. `plan` may be empty; `broken`: ids of runs whose files cannot be trusted."""
+    """A table from runs of one protocol and precision. `plan` may be empty; `broken`: ids of runs whose files cannot be trusted; `present`: the
+    hashes of the folder's teachers by data set and architecture."""
     protocol, precision = (runs[0].protocol, runs[0].precision) if runs else (plan.protocol, plan.precision)
     trained = {r.id for r in runs if r.record and r.record.teacher and r.record.teacher.trained}
     untrained = {r.id: "its teacher is not trained" for r in runs if r.record and r.teacher and r.id not in trained}
@@ -234,7 +242,7 @@ def build_table(
     shown = variants.versions(usable, asked)
     for pair in pairs:
         members = [r for r in usable if r.student == pair.student and r.teacher in (pair.teacher, None)]
-        out |= variants.left_out(members, asked, shown)
+        out |= variants.left_out(members, asked, shown, present.get((protocol.dataset, pair.teacher or "")))
         by_method: dict[str, list[RunView]] = defaultdict(list)
         for run in members:
             if run.id not in out:
@@ -254,12 +262,11 @@ def build_table(
             found[method, variant]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
     met = sorted({r.seed for r in runs})
-    seeds = list(plan.seeds) or met
     order = [*plan.titles, *ROWS]
     rows = []
     labels = {method: list(dict.fromkeys(label for pair in pairs for label in plan.labels(pair.key, method))) for method in plan.titles}
     for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), *_variants_place(k[1], labels.get(k[0], [])))):
-        cells = [_cell(found[method, variant][p.key], p, method, variant, seeds, plan, broken | out.keys()) for p in pairs]
+        cells = [_cell(found[method, variant][p.key], p, method, variant, met, plan, broken | out.keys()) for p in pairs]
         for pair, cell in zip(pairs, cells, strict=True):
             cell.published = published.look_up(index, protocol, pair.teacher, pair.student, method, variant)
             if cell.published and cell.summary:
@@ -275,17 +282,15 @@ def build_table(
     warnings = _warnings(counted)
     for row in rows if sheet else ():
         warnings += _add_costs(row, pairs, sheet)
-    return Table(protocol, precision, baseline, sorted({*seeds, *met}), pairs, rows, facts, sheet, excluded, warnings)
+    return Table(protocol, precision, baseline, sorted({*plan.seeds, *met}), pairs, rows, facts, sheet, excluded, warnings)
 
 
-def _cell(
-    runs: list[RunView], pair: Pair, method: str, variant: str, seeds: list[int], plan: Planned, left_out: set[str]
-) -> Cell:
+def _cell(runs: list[RunView], pair: Pair, method: str, variant: str, met: list[int], plan: Planned, left_out: set[str]) -> Cell:
     cell = Cell()
     by_seed = {run.seed: run for run in sorted(runs, key=lambda r: r.record is not None)}
-    for seed in sorted(set(seeds) | set(by_seed)) if variant in (plan.labels(pair.key, method) or [""]) else sorted(by_seed):
-        run = by_seed.get(seed)
-        asked = plan.cell(pair.key, method, variant, seed)
+    planned = {seed: found for seed in plan.seeds if (found := plan.cell(pair.key, method, variant, seed))}
+    for seed in sorted({*by_seed, *planned, *(() if plan.table or variant else met)}):  # without a plan a method's own row has all seeds
+        run, asked = by_seed.get(seed), planned.get(seed)
         if run is not None:
             cell.runs[seed] = run
             if run.record is not None and not pair.error:
@@ -309,14 +314,20 @@ def differences(rows: list[Row], pairs: list[Pair], base: Row) -> tuple[dict[tup
     return statistics.differences(values, [cell.values for cell in base.cells], [pair.student for pair in pairs])
 
 
+def ranked_seeds(rows: list[Row], column: int) -> list[int]:
+    """The seeds that a column is ranked over: of its complete cells' seeds those that most of these cells have, then the most seeds; as many as
+    a claim needs where two cells have so many. Empty: no cell is complete."""
+    cells = [row.cells[column].values.keys() for row in rows if row.cells[column].complete]
+    having = {frozenset(seeds): sum(seeds <= others for others in cells) for seeds in cells}
+    sure = [seeds for seeds, n in having.items() if n > 1 and len(seeds) >= statistics.CLAIM]
+    return sorted(max(sure or having, key=lambda seeds: (having[seeds], len(seeds)), default=()))
+
+
 def ranked(rows: list[Row], column: int) -> dict[int, float]:
-    """The rows that can be ranked in a column, each with its mean: complete cells that have the seeds that most of them are of, over these."""
+    """The rows that can be ranked in a column, each with its mean over `ranked_seeds`: complete cells that have them all."""
+    seeds = ranked_seeds(rows, column)
     cells = {i: row.cells[column].values for i, row in enumerate(rows) if row.cells[column].complete}
-    if not cells:
-        return {}
-    count = Counter(frozenset(values) for values in cells.values())
-    seeds = max(count, key=lambda found: (count[found], len(found)))
-    return {i: statistics.summarise([values[s] for s in sorted(seeds)]).mean for i, values in cells.items() if seeds <= values.keys()}
+    return {i: statistics.summarise([values[s] for s in seeds]).mean for i, values in cells.items() if values.keys() >= set(seeds)}
 
 
 def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
@@ -366,7 +377,8 @@ def build_set(title: str, folder: Path, index: published.Index, baseline: str = 
         groups.setdefault(plan.table, [])
     broken = {p.where for p in problems}
     keys = sorted(groups, key=lambda k: (k != plan.table, bool(groups[k] and groups[k][0].protocol.trial), k))
-    tables = [build_table(groups[key], plan if key == plan.table else Planned(), sheets, index, baseline, broken) for key in keys]
+    present = {(t.record.dataset, t.architecture): t.hash for t in teachers.available(folder)[0]}
+    tables = [build_table(groups[key], plan if key == plan.table else Planned(), sheets, index, baseline, broken, present) for key in keys]
     return ResultSet(title, folder, tables, sheets, problems)
 
 

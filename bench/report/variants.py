@@ -1,7 +1,7 @@
 """Which row of a table each run of a method stands in: its own row or a variant's, and which runs are of none."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.plan.identity import canonical
@@ -20,12 +20,15 @@ def versions(runs: Iterable[RunView], planned: set[str]) -> dict[str, int]:
     return {method: version for method, (_, version) in found.items()}
 
 
-def left_out(runs: Iterable[RunView], planned: set[str], shown: Mapping[str, int]) -> dict[str, str]:
-    """Of the runs of one pair: run id -> why it is left out. `shown`: see `versions`."""
-    out, teacher, data = {}, None, None
+def left_out(runs: Sequence[RunView], planned: set[str], shown: Mapping[str, int], present: str | None = None) -> dict[str, str]:
+    """Of the runs of one pair: run id -> why it is left out. `shown`: see `versions`; `present`: the hash of the teacher in the results folder,
+    whose runs are shown where no planned run has a teacher and some run has this one."""
+    out, teacher, data, whose = {}, None, None, "the planned runs have"
     for run in runs:
         if run.id in planned:
             teacher, data = run.known.teacher_hash or teacher, run.known.data_hash
+    if not teacher and present in {run.known.teacher_hash for run in runs}:
+        teacher, whose = present, "the results folder has"
     for run in runs:
         known = run.known
         if run.id in planned:
@@ -33,7 +36,7 @@ def left_out(runs: Iterable[RunView], planned: set[str], shown: Mapping[str, int
         if known.method_version != shown[run.method]:
             out[run.id] = f"version {known.method_version} of {run.method}; the table shows version {shown[run.method]}"
         elif teacher and known.teacher_hash and known.teacher_hash != teacher:
-            out[run.id] = f"with the teacher {known.teacher_hash[:12]}; the planned runs have {teacher[:12]}"
+            out[run.id] = f"with the teacher {known.teacher_hash[:12]}; {whose} {teacher[:12]}"
         elif data and known.data_hash != data:
             out[run.id] = f"on the data {known.data_hash[:12]}; the planned runs have {data[:12]}"
     return out
@@ -42,16 +45,21 @@ def left_out(runs: Iterable[RunView], planned: set[str], shown: Mapping[str, int
 def rows(runs: list[RunView], plan: Planned, planned: set[str], pair: PairKey) -> tuple[dict[str, str], dict[str, str]]:
     """For the runs of one method and pair: run id -> label of its row (empty: the method's own), and run id -> why it is left out.
 
-    A planned run stands in its planned row. Another is labelled by what its own launch changed; where that is not known, by what tells it from
-    the main one: the planned one, else the one with most runs. A run in the place of a planned one that is not there yet is left out, and with it
-    all that are like it but for the seed.
+    A planned run stands in its planned row. Another is labelled by what its own launch changed; where that is nothing, or not known, by what tells
+    it from the main one: the planned one, else the one with most runs. Runs of the same settings have one label. A run in the place of a planned one
+    that is not there yet is left out, and with it all that are like it but for the seed.
     """
     method = runs[0].method
     wanted = plan.labels(pair, method) or [""]
     main = "" if "" in wanted else wanted[0]
     own = {row: plan.own(pair, method, row) for row in wanted}
     cells = {cell.run: cell.label for row in wanted for seed in plan.seeds if (cell := plan.cell(pair, method, row, seed))}
-    labels: dict[str, str | None] = {run.id: cells[run.id] if run.id in cells else _label(run, own[main]) for run in runs}
+    labels: dict[str, str | None] = {}
+    for alike in _by_settings(runs):
+        # What one launch changed may be what another, of a later version of the suite, had as its own: such runs differ by their seed alone.
+        first = min(alike, key=lambda run: (run.id not in cells, bool(run.changed)))
+        label = cells[first.id] if first.id in cells else _label(first, own[main])
+        labels |= {run.id: cells.get(run.id, label) for run in alike}
     out: dict[str, str] = {}
     for row in wanted:
         here = [run for run in runs if labels[run.id] == row or (row == main and labels[run.id] is None)]
@@ -65,6 +73,13 @@ def rows(runs: list[RunView], plan: Planned, planned: set[str], pair: PairKey) -
             if labels[run.id] is None:
                 labels[run.id] = _difference(run.known.hyper, base)
     return _told_apart(left, labels, planned), out
+
+
+def _by_settings(runs: Iterable[RunView]) -> list[list[RunView]]:
+    groups: dict[str, list[RunView]] = defaultdict(list)
+    for run in runs:
+        groups[canonical(run.known.hyper)].append(run)
+    return list(groups.values())
 
 
 def _label(run: RunView, own: Mapping[str, Any]) -> str | None:
@@ -86,15 +101,12 @@ def _replaced(run: RunView, plan: Planned, pair: PairKey, row: str) -> bool:
 
 def _base(runs: list[RunView], labels: Mapping[str, str | None], planned: set[str], own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The settings of the method's own row, or the nearest to them: those of the planned runs with what a planned variant changes taken back."""
-    groups: dict[str, list[RunView]] = defaultdict(list)
-    for run in runs:
-        groups[canonical(run.known.hyper)].append(run)
 
     def rank(members: list[RunView]) -> tuple[Any, ...]:
         first = members[0]
         return labels[first.id] == "", any(r.id in planned for r in members), labels[first.id] is None, len(members), canonical(first.known.hyper)
 
-    main = max(groups.values(), key=rank)[0]
+    main = max(_by_settings(runs), key=rank)[0]
     return main.known.hyper | (own.get(labels[main.id] or "", {}) if main.id in planned else {})
 
 

@@ -59,11 +59,16 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any, durable: bool = True) -> bytes:
-    """Write indented JSON atomically and return its bytes; an object gets the CRC-32 of its content as "crc". Raises ValueError for NaN, OSError."""
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON; an object gets the CRC-32 of its content as "crc". Raises ValueError for NaN and for text that UTF-8 cannot hold."""
     if isinstance(value, dict):
         value = {**value, "crc": crc(json.loads(json.dumps(value, allow_nan=False)))}  # as it will be read: keys are strings
-    data = (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> bytes:
+    """Write `json_bytes` atomically and return them. Raises ValueError as that does, and OSError; the old file then stands."""
+    data = json_bytes(value)
     write_bytes(path, data, durable)
     return data
 

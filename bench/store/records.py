@@ -20,6 +20,8 @@ Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Amount = Annotated[float, Meta(ge=0, le=1e18)]
 Some = Annotated[float, Meta(ge=1e-6, le=1e18)]
+MOST_CELLS = 1_000_000
+"""Pairs x rows x seeds of a plan: a hundred times what the largest has."""
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -245,6 +247,8 @@ class PlanRecord(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
+        if (cells := len(self.pairs) * len(self.rows) * len(self.seeds)) > MOST_CELLS:
+            raise ValueError(f"{cells:,} cells, more than the {MOST_CELLS:,} that are read")
 
 
 class Teacher(Struct, frozen=True, kw_only=True):
@@ -267,12 +271,14 @@ class Teacher(Struct, frozen=True, kw_only=True):
 
 
 class Verified(Struct, frozen=True, kw_only=True):
-    """verified.json: test top-1 of a teacher's weights, by the hash of the data it was measured on."""
+    """verified.json: test top-1 of a teacher's weights, by the hash of the data it was measured on. `networks`: hash of the code they were
+    measured with; empty: of an older version."""
 
     WHAT: ClassVar[str] = "what was measured of a teacher"
     format: int
     hash: Name
     data: dict[str, Percent]
+    networks: Text = ""
 
 
 class Member(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from bench.errors import StoreError, UsageError
 from bench.store.files import read_json, write_json
-from bench.store.lease import Lease, acquire_all
+from bench.store.lease import LOCK, NAME, Lease, acquire_all
+from bench.store.rows import read_rows
 
 COVERS = "redo.json"
 
@@ -37,12 +38,14 @@ def covered(results: Path, runs: Iterable[str]) -> set[str]:
     found = {run for run in runs if pending(results, run)}
     for run in tuple(found):
         with contextlib.suppress(StoreError):
-            found.update((read_json(_new(results, run) / COVERS) or {}).get("runs", ()))
+            said = (read_json(_new(results, run) / COVERS) or {}).get("runs")
+            found.update(name for name in (said if isinstance(said, list) else ()) if isinstance(name, str))
     return found
 
 
 def begin(results: Path, runs: Iterable[str]) -> None:
     """Mark runs as to be trained again, but those that a stopped --redo of some of them covers: it is gone on with, what it has done stays done.
+    One whose files it cannot go on from, since they are damaged, starts over.
 
     Raises UsageError, and marks none, where one that would be marked is being trained.
     """
@@ -62,12 +65,33 @@ def begin(results: Path, runs: Iterable[str]) -> None:
         for run in runs if fresh else ():
             with contextlib.suppress(FileNotFoundError):  # done by it before, or just now
                 write_json(_new(results, run) / COVERS, {"runs": sorted(before.union(runs))}, durable=False)
+        for run in runs:
+            if pending(results, run) and _is_damaged(_new(results, run)):
+                _clear(results, run)
     except OSError as error:
         raise UsageError(f"cannot write below {root(results)}: {error.strerror}") from None
     finally:
         for lease, ours in zip(leases, won, strict=True):
             if ours:
                 lease.release()
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether a run cannot be gone on with in this folder: its configuration or rows cannot be read."""
+    try:
+        read_json(folder / "config.json")
+        read_rows(folder / "epochs.jsonl", folder.name)
+    except StoreError:
+        return True
+    return False
+
+
+def _clear(results: Path, run: str) -> None:
+    """Take away what was trained of a pending run that nobody trains; it stays pending. Raises OSError."""
+    with _owned(results, run) as lease:
+        for path in _new(results, run).iterdir() if lease else ():
+            if path.name not in (COVERS, NAME, LOCK):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _same_disk(results: Path) -> None:

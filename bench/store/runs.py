@@ -58,11 +58,16 @@ def check_config(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
 def write_config(
     folder: Path, identity: dict[str, Any], method_source: str, title: str, changed: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Make the run's folder and write its config.json once; a folder that has one is checked instead and left as it is. Raises as check_config.
+    """Make the run's folder and write its config.json once; a folder that has one is checked instead and left as it is, but for the method's
+    source where nothing was trained with the one it names. Raises as check_config.
 
     `changed`: of a variant, the settings that its method's own row has otherwise."""
     if (folder / "config.json").exists():
-        return check_config(folder, identity)
+        config = check_config(folder, identity)
+        trained = any((folder / name).exists() for name in ("epochs.jsonl", "group.json"))  # group.json: there is a checkpoint
+        if not trained and config.get("method_source") != method_source:
+            write_json(folder / "config.json", config := config | {"method_source": method_source})
+        return config
     folder.mkdir(parents=True, exist_ok=True)
     config = {"format": FORMAT, "identity": identity, "method_source": method_source, "title": title}
     write_json(folder / "config.json", config := config | ({"changed": dict(changed)} if changed else {}))

@@ -26,7 +26,7 @@ def write(folder: Path, epoch: int, data: bytes, weights_hash: str) -> None:
 def drop_from(folder: Path, epoch: int) -> list[int]:
     """Remove those after this epoch and later ones, and give their epochs: a run that goes on before it may come to others. Raises OSError."""
     numbers = (path.stem.removeprefix("epoch-") for path in (folder / "snapshots").glob("epoch-*.json"))
-    gone = sorted(int(number) for number in numbers if number.isdigit() and int(number) >= epoch)
+    gone = sorted(int(number) for number in numbers if re.fullmatch("[0-9]+", number) and int(number) >= epoch)
     for number in gone:
         where = place(folder, number)
         where.with_suffix(".json").unlink(missing_ok=True)
@@ -40,7 +40,7 @@ def kept(folder: Path) -> dict[int, str]:
     for path in (folder / "snapshots").glob("epoch-*.json"):
         value = read_json(path, sealed=True) or {}
         epoch, weights = value.get("epoch"), value.get("weights_sha256")
-        if not re.fullmatch(rf"epoch-{epoch}\.json", path.name) or not isinstance(epoch, int) or not isinstance(weights, str):
+        if not isinstance(epoch, int) or f"epoch-{epoch}.json" != path.name or not isinstance(weights, str):
             raise StoreError(f"{path}: says nothing of a snapshot; remove {path.parent} and train the run again with --redo --keep-epochs")
         found[epoch] = weights
     return dict(sorted(found.items()))

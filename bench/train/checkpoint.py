@@ -7,7 +7,7 @@ member whose file is damaged falls back to the previous generation, then to the 
 import contextlib
 import hashlib
 import io
-import os
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +19,17 @@ import torch
 from bench.errors import StoreError
 from bench.store.files import read_bytes, read_json, typed, write_bytes, write_json
 from bench.store.records import Manifest
+from bench.text import clean
+from bench.train.engine import is_of_device, is_short_of_memory
+from bench.train.learner import Learner
 from models.files import LIMIT
 
 FORMAT = 1
 WRITERS = 4
 """Members' files that are hashed and written at once."""
 CURRENT, PREVIOUS = "manifest.json", "manifest.previous.json"
+_KEY = re.compile(r"[0-9a-f]{16}")
+"""The key of a group: a digest of its members."""
 
 
 @dataclass(frozen=True, order=True)
@@ -130,7 +135,7 @@ def _group_of(folder: Path) -> str | None:
     if content is None:
         return None
     key = content.get("group")
-    if not isinstance(key, str) or os.sep in key or key.startswith("."):
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise StoreError(f"{folder / 'group.json'}: names no group")
     return key
 
@@ -205,6 +210,16 @@ def _load(path: Path, sha256: str, run_id: str) -> tuple[dict[str, Any] | None, 
     if not sound or state.get("format") != FORMAT or state.get("run") != run_id:
         return None, "is another run's or another version's"
     return state, ""
+
+
+def load_into(learner: Learner, state: Mapping[str, Any]) -> None:
+    """Give a learner the state that was restored. Raises StoreError where it does not fit the code as it is now."""
+    try:
+        learner.load(state)
+    except Exception as error:  # a stranger's module may raise anything
+        if is_short_of_memory(error) or is_of_device(error):
+            raise
+        raise StoreError(f"{clean(' '.join(str(error).split()), 200)}; its checkpoint is of other code; --redo starts it over") from error
 
 
 def sweep(results: Path, run_id: str) -> int:

@@ -16,10 +16,10 @@ from bench.store import redo, teachers
 from bench.store.lease import acquire_all
 from bench.store.runs import is_done
 from bench.text import say
-from bench.train import checkpoint, environment
+from bench.train import checkpoint, environment, reasons
 from bench.train.checkpoint import START, Position
 from bench.train.context import Context
-from bench.train.engine import is_short_of_memory
+from bench.train.engine import is_lost, is_short_of_memory
 from bench.train.execution import Execution
 from bench.train.loop import Training
 from bench.train.run_folder import RunFolder
@@ -192,6 +192,9 @@ def _train_part(job: GroupJob, position: Position, members: list[Standing]) -> t
         except Stopped:
             return _interrupted(job, [one for one in members if one[0].id not in training.gone]), []  # a failure keeps its reason
         except Exception as error:  # a stranger's method may raise anything
+            if is_lost(error, job.device):
+                _interrupted(job, [one for one in members if one[0].id not in training.gone], f"device lost: {reasons.reason(error)}")
+                return TROUBLE, []
             training.too_large = is_short_of_memory(error) and len(members) > 1
             if training.too_large:
                 break
@@ -209,7 +212,8 @@ def _train_halves(job: GroupJob, folders: list[RunFolder]) -> int:
     """Train what does not fit the device's memory together, half by half, each from its newest checkpoint: the numbers are the same."""
     gc.collect()
     if job.device.type == "cuda":
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # torch before 2.13, after a recording that broke off
+            torch.cuda.empty_cache()
     said = f"{len(folders)} runs together need more memory than the device has; they are trained in halves, one after the other"
     print(f"{job.group.student}, seed {job.group.seed}: {said}", flush=True)
     for folder in folders:
@@ -218,7 +222,7 @@ def _train_halves(job: GroupJob, folders: list[RunFolder]) -> int:
     return max(_train_parts(job, half) for half in (folders[:middle], folders[middle:]) if half)
 
 
-def _interrupted(job: GroupJob, members: list[Standing]) -> int:
+def _interrupted(job: GroupJob, members: list[Standing], reason: str = "") -> int | None:
     for folder, _ in members:
-        folder.status("interrupted", job.stop.reason)
+        folder.status("interrupted", reason or job.stop.reason)
     return job.stop.code

@@ -44,7 +44,10 @@ class Learner:
         device: torch.device,
         pretraining: Pretraining | None = None,
     ) -> None:
-        """Raises MethodError where the method's parameter groups are not of its own parameters."""
+        """Raises MethodError where the method's parameter groups are not of its own parameters, and where it predicts in its own way and does not
+        say what that needs."""
+        if method.predict is not Method.predict and method.inference.__func__ is Method.inference.__func__:
+            raise MethodError(f"{run.method}: predict() is its own; inference() must say what is evaluated besides the student")
         self.run, self.device, self.pretraining = run, device, pretraining
         with keyed(run.seed, f"init/{run.student}"):
             student = models.build(run.student, setting.classes, **student_options(run))

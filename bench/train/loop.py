@@ -16,13 +16,12 @@ from bench.store.lease import LeaseLost
 from bench.store.weights import state_hash
 from bench.text import say
 from bench.train import environment, reasons
-from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored
+from bench.train.checkpoint import START, GroupCheckpoint, Position, Restored, load_into
 from bench.train.engine import DeviceLost, Failures, is_lost, is_of_device, is_short_of_memory
 from bench.train.learner import Learner, evaluate
 from bench.train.preparations import Built
 from bench.train.run_folder import RunFolder
 from bench.train.stop import Stopped
-from methods.base import Inference
 
 if TYPE_CHECKING:
     from bench.train.group_job import GroupJob
@@ -43,7 +42,7 @@ class ActiveRun:
         self.tested: dict[str, float] = {}
         self.deterministic = conditions["deterministic"] == "yes"  # so far, of all attempts
         if restored.state is not None:
-            learner.load(restored.state)
+            load_into(learner, restored.state)
             kept = restored.state["progress"]
             self.best_top1, self.best_epoch, self.seconds, self.tested = kept["best_top1"], kept["best_epoch"], kept["seconds"], kept["tested"]
             self.pretraining_seconds = kept.get("pretraining_seconds", 0.0)
@@ -60,6 +59,11 @@ class ActiveRun:
         if self.pretraining_seconds:
             progress["pretraining_seconds"] = self.pretraining_seconds
         return {**self.learner.state(), "progress": progress}
+
+    @property
+    def first(self) -> Position:
+        """Where the run begins, with the initial weights."""
+        return Position(1 - self.pretraining.epochs, 0) if self.pretraining else START
 
     def stage(self, epoch: int) -> str | None:
         """Where in a stage before the main one an epoch is, in words."""
@@ -83,7 +87,7 @@ class Training:
         self._saved_as: tuple[Position, tuple[str, ...]] | None = None
 
     def add(self, folder: RunFolder, learner: Learner, built: Built | None, restored: Restored) -> None:
-        """Take a member in. Raises RuntimeError or KeyError where a checkpoint does not fit it."""
+        """Take a member in. Raises StoreError where its checkpoint does not fit it."""
         learner.start(self.job.images.train_labels)
         execution = self.job.execution
         conditions = environment.conditions(self.job.device, self.job.commit, self.job.engine.name, execution.deterministic)
@@ -120,10 +124,9 @@ class Training:
         job = self.job
         self._saved_at = self._counted_at = time.monotonic()  # preparations took their time before
         needs_teacher = any(p.learner.teacher_needs for p in self.places)
-        self.engine = job.engine(job.images, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
         try:
-            if self.position == START:
-                self._keep_first()
+            self.engine = job.engine(job.images, job.teacher() if needs_teacher else None, [p.learner for p in self.places], job.group.precision)
+            self._keep_first()
             for epoch in range(self.position.epoch, self._last + 1):
                 if not self.places:
                     break
@@ -132,6 +135,9 @@ class Training:
                 if self.too_large:
                     break
         except Exception as error:
+            if is_short_of_memory(error) and len(self.places) > 1 and not self._row_unsaved:  # outside of a step
+                self.too_large = True
+                return TROUBLE if self.trouble else DONE
             if not (isinstance(error, DeviceLost) or is_of_device(error)):  # a device's error may surface at any later read of it
                 raise
             lost = isinstance(error, DeviceLost) or is_lost(error, job.device)
@@ -141,6 +147,8 @@ class Training:
 
     def _keep_first(self) -> None:
         for place in list(self.places):
+            if self.position != place.first:
+                continue
             try:
                 self._keep(place, 0)
             except LeaseLost as error:
@@ -214,8 +222,6 @@ class Training:
                 except Stopped:
                     return self._stop(Position(epoch, steps))
                 except Exception as error:  # no memory for the test batch, say
-                    if is_lost(error, self.job.device):
-                        raise DeviceLost(str(error)) from error
                     self._drop(place.learner, error)
                     continue
                 place.tested = {"epoch": epoch, **result}
@@ -280,7 +286,7 @@ class Training:
             "teacher": job.teacher_file.facts() if uses_teacher else None,
             "preparation": place.built.facts() if place.built else None,
             "pretraining": {**dataclasses.asdict(place.pretraining), "seconds": place.pretraining_seconds} if place.pretraining else None,
-            "inference": dataclasses.asdict(place.inference) if place.inference != Inference() else None,
+            "inference": dataclasses.asdict(place.inference) if learner.evaluated is not learner.student else None,
         }
         place.folder.finish(learner.student.state_dict(), learner.released(), facts)
         if place.folder.results != job.results:
@@ -331,6 +337,8 @@ class Training:
             place.folder.status("interrupted", reason)
 
     def _drop(self, learner: Learner, error: Exception) -> None:
+        if is_lost(error, self.job.device):
+            raise DeviceLost(str(error)) from error
         place = next(p for p in self.places if p.learner is learner)
         self._leave(place)
         self.fail(place.folder, error)

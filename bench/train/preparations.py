@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import models
 from bench.data import Dataset
 from bench.data.augment import Augmenter, crops, plain
 from bench.errors import StoreError, UsageError
@@ -84,9 +85,13 @@ class Unfinished:
 
     def read(self) -> Mapping[str, Any] | None:
         """What was saved last; None where nothing was, or it is damaged, which the log then says."""
-        if not self.path.exists():
+        try:
+            content = read_bytes(self.path, LIMIT)
+        except FileNotFoundError:
             return None
-        content = self.path.read_bytes()
+        except StoreError as error:
+            self._log(f"{error}: starting over")
+            return None
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             self._log(f"{self.path.name} is damaged: starting over")
             return None
@@ -133,6 +138,7 @@ def identity(preparation: Preparation, origin: Origin) -> dict[str, Any]:
         "version": preparation.version,
         "settings": dict(preparation.settings),
         "source": registry.source_of(preparation.build),  # changed code makes another: its version says what was meant, this what is
+        "networks": models.source_hash(),
         "teacher_hash": origin.teacher_hash,
         "data_hash": origin.data_hash,
     }

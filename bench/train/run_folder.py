@@ -1,5 +1,6 @@
 """A run's folder as its trainer writes it: configuration, rows, status, log, final record."""
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -22,6 +23,11 @@ from bench.train import checkpoint
 from methods import registry
 
 STATUS_SECONDS = 2.0
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file; a pipe that nobody reads is an OSError and not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 class RunFolder:
@@ -66,7 +72,7 @@ class RunFolder:
     def log(self, message: str) -> None:
         """One line in the run's log."""
         try:
-            with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            with open(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace", opener=_open_at_once) as file:
                 file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}\n")
         except OSError as error:  # no reason to end a run
             print(f"{self.id}: {message} (log.txt: {error.strerror})", flush=True)

@@ -22,6 +22,7 @@ from bench.store.files import typed, write_bytes, write_json
 from bench.store.records import Teacher, Verified
 from bench.store.teachers import TeacherFile, find, folder, redo_mark
 from bench.store.weights import pickled, plain, read_state, state_hash, told
+from bench.text import clean
 from bench.train.learner import evaluate
 
 TOLERANCE = 0.3
@@ -48,29 +49,35 @@ def read(architecture: str, path: Path, expected: str, classes: int, device: tor
 
 
 def load(teacher: TeacherFile, dataset, data, device: torch.device, check: Callable[[], None] = lambda: None) -> nn.Module:
-    """The verified network on a device: hash against the record, accuracy measured once per (hash, data). Raises UsageError.
+    """The verified network on a device: hash against the record, accuracy measured once per (hash, code of the networks, data) and held
+    against the record's each time. Raises UsageError.
 
     `data` gives `test_batches(batch)`.
     """
     path = teacher.folder / "teacher.pt"
     built = read(teacher.architecture, path, teacher.hash, len(dataset.classes), device)
-    verified = teacher.folder / "verified.json"
-    known = _verified(verified, teacher.hash)
+    known = _verified(teacher)
+    top1 = known[dataset.hash] if dataset.hash in known else _measure(built, data, check)["top1"]
+    recorded = teacher.record.test_top1
+    if abs(top1 - recorded) > TOLERANCE:
+        cause = "is it for another data set or normalisation, or was the network's code changed?"
+        raise UsageError(f"{path} tests at {top1:.2f} % top-1, its record says {recorded:.2f} %; {cause}")
     if dataset.hash not in known:
-        top1 = _measure(built, data, check)["top1"]
-        recorded = teacher.record.test_top1
-        if abs(top1 - recorded) > TOLERANCE:
-            raise UsageError(f"{path} tests at {top1:.2f} % top-1, its record says {recorded:.2f} %; is it for another data set or normalisation?")
-        write_json(verified, {"format": FORMAT, "hash": teacher.hash, "data": {**known, dataset.hash: top1}})
+        write_json(teacher.folder / "verified.json", _measured(teacher.hash, {**known, dataset.hash: top1}))
     return built
 
 
-def _verified(path: Path, teacher: str) -> dict[str, float]:
-    """Top-1 by data hash, as far as it was measured of the weights with that hash."""
+def _verified(teacher: TeacherFile) -> dict[str, float]:
+    """Top-1 by data hash, as far as it was measured of the weights with that hash and the networks as they are now."""
     with contextlib.suppress(StoreError):  # it only saves a measurement, which is then made again
-        found = files.read(path, Verified)
-        return found.data if found and found.hash == teacher else {}
+        found = files.read(teacher.folder / "verified.json", Verified)
+        return found.data if found and (found.hash, found.networks) == (teacher.hash, models.source_hash()) else {}
     return {}
+
+
+def _measured(weights: str, top1: dict[str, float]) -> dict[str, Any]:
+    """What verified.json holds."""
+    return {"format": FORMAT, "hash": weights, "networks": models.source_hash(), "data": top1}
 
 
 def _measure(built: nn.Module, data, check: Callable[[], None]) -> dict[str, float]:
@@ -104,8 +111,9 @@ def import_file(
     if old and old.hash == found:  # its record stays: a file may not say that its training was a trial
         _mend(old, state)
         return old
-    record = {"source": "imported", "file": path.name, "trained": True}
-    record |= {name: said[name] for name in ("protocol", "trial", "run") if said.get(name)}
+    record = {"source": "imported", "file": clean(path.name), "trained": True}
+    told_of = {name: said[name] for name in ("protocol", "trial", "run") if said.get(name)}
+    record |= {name: clean(value) if isinstance(value, str) else value for name, value in told_of.items()}
     return publish(results, dataset.name, dataset.hash, architecture, state, measured, record, over={old.hash} if old else set())
 
 
@@ -134,7 +142,7 @@ def publish(
     """Write a teacher's weights and record, one writer at a time; the record last, so that a teacher is there whole or not at all. One that it
     replaces stays until the new weights are written. `over`: hashes of those that it may replace; None: whatever stands there.
 
-    Raises UsageError where that cannot be written, or another teacher came meanwhile."""
+    Raises UsageError where that cannot be written, or another teacher came meanwhile, and for a record that is no JSON: nothing is touched then."""
     place = folder(results, dataset, architecture)
     found = state_hash(state)
     full = {
@@ -149,6 +157,10 @@ def publish(
     }
     teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
     try:
+        files.json_bytes(full)  # now: the record is written last, when what stood here is gone
+    except ValueError as error:
+        raise UsageError(f"{place / 'teacher.json'} cannot be written ({error}); nothing was changed") from None
+    try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _writer(place):
             now = find(results, dataset, architecture) if over is not None else None
@@ -158,7 +170,7 @@ def publish(
             write_bytes(place / "teacher.new.pt", pickled(plain(state)))
             (place / "teacher.json").unlink(missing_ok=True)
             (place / "teacher.new.pt").replace(place / "teacher.pt")
-            write_json(place / "verified.json", {"format": FORMAT, "hash": found, "data": {data_hash: measured["top1"]}})
+            write_json(place / "verified.json", _measured(found, {data_hash: measured["top1"]}))
             write_json(place / "teacher.json", full)
             redo_mark(place).unlink(missing_ok=True)
     except OSError as error:

@@ -89,14 +89,11 @@ def _is_unpublished(results: Path, run: str, mark: Path, find_teacher: Callable[
 
 
 def _begin_again(results: Path, run: str) -> None:
-    """Mark a run as to be trained again. One that is marked goes on where it was stopped; one that diverged then is cleared and starts over.
+    """Mark a run as to be trained again. One that is marked goes on where it was stopped; one that diverged then, or is damaged, starts over.
 
     Raises UsageError where it is being trained.
     """
-    if redo.pending(results, run):
-        found = _status(redo.root(results) / "runs" / run)
-        if found is None or found.status != "diverged":
-            return
+    if redo.pending(results, run) and (found := _status(redo.root(results) / "runs" / run)) and found.status == "diverged":
         redo.drop(results, run)
     redo.begin(results, [run])
 

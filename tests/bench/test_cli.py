@@ -1,5 +1,7 @@
 """The command line: bad input is one line and exit code 2, and leaves nothing behind. One case of each kind runs as a process of its own."""
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.errors import UsageError
+from bench.plan.listing import Pairs
 from bench.plan.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +102,37 @@ def test_bad_input_in_a_process(tmp_path, arguments, said):
     assert got.returncode == 2, got.stderr
     assert got.stderr.startswith("error: ") and got.stderr.count("\n") == 1 and said in got.stderr
     assert not list(tmp_path.iterdir())
+
+
+HINT = "; free some space or choose another --results folder"
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "said"),
+    [
+        (errno.EROFS, "r/costs/speed.json", f"r/costs/speed.json: Read-only file system{HINT}"),
+        (errno.ENOSPC, None, f"No space left on device{HINT}"),
+        (errno.EDQUOT, "r/a", f"r/a: Disk quota exceeded{HINT}"),
+        (errno.EACCES, "r/a", f"r/a: Permission denied{HINT}"),
+        (errno.EPERM, "r/a\nb", f"r/a b: Operation not permitted{HINT}"),
+    ],
+)
+def test_a_folder_that_takes_no_file_is_one_line(monkeypatch, capsys, number, file, said):
+    monkeypatch.setattr(Pairs, "main", lambda self: raising(OSError(number, os.strerror(number), file)))
+    assert main(["pairs"]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error", "r/a"), OSError(errno.EACCES, "Permission denied"), OSError("odd")])
+def test_other_errors_of_the_system_are_not_hidden(monkeypatch, error):
+    monkeypatch.setattr(Pairs, "main", lambda self: raising(error))
+    with pytest.raises(OSError) as raised:
+        main(["pairs"])
+    assert raised.value is error
+
+
+def raising(error: Exception) -> int:
+    raise error
 
 
 def test_overview_and_lists_do_without_options(tmp_path, monkeypatch, capsys):
@@ -242,3 +276,13 @@ def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
     again = bench(*command, cwd=tmp_path)
     assert again.returncode == 0 and "1 run, 1 done; 0 groups and 0 teachers" in again.stdout
     assert bench("status", cwd=tmp_path).stdout.startswith("1 done\n")
+
+
+def test_what_an_encoding_lacks_ends_nothing(monkeypatch):
+    """Reasons may hold any character, and the log of a job any encoding."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["--version"]) == 0
+    print("cut…")
+    out.flush()
+    assert out.buffer.getvalue().endswith(b"cut?\n")

@@ -13,7 +13,7 @@ import torch
 
 from tests.benchmarks import reference
 from tests.benchmarks.sides import Sides, images
-from tests.benchmarks.timing import ONCE, SLACK, BareSteps, Times, ratio, report, timed, total
+from tests.benchmarks.timing import ONCE, BareSteps, Times, at_most, ratio, timed, total
 
 ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "6"))
 
@@ -36,17 +36,14 @@ def test_group_of_seven(benchmark, capsys, one_thread):
     floor.clear()
     alone.clear()
     benchmark.pedantic(lambda: group.append(timed(sides.group_step)), setup=others, rounds=ROUNDS, iterations=1)
-    of_floor, of_alone = ratio(group, floor), ratio(group, alone)
-    report(
+    at_most(
         capsys,
         benchmark,
         [
-            ("group step / (sum of bare steps + one teacher forward)", 1.05, *of_floor),
-            ("group step / seven trained one by one the reference way", 0.52, *of_alone),
+            ("group step / (sum of bare steps + one teacher forward)", 1.05, *ratio(group, floor)),
+            ("group step / seven trained one by one the reference way", 0.52, *ratio(group, alone)),
         ],
     )
-    assert of_floor[0] <= SLACK * 1.05
-    assert of_alone[0] <= SLACK * 0.52
 
 
 def test_batched_augmentation(benchmark, capsys, one_thread):
@@ -70,8 +67,8 @@ def test_batched_augmentation(benchmark, capsys, one_thread):
     ours()  # both once, untimed
     batched.clear()
     benchmark.pedantic(ours, setup=pil, rounds=20, iterations=1)
-    measured = ratio(batched, single[1:])
-    per_image = statistics.median(cpu for cpu, _ in batched) / reference.BATCH
-    benchmark.extra_info["microseconds per image"] = 1e6 * per_image
-    report(capsys, benchmark, [(f"batched augmentation ({1e6 * per_image:.1f} us an image) / PIL transforms, one core", 0.25, *measured)])
-    assert measured[0] <= SLACK * 0.25
+    microseconds = 1e6 * statistics.median(cpu for cpu, _ in batched) / reference.BATCH
+    benchmark.extra_info["microseconds per image"] = microseconds
+    with capsys.disabled():
+        print(f"\n\nbatched augmentation: {microseconds:.1f} us an image", end="")
+    at_most(capsys, benchmark, [("batched augmentation / PIL transforms, one core", 0.25, *ratio(batched, single[1:]))])

@@ -14,7 +14,7 @@ from bench.report import page, table
 from bench.store.runs import scan
 from tests.bench import synthetic
 from tests.benchmarks.many import copies
-from tests.benchmarks.timing import ONCE, SLACK, child, ratio, report
+from tests.benchmarks.timing import ONCE, at_most, child, ratio
 from tests.browser import demo
 
 PLAIN = """
@@ -72,12 +72,11 @@ def test_thousands_of_runs(memory_folder, benchmark, capsys, name, program, runs
         plain.append(child("-c", PLAIN, str(memory_folder)))
 
     benchmark.pedantic(lambda: ours.append(child("-c", program, str(memory_folder), str(peak))), setup=first, rounds=1 if ONCE else 3, iterations=1)
-    cpu, wall = ratio(ours, plain)
     mebibytes = float(peak.read_text())
-    report(capsys, benchmark, [(f"{name} of {runs:,} runs of {epochs} epochs / plain reading", promised, cpu, wall)])
+    at_most(capsys, benchmark, [(f"{name} of {runs:,} runs of {epochs} epochs / plain reading", promised, *ratio(ours, plain))])
     with capsys.disabled():
         print(f"{min(o[1] for o in ours):.1f} s, peak {mebibytes:.0f} MiB")
-    assert cpu < SLACK * promised and mebibytes < 1500
+    assert mebibytes < 1500
 
 
 def test_start(tmp_path, benchmark, capsys):
@@ -85,9 +84,8 @@ def test_start(tmp_path, benchmark, capsys):
     ours, pandas = [], []
     command = ("-m", "bench.report", str(tmp_path), "--no-write")
     benchmark.pedantic(lambda: ours.append(child(*command)), setup=lambda: pandas.append(child("-c", "import pandas")), rounds=3, iterations=1)
-    cpu, wall = ratio(ours, pandas)
-    report(capsys, benchmark, [("start and table of one run / an import of pandas", 1.0, cpu, wall)])
-    assert cpu < SLACK  # an import of torch alone costs five
+    # an import of torch alone costs five
+    at_most(capsys, benchmark, [("start and table of one run / an import of pandas", 1.0, *ratio(ours, pandas))])
 
 
 def test_the_page_of_the_paper_profile_is_small(memory_folder):

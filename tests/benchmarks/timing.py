@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -57,13 +58,23 @@ def ratio(ours: list[Times], theirs: list[Times]) -> Times:
     return tuple(statistics.median(a[i] / b[i] for a, b in zip(ours, theirs, strict=True)) for i in (0, 1))
 
 
-def report(capsys, benchmark, rows: list[tuple[str, float, float, float]]) -> None:
-    """Print (what, target, CPU ratio, wall ratio) and keep them with the benchmark's result."""
+def at_most(capsys, benchmark, rows: list[tuple[str, float, float, float]], counts: str = "cpu") -> None:
+    """Print (what, target, CPU ratio, wall ratio), keep them with the benchmark's result, and assert that the ratio that `counts` ("cpu" or
+    "wall") is not above SLACK times its target: ours / theirs, so that higher is worse for the nightly too.
+
+    The nightly finds a figure by `what` again: raises ValueError where that holds a decimal fraction, as something measured does.
+    """
+    for what, *_ in rows:
+        if re.search(r"\d\.\d", what):
+            raise ValueError(f"{what}: the name of a figure must be the same every night, and holds a measurement")
     with capsys.disabled():
         print(f"\n{'ratio':<64}{'target':>8}{'CPU':>8}{'wall':>8}")
         for what, target, cpu, wall in rows:
             print(f"{what:<64}{target:>8.2f}{cpu:>8.3f}{wall:>8.3f}")
-    benchmark.extra_info |= {what: {"target": target, "cpu": cpu, "wall": wall} for what, target, cpu, wall in rows}
+    found = {what: {"target": target, "cpu": cpu, "wall": wall, "counts": counts} for what, target, cpu, wall in rows}
+    benchmark.extra_info |= found
+    above = {what: one for what, one in found.items() if not one[counts] <= SLACK * one["target"]}  # nan too
+    assert not above, above
 
 
 class BareSteps:

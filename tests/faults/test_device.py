@@ -111,6 +111,55 @@ def test_a_lost_device_is_nobodys_fault(results, unbroken):
     assert lives.outcome(results)[run] == unbroken[run]
 
 
+class LosesItLater(Sound):
+    """In what is not a step of the engine's."""
+
+    def begin_epoch(self, epoch, draws):
+        if epoch == 2:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+
+class LosesItAtBirth(Sound):
+    def __init__(self, hyper, setting, prepared=None):
+        super().__init__(hyper, setting, prepared)
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+@pytest.mark.parametrize("cls", [LosesItLater, LosesItAtBirth])
+def test_a_device_lost_beside_the_steps_is_nobodys_fault_either(results, cls):
+    def train() -> int:
+        registry.names()
+        registry.source_hash = lambda name: "0" * 16
+        registry.register("loses")(cls)
+        eager.answers = lambda device: False
+        return group_job.run_group(lives.group("student", "loses"), lives.execution(results))
+
+    assert lives.live(train) == TROUBLE
+    found = lives.statuses(results)
+    assert set(found) == {"student", "loses"} and {status for status, _ in found.values()} == {"interrupted"}
+    assert all(reason.startswith("device lost: ") for _, reason in found.values())
+
+
+def test_no_memory_for_the_engine_itself_divides_the_group(results, unbroken):
+    """Another job may have taken it since the learners were made."""
+
+    def train() -> int:
+        whole, made = eager.Eager.__init__, []
+
+        def short(self, images, teacher, learners, *rest):
+            made.append(len(learners))
+            if len(learners) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            whole(self, images, teacher, learners, *rest)
+
+        eager.Eager.__init__ = short
+        code = group_job.run_group(lives.group(), lives.execution(results))
+        assert made == [2, 1, 1]
+        return code
+
+    assert lives.live(train) == DONE and lives.outcome(results) == unbroken
+
+
 def test_no_memory_in_an_evaluation_fails_that_run_and_is_tried_again(results, unbroken):
     def train() -> int:
         from bench.train import loop

@@ -1,18 +1,22 @@
 """`doctor` finds what the other tests of this folder break, names it, and says how to mend it; on a sound folder it finds nothing."""
 
+import dataclasses
+import os
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 from bench import doctor
-from bench.__main__ import main
+from bench.__main__ import main, parse, split
 from bench.data import cifar100
 from bench.plan import protocols, registries
 from bench.plan.expand import expand
 from bench.plan.profiles import get_profile
-from bench.plan.selection import Selection
-from bench.store.runs import scan
+from bench.plan.selection import Selection, parse_seeds
+from bench.store.files import Problem, write_json
+from bench.store.runs import TEACHER, scan
 from tests.bench import synthetic
 from tests.faults import lives
 
@@ -55,8 +59,8 @@ def test_a_sound_folder_and_a_new_one_have_no_findings(finished, tmp_path, capsy
         ("runs/*-kd-*/epochs.jsonl", "epochs.jsonl:", "rm -r"),
         ("runs/*-kd-*/config.json", "config.json", "rm -r"),
         ("runs/*-kd-*/student.pt", "student.pt", "rm -r"),
-        ("teachers/*/teacher.pt", "teacher.pt", "teachers train resnet8"),
-        ("teachers/*/teacher.json", "teacher.json", "teachers train resnet8"),
+        ("teachers/*/teacher.pt", "teacher.pt", "launch again as before"),
+        ("teachers/*/teacher.json", "teacher.json", "launch again as before"),
         ("costs/*/*.json", "resnet8-resnet8-kd-tf32.json", "measures it"),
         ("plan.json", "plan.json", "writes it"),
         ("evidence/kept/runs/*-kd-*/record.json", "evidence: kept: ", "git checkout"),
@@ -75,6 +79,96 @@ def test_each_damage_is_named_with_its_cure(finished, tmp_path, capsys, pattern,
     assert main(["doctor", "--results", str(folder), "--profile", "smoke"]) == 0  # without --strict it tells only
 
 
+IMPORT = "python -m bench teachers import FILE --architecture resnet56 --protocol crd --results 'my results' --data-root data"
+TRAIN = "python -m bench teachers train resnet56 --protocol skd --precision fp32 --results 'my results' --data-root data"
+EITHER = f", then launch again as before, which trains it; one that was imported: {IMPORT}"
+
+
+@pytest.mark.parametrize(
+    ("record", "mend"),
+    [
+        ({"source": "trained", "protocol": "skd", "precision": "fp32"}, f"; {TRAIN}"),
+        ({"source": "imported"}, f"; {IMPORT}"),
+        ({"source": "trained", "protocol": "crd", "trial": "3 of 240 epochs"}, EITHER),
+        ({"source": "trained", "protocol": "own"}, EITHER),
+        ({"source": 1}, EITHER),  # a record that cannot be read
+    ],
+)
+def test_a_damaged_teacher_comes_back_the_way_it_came(tmp_path, monkeypatch, record, mend):
+    monkeypatch.chdir(tmp_path)
+    place = Path("my results") / "teachers" / "cifar100-resnet56"
+    place.mkdir(parents=True)
+    facts = {"format": 1, "architecture": "resnet56", "dataset": "cifar100", "hash": "0", "test_top1": 72.0, "test_top5": 92.0}
+    write_json(place / "teacher.json", facts | {"test_top1_data": "d", "trained": True} | record)
+    (place / "teacher.pt").write_bytes(b"")
+    assert [finding.mend for finding in doctor.check_teachers(Path("my results"), Path("data"))] == [f"rm -r '{place}'{mend}"]
+
+
+def stale(results: Path) -> list[doctor.Finding]:
+    """What is said of sources that changed: those of made-up runs are no method's."""
+    return [finding for finding in doctor.check_runs(results, Path("data")) if "the source of" in finding.what]
+
+
+def planned(command: str) -> set[tuple[str, str, str, int]]:
+    """The cells that a command would train."""
+    name, rest = split(shlex.split(command)[3:])
+    options = parse(name, rest)
+    options.check()
+    assert name == "run" and options.redo
+    selection = Selection(options.methods, options.pairs, parse_seeds(options.seeds), epochs=options.epochs, precision=options.precision)
+    plan = expand(get_profile(options.profile), selection, registries.read(protocols.get("crd")))
+    assert plan.protocol == synthetic.SHORT
+    return {(cell.teacher, cell.student, cell.row, cell.seed) for cell in plan.cells}
+
+
+def test_runs_of_a_changed_source_are_trained_again_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = Path("my results")
+    cells = {("resnet56", "resnet20", 1), ("resnet56", "resnet20", 2), ("resnet110", "resnet20", 1), ("resnet110", "resnet32", 1)}
+    for teacher, student, seed in cells:
+        synthetic.add_run(results, synthetic.run_of("kd", teacher, student, seed), 70.0)
+    hot = {"temperature": 2.0}
+    synthetic.add_run(results, synthetic.run_of("kd", "vgg13", "vgg8", 3, hyper=hot), 70.0, changed=hot)
+    synthetic.add_run(results, synthetic.run_of("student", None, "resnet20", 1), 70.0)
+    synthetic.add_run(results, synthetic.run_of("kd", "resnet56", "resnet20", 9, method_version=0), 70.0)  # what no launch trains
+    common, end = "python -m bench run --redo --profile paper --epochs 3 --precision tf32 --pairs", "--results 'my results' --data-root data"
+    kd, student = stale(results)
+    assert kd.what == "the source of kd changed since its runs were done"
+    commands = [
+        f"{common} resnet110-resnet20 resnet110-resnet32 --seeds 1 --methods kd {end}",
+        f"{common} resnet56-resnet20 --seeds 1,2 --methods kd {end}",
+        f"{common} vgg13-vgg8 --seeds 3 --methods kd:temperature=2.0 {end}",
+    ]
+    assert kd.mend == f"{'; '.join(commands)}, or raise its version"
+    assert set().union(*map(planned, commands)) == {(t, s, "kd", seed) for t, s, seed in cells} | {("vgg13", "vgg8", "kd:temperature=2.0", 3)}
+    ((teacher, *rest),) = planned(student.mend.removesuffix(", or raise its version"))
+    assert rest == ["resnet20", "student", 1] and teacher in ("resnet56", "resnet110")  # which, is the same to a plain student
+
+
+def test_a_changed_source_where_no_options_say_which_runs(tmp_path):
+    synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet56", "resnet20", 1, dataclasses.replace(synthetic.SHORT, lr=0.1)), 70.0)
+    (finding,) = stale(tmp_path)
+    assert finding.mend == "launch again as before, with --redo --methods kd, or raise its version"
+
+
+def test_a_teacher_of_a_changed_source_is_told_apart(tmp_path):
+    synthetic.add_run(tmp_path, synthetic.run_of("student", None, "resnet56", 0), 70.0, title=TEACHER)
+    (finding,) = stale(tmp_path)
+    assert finding.what == "the source of student changed since the teacher resnet56 was trained"
+    command = f"python -m bench teachers train resnet56 --redo --protocol crd --epochs 3 --precision tf32 --results {tmp_path} --data-root data"
+    assert finding.mend == f"{command}, after which a launch trains its students anew; or raise its version"
+
+
+def test_runs_of_another_teacher_are_of_before(tmp_path):
+    synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet56", "resnet20", 1), 70.0)
+    assert len(stale(tmp_path)) == 1
+    place = tmp_path / "teachers" / "cifar100-resnet56"
+    place.mkdir(parents=True)
+    facts = {"format": 1, "architecture": "resnet56", "dataset": "cifar100", "hash": "another", "test_top1": 72.0, "test_top5": 92.0}
+    write_json(place / "teacher.json", facts | {"test_top1_data": "d", "trained": True, "source": "imported"})
+    assert not stale(tmp_path)
+
+
 def test_a_killed_group_is_told_and_so_is_its_damage(halfway, tmp_path, capsys):
     folder = tmp_path / "results"
     shutil.copytree(halfway, folder)
@@ -85,6 +179,26 @@ def test_a_killed_group_is_told_and_so_is_its_damage(halfway, tmp_path, capsys):
     flip(next(folder.glob("groups/*/manifest.previous.json")))
     _, lines = ask(capsys, folder)
     assert any(newest.name in line for line in lines) and any("manifest.previous.json is damaged" in line for line in lines)
+
+
+def test_saves_that_go_on_and_files_that_go_are_left_alone(tmp_path, capsys):
+    run = tmp_path / "runs" / "x"
+    run.mkdir(parents=True)
+    old, young, gone = (run / f".status.json.{name}.tmp" for name in ("old", "young", "gone"))
+    old.touch()
+    young.touch()
+    os.utime(old, (1, 1))
+    gone.symlink_to("nowhere")
+    _, lines = ask(capsys, tmp_path)
+    said = [line for line in lines if "of a save that was killed" in line]
+    assert len(said) == 1 and ".status.json.old.tmp" in said[0]
+
+
+def test_what_cannot_be_read_is_not_to_be_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "scan", lambda folder: ([], [Problem("runs", "cannot be read (Permission denied)")]))
+    monkeypatch.setattr(doctor.teachers, "available", lambda folder: ([], [Problem("teachers", "cannot be read (Permission denied)")]))
+    found = [*doctor.check_runs(tmp_path), *doctor.check_teachers(tmp_path)]
+    assert [finding.mend.partition(": ")[2] for finding in found] == [f"chmod -R u+rwX {tmp_path / part}" for part in ("runs", "teachers")]
 
 
 def test_data_and_disk_of_the_profile(tmp_path, capsys, monkeypatch):

@@ -13,15 +13,21 @@ from bench.plan.members import hyper_of, resolve
 from bench.plan.protocols import PROTOCOLS
 from methods import registry
 from methods.base import Batch, Method, MethodError, Needs, ParameterGroup, Pretraining, Setting, named_hyper
-from methods.kd import kd_loss
+from methods.kd import kd_loss, with_kd
 from methods.registry import register_beside
 from models.outputs import Shapes
 from tests.methods import test_conformance as conformance
 from tests.methods.cases import PAIR, Case, made, made_up, pictures, setting
 
-CAN = [name for name in registry.names() if not registry.get(name).own_backward and not hasattr(registry.get(name).Hyper(), "kd_weight")]
+
+def refused(method: type[Method]) -> bool:
+    """Whether it writes its gradients itself or has a setting of KD's already."""
+    return method.own_backward or any(field.name.startswith("kd_") for field in dataclasses.fields(method.Hyper))
+
+
+CAN = [name for name in registry.names() if not refused(registry.get(name))]
 CANNOT = sorted(set(registry.names()) - set(CAN))
-REAL = ["student+kd", "at+kd", "fitnet+kd", "cc+kd", "skd+kd", "dkd+kd"]
+REAL = ["student+kd", "at+kd", "fitnet+kd", "cc+kd", "skd+kd", "dkd+kd", "simkd+kd"]
 every = pytest.mark.parametrize("name", [f"{name}+kd" for name in CAN])
 
 
@@ -37,7 +43,12 @@ def test_losses_are_the_methods_and_kds(name):
     both.load_state_dict(alone.state_dict())
     student, teacher = made_up(setting().student, 16, 1), made_up(setting().teacher, 16, 2)
     batch = Batch(torch.arange(16) % 10, torch.arange(16))
-    own, found = alone.losses(student, teacher, batch), both.losses(student, teacher, batch)
+    own = alone.losses(student, teacher, batch)
+    if "kd" in own:
+        with pytest.raises(MethodError, match="has a loss named kd already"):
+            both.losses(student, teacher, batch)
+        return
+    found = both.losses(student, teacher, batch)
     assert list(found) == [*own, "kd"]
     assert all(torch.equal(found[key], value) for key, value in own.items())
     assert torch.equal(found["kd"], kd_loss(both.predict(student), teacher.logits, 4.0))
@@ -163,6 +174,23 @@ def test_the_step_is_the_same_with_kd_at_weight_0():
     for case in (alone, both):
         case.step(images, labels)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(alone.parameters, both.parameters, strict=True))
+
+
+def test_kd_on_what_is_evaluated_updates_no_statistics_again():
+    """SimKD's normalisations are passed twice in a step of simkd+kd; the test top-1 goes through their running statistics."""
+    alone, both = Case.of("simkd"), Case.of("simkd+kd")
+    momenta = [m.momentum for m in both.method.modules() if hasattr(m, "momentum")]
+    for case in (alone, both):
+        case.step(*pictures(16, 1))
+    assert all(torch.equal(both.method.state_dict()[key], value) for key, value in alone.method.state_dict().items())
+    assert momenta == [m.momentum for m in both.method.modules() if hasattr(m, "momentum")] == [0.1] * 3
+
+
+def test_what_is_evaluated_otherwise_has_another_version():
+    """Runs of simkd+kd whose statistics were updated twice a step are other runs."""
+    assert with_kd(registry.get("simkd")).version == registry.get("simkd").version + 1
+    assert with_kd(registry.get("at")).version == registry.get("at").version
+    assert [registry.get(name).version for name in ("simkd", "simkd+kd", "at+kd")] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("name", CANNOT)

@@ -25,6 +25,7 @@ class Added(Method):
     def losses(self, student, teacher, batch):
         return {{"ce": F.cross_entropy(student.logits, batch.labels)}}
 '''
+NEEDING = PLAIN.replace("import Method", "import Method, Needs").format(name="needing") + "    teacher_outputs = Needs(maps=KINDS)\n"
 
 
 @pytest.fixture
@@ -114,9 +115,13 @@ def test_dropped_in_file_is_found(folder):
         ("1 / 0", "ZeroDivisionError"),
         (PLAIN.format(name="Bad"), "MethodError"),
         (PLAIN.format(name="half") + "\nraise RuntimeError('late,\\nin two lines')", "RuntimeError: late, in two lines"),
+        (PLAIN.format(name="ended") + "\nimport sys\nsys.exit(3)", "SystemExit: 3"),
+        ("import argparse\nargparse.ArgumentParser().parse_args(['--what'])", "SystemExit: 2"),
         (PLAIN.format(name="mine"), "taken"),
+        (NEEDING.replace("KINDS", '("stage")'), "Needs(maps='stage'): give a tuple of kinds, as in maps=(\"stage\",)"),
+        (NEEDING.replace("KINDS", '("stages",)'), "there is no kind 'stages'; the kinds are stage, preact, relu, last, cam"),
     ],
-    ids=["syntax", "import", "zero", "name", "late", "taken"],
+    ids=["syntax", "import", "zero", "name", "late", "exit", "arguments", "taken", "comma", "kind"],
 )
 def test_broken_file_is_listed_and_harmless(folder, text, error):
     (folder / "a_good.py").write_text(PLAIN.format(name="mine"))
@@ -184,11 +189,19 @@ def test_source_hash_follows_the_file(folder):
     assert registry.source_hash("yours") == other
 
 
-def test_source_hash_follows_what_the_file_imports(folder):
+@pytest.mark.parametrize(
+    ("far", "near"),
+    [
+        ("from methods import _far", "from methods._near import x"),
+        ("from . import _far", "from ._near import x"),
+        ("from ._far import y", "from . import _near"),
+    ],
+)
+def test_source_hash_follows_what_the_file_imports(folder, far, near):
     """Helpers of the package too, and those of helpers; not the contract that all share."""
-    (folder / "_near.py").write_text("from methods import _far\nx = 1\n")
+    (folder / "_near.py").write_text(far + "\nx = 1\n")
     (folder / "_far.py").write_text("import methods.mine\ny = 1\n")
-    (folder / "mine.py").write_text("from methods._near import x\n" + PLAIN.format(name="mine"))
+    (folder / "mine.py").write_text(near + "\n" + PLAIN.format(name="mine"))
     (folder / "yours.py").write_text(PLAIN.format(name="yours"))
     found = [registry.source_hash("mine")]
     for name in ("_far.py", "_near.py", "mine.py"):

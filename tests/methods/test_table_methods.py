@@ -200,9 +200,12 @@ def test_paraphraser_learns_to_reconstruct():
     assert all(torch.equal(value, first.tensors[name]) for name, value in method.paraphraser.state_dict().items())
 
 
-def test_paraphraser_that_diverges_says_what_to_do():
-    preparation = FT.preparation(FT.Hyper(epochs=3, rate=1e6), setting())
-    with pytest.raises(MethodError, match=r"diverged in epoch \d: .*--set ft.rate=100000"):
+@pytest.mark.parametrize("name", ["ft", "ft+kd"])
+def test_paraphraser_that_diverges_says_what_to_do(name):
+    method = registry.get(name)
+    preparation = method.preparation(method.Hyper(epochs=3, rate=1e6), setting())
+    said = rf"diverged in epoch \d: lower its rate \(now 1e\+06\): --set {re.escape(name)}\.rate=100000$"
+    with pytest.raises(MethodError, match=said):
         preparation.build(frozen_teacher(), Images())
 
 

@@ -1,7 +1,10 @@
 """models.load: one line from a file to its network, whatever form the file has; a clear error where it has none."""
 
 import argparse
+import copy
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from models import NetworkError
+from models import NetworkError, files
 from models.randomness import keyed
 
 
@@ -101,8 +104,8 @@ def test_what_holds_no_weights_is_refused(tmp_path):
     whole = tmp_path / "whole.safetensors"
     save_file(made().state_dict(), whole, {"network": '{"architecture": "resnet8"}'})
     content = whole.read_bytes()
-    files = {"cut": content[:-100], "header": content[:40], "page": b"<!DOCTYPE html>" * 40, "empty": b"", "folder": None}
-    for name, bad in files.items():
+    broken = {"cut": content[:-100], "header": content[:40], "page": b"<!DOCTYPE html>" * 40, "empty": b"", "folder": None}
+    for name, bad in broken.items():
         path = tmp_path / name
         path.mkdir() if bad is None else path.write_bytes(bad)
         with pytest.raises(NetworkError, match=f"{name} cannot be read as weights") as caught:
@@ -113,7 +116,54 @@ def test_what_holds_no_weights_is_refused(tmp_path):
         models.load(tmp_path / "list.pth", "resnet8")
     with pytest.raises(NetworkError, match="nowhere.pth does not exist"):
         models.load(tmp_path / "nowhere.pth", "resnet8")
-    for text in ("no JSON", "[1]", '{"classes": 3}'):
+    for text in ("no JSON", "[1]", '{"classes": 3}', "[" * 100_000):
         save_file(made().state_dict(), whole, {"network": text})
         with pytest.raises(NetworkError, match='entry "network" of its header names no architecture'):
             models.load(whole)
+
+
+ODD = {
+    "meta": lambda: torch.empty(3, device="meta"),
+    "torch.sparse_coo": lambda: torch.eye(3).to_sparse(),
+    "torch.sparse_csr": lambda: torch.eye(3).to_sparse_csr(),
+    "conjugated": lambda: torch.zeros(3, dtype=torch.complex64).conj(),
+    "negated": lambda: torch.zeros(3, dtype=torch.complex64).conj().imag,
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    "quantized": lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_not_plain_values_are_refused(tmp_path, kind):
+    torch.save({"model": {"right": torch.zeros(3), "odd": ODD[kind]()}}, tmp_path / "x.pth")
+    with pytest.raises(NetworkError, match=f"x.pth holds no plain tensors .odd is .*{kind}") as caught:
+        files.read(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_are_larger_than_their_file_are_refused(tmp_path):
+    torch.save({"one": torch.zeros(1).expand(10)}, tmp_path / "x.pth")
+    assert files.read(tmp_path / "x.pth")["one"].tolist() == [0.0] * 10
+    for state in ({"one": torch.zeros(1).expand(10**14)}, {str(i): torch.zeros(1).expand(files.LIMIT // 8) for i in range(3)}):
+        torch.save(state, tmp_path / "x.pth")
+        with pytest.raises(NetworkError, match="x.pth holds tensors of .* bytes, more than the 4,294,967,296 that are read"):
+            files.read(tmp_path / "x.pth")
+
+
+def test_an_archive_that_is_larger_unpacked_than_as_a_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("unpacked"))
+    for name, way in (("packed", zipfile.ZIP_DEFLATED), ("shared", zipfile.ZIP_STORED)):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", way) as archive:
+            archive.writestr("x/data.pkl", b"0" * 5000)
+            for i in range(9 if name == "shared" else 0):  # names for the same bytes
+                again = copy.copy(archive.filelist[0])
+                again.filename = f"x/data/{i}"
+                archive.filelist.append(again)
+        (tmp_path / name).write_bytes(buffer.getvalue())
+    with pytest.raises(NetworkError, match=r"packed cannot be read as weights \(its entries are compressed\)"):
+        files.read(tmp_path / "packed")
+    monkeypatch.setattr(files, "LIMIT", 10_000)
+    with pytest.raises(NetworkError, match=r"shared cannot be read as weights \(50,000 bytes unpacked, more than the 10,000"):
+        files.read(tmp_path / "shared")

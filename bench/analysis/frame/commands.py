@@ -11,7 +11,7 @@ from bench.analysis.frame.base import Analysis, Stored, options_of
 from bench.errors import UsageError
 from bench.options import Appended, DataOption, DeviceOption, ResultsOption, ThreadsOption
 from bench.plan import names
-from bench.text import table
+from bench.text import clean, say, table
 from bench.train.execution import Execution
 
 
@@ -26,9 +26,9 @@ class Analyses(ResultsOption):
             count = sum(stored.name == name for stored in found)
             print(f"{name}: {one.question}\n  needs {one.needs.words()}; {count} result{'s' * (count != 1)} in {self.results}")
         for name, error in registry.broken().items():
-            print(f"{name}: BROKEN, {error}")
+            say(f"{name}: BROKEN, {error}")
         for where, reason in problems:
-            print(f"{where}: cannot be read, {reason}")
+            say(f"{where}: cannot be read, {reason}")
         return 0
 
 
@@ -85,11 +85,11 @@ def check(analysis: type[Analysis], dataset) -> None:
 
 
 def lines(analysis: type[Analysis], stored: Stored, root: Path) -> list[str]:
-    """A result for the terminal: its tables, what it cost, where it lies."""
-    out = [f"\n{analysis.title}: {stored.subject} on {stored.identity['data']['name']}"]
-    for one in analysis.tables(stored):
+    """A result for the terminal: its tables, what it cost, where it lies. Raises StoreError."""
+    out = ["", f"{analysis.title}: {stored.subject} on {stored.identity['data']['name']}"]
+    for one in results.tables(analysis, stored):
         out += [one.title, *("  " + line for line in table(one.rows, one.header)), *one.notes, ""]
     cost = stored.cost
     out.append(f"cost: {cost['seconds']:.1f} s, {cost['cpu_seconds']:.1f} CPU s on {cost['device']}, {cost['threads']} threads")
     out.append(f"written: {results.place(root, stored.identity)}")
-    return out
+    return [clean(line, 1000) for line in out]

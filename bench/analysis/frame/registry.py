@@ -46,7 +46,7 @@ def discover() -> None:
         before = set(_analyses)
         try:
             importlib.import_module(f"bench.analysis.{module}")
-        except Exception as error:  # a stranger's file may raise anything; it is reported where analyses are listed
+        except (Exception, SystemExit) as error:  # a stranger's file may do anything; it is reported where analyses are listed
             for half in set(_analyses) - before:
                 del _analyses[half]
             _broken[module] = " ".join(f"{type(error).__name__}: {error}".split())

@@ -10,21 +10,58 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from bench.analysis.frame.base import Result, Stored
+from bench.analysis.frame.base import Analysis, Result, Stored, Table
 from bench.errors import StoreError
 from bench.plan.identity import canonical, digest
-from bench.store.files import folders, read_bytes, read_json, write_bytes, write_json
+from bench.store.files import folders, read_bytes, read_json, typed, write_bytes, write_json
+from bench.store.records import Amount, Integer, Name, Percent, Positive, Text
+from bench.text import clean
 
 FORMAT = 1
 FOLDER = "analysis"
 LIMIT = 1 << 30
-"""Bytes that a file of arrays may have."""
-_FIELDS = {"identity": dict, "facts": dict, "cost": dict, "arrays_sha256": str}
+"""Bytes that a file of arrays may have, and the arrays in it."""
+
+
+class _Network(Struct):
+    label: Name
+    test_top1: Percent
+
+
+class _Data(Struct):
+    name: Name
+
+
+class _Identity(Struct):
+    name: Name
+    version: Integer
+    options: dict[str, Any]
+    networks: Annotated[list[_Network], Meta(min_length=1)]
+    data: _Data
+
+
+class _Cost(Struct):
+    seconds: Amount
+    cpu_seconds: Amount
+    device: Text
+    threads: Positive
+
+
+class _Written(Struct):
+    """result.json, as far as every reader needs it; what an analysis makes of its facts is its own."""
+
+    WHAT: ClassVar[str] = "a result of an analysis"
+    identity: _Identity
+    facts: dict[str, Any]
+    cost: _Cost
+    arrays_sha256: str
 
 
 def key(identity: Mapping[str, Any]) -> str:
@@ -48,12 +85,22 @@ def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack(path: Path, data: bytes) -> dict[str, np.ndarray]:
-    """Raises StoreError for bytes that are no .npz of plain arrays."""
+    """Raises StoreError for bytes that are no .npz of plain arrays, and for arrays of more than LIMIT bytes."""
+    cure = f"remove {path.parent} and run the analysis again"
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as whole:
+            size = sum(entry.file_size for entry in whole.infolist())
+        if size > LIMIT:
+            raise StoreError(f"{path}: arrays of {size:,} bytes, more than the {LIMIT:,} that are read; {cure}")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise StoreError(f"{path}: cannot be read as arrays ({type(error).__name__}); remove {path.parent} and run the analysis again") from None
+            found = {name: file[name] for name in file.files}
+        if all(isinstance(array, np.ndarray) for array in found.values()):
+            return found
+    except StoreError:
+        raise
+    except Exception as error:  # a stranger's bytes make numpy raise many things
+        raise StoreError(f"{path}: cannot be read as arrays ({type(error).__name__}); {cure}") from None
+    raise StoreError(f"{path}: holds something else than arrays; {cure}")
 
 
 def arrays_of(path: Path) -> bytes:
@@ -79,17 +126,18 @@ def read(folder: Path) -> Stored | None:
     where = folder / "result.json"
     if (found := read_json(where, sealed=True)) is None:
         return None
-    if found.get("format") != FORMAT or any(not isinstance(found.get(name), kind) for name, kind in _FIELDS.items()):
-        raise StoreError(f"{where}: not a result of an analysis, or of another version; remove {folder} and run the analysis again")
+    cure = f"remove {folder} and run the analysis again"
+    if found.get("format") != FORMAT:
+        raise StoreError(f"{where}: format {found.get('format')!r}, this version reads {FORMAT}; {cure}")
     try:
-        right = key(found["identity"]) == folder.name
-    except (KeyError, TypeError, IndexError):
-        right = False
-    if not right:
-        raise StoreError(f"{where}: its identity does not belong to this folder; remove {folder} and run the analysis again")
+        typed(where, found, _Written)
+    except StoreError as error:
+        raise StoreError(f"{error}; {cure}") from None
+    if key(found["identity"]) != folder.name:
+        raise StoreError(f"{where}: its identity does not belong to this folder; {cure}")
     data = arrays_of(folder / "arrays.npz")
     if hashlib.sha256(data).hexdigest() != found["arrays_sha256"]:
-        raise StoreError(f"{folder / 'arrays.npz'}: differs from its SHA-256; remove {folder} and run the analysis again")
+        raise StoreError(f"{folder / 'arrays.npz'}: differs from its SHA-256; {cure}")
     arrays = unpack(folder / "arrays.npz", data)
     return Stored(folder.name, found["identity"]["name"], found["identity"], found["facts"], arrays, found["cost"])
 
@@ -111,5 +159,15 @@ def scan(results: Path) -> tuple[list[Stored], list[tuple[str, str]]]:
             if (stored := read(results / FOLDER / name)) is not None:
                 found.append(stored)
         except StoreError as error:
-            problems.append((name, str(error)))
+            problems.append((clean(name), str(error)))
     return found, [(p.where, p.reason) for p in unread] + problems
+
+
+def tables(analysis: type[Analysis], stored: Stored) -> list[Table]:
+    """What an analysis makes of a stored result, cells as text. Raises StoreError where its facts and arrays are not what the analysis reads."""
+    try:
+        made = analysis.tables(stored)
+        return [replace(one, rows=[[str(cell) for _, cell in zip(one.header, row, strict=True)] for row in one.rows]) for one in made]
+    except Exception as error:  # whatever stands there may make it raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise StoreError(f"{stored.key}: {analysis.name} cannot show it ({said}); remove that folder and run the analysis again") from None

@@ -119,8 +119,8 @@ def is_lost(error: Exception, device: torch.device) -> bool:
 
 
 def is_of_device(error: Exception) -> bool:
-    """Whether CUDA says that something went wrong, running out of memory aside."""
-    return "CUDA error" in str(error) and not is_short_of_memory(error)
+    """Whether CUDA or cuDNN says that something went wrong, running out of memory aside."""
+    return any(text in str(error) for text in ("CUDA error", "cuDNN error")) and not is_short_of_memory(error)
 
 
 def answers(device: torch.device) -> bool:

@@ -16,7 +16,8 @@ from methods import registry as method_registry
 from methods.base import MethodError
 from tests.bench.analysis import small
 
-IDENTITY = {"name": "sync", "version": 1, "options": {}, "networks": [{"label": "resnet8"}], "data": {"name": "shapes100"}}
+NETWORK = {"label": "resnet8", "test_top1": 1.0}
+IDENTITY = {"name": "sync", "version": 1, "options": {}, "networks": [NETWORK], "data": {"name": "shapes100"}}
 COST = {"seconds": 1.0, "cpu_seconds": 1.0, "device": "x", "threads": 1}
 
 
@@ -246,10 +247,19 @@ def test_facts_without_json_and_arrays_of_objects_are_refused(tmp_path):
     assert results.read(folder) is None
 
 
-def test_the_page_shows_the_newest_answer_to_a_question(tmp_path):
+def test_the_page_shows_the_newest_answer_to_a_question(tmp_path, monkeypatch):
     """The code that prepared it changed, and it was asked again; other options are another question."""
+    monkeypatch.setattr(registry.get("sync"), "tables", lambda stored: [])
     for made, finished, options in (("a", "2025-01-02", {}), ("b", "2025-01-03", {}), ("c", "2025-01-01", {}), ("a", "2025-01-01", {"images": 5})):
         one = {**IDENTITY, "options": options, "prepared": {"skd": made}}
         results.write(results.place(tmp_path, one), one, Result({"x": 1}), {**COST, "finished": finished})
     found, problems = analysis_section.found([ResultSet(OWN, tmp_path, [], [], [])])
     assert not problems and {(f.stored.identity["prepared"]["skd"], len(f.stored.options)) for f in found} == {("b", 0), ("a", 1)}
+
+
+def test_a_file_that_ends_the_program_is_listed_and_harmless(tmp_path, monkeypatch):
+    (tmp_path / "ending.py").write_text("import sys\nsys.exit('no')")
+    monkeypatch.setattr("bench.analysis.__path__", [str(tmp_path)])
+    for name, value in (("_analyses", {}), ("_broken", {}), ("_discovered", False)):
+        monkeypatch.setattr(registry, name, value)
+    assert registry.names() == [] and registry.broken() == {"ending": "SystemExit: no"}

@@ -100,6 +100,16 @@ def test_a_folder_in_a_files_place_is_bad_input(root):
         data.load(get("crd"), root)
 
 
+def test_a_pipe_in_a_files_place_is_named_and_not_waited_for(root, monkeypatch):
+    spoil(root, "meta", "absent")
+    os.mkfifo(root / cifar100.FOLDER / "meta")
+    with pytest.raises(UsageError, match=r"meta cannot be read \(is no regular file\); get it with"):
+        data.load(get("crd"), root)
+    monkeypatch.setattr(cifar100, "_download", lambda root: pytest.fail("unpacked into it"))
+    with pytest.raises(UsageError, match="meta is no regular file; remove it"):
+        data.load(get("crd"), root, download=True)
+
+
 def test_no_data_root_is_bad_input():
     with pytest.raises(UsageError, match="--data-root"):
         data.load(get("crd"), None)

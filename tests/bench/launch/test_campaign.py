@@ -5,6 +5,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench.errors import DONE, STOPPED_IN_TIME
 from bench.launch import jobs, run
@@ -15,10 +16,12 @@ from bench.plan.expand import expand
 from bench.plan.groups import Group
 from bench.plan.profiles import Pair, Profile, get_profile
 from bench.plan.selection import Selection
+from bench.train import environment
 from bench.train.execution import Execution
 from bench.train.stop import SIGNALS, Stop
 from tests.bench.plan.test_plan import FACTS
 
+HERE = environment.device_facts(torch.device("cpu"))["name"]
 ONE, TWO = (Pair("mid", "small"),), (Pair("mid", "small"), Pair("big", "tiny"))
 
 
@@ -89,7 +92,7 @@ def test_costs_are_measured_once_for_each_condition(tmp_path, monkeypatch):
     def left(profile: str, pair: str, threads: int = 1) -> list:
         chosen = Selection(methods=("student", "kd"), pairs=(pair,), seeds=(1,))
         the_plan = expand(get_profile(profile), chosen, registries.read(protocols.get(get_profile(profile).protocol)))
-        return jobs.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=threads), {"type": "cpu"})
+        return jobs.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=threads), ("another card", HERE))
 
     def probed(profile: str, pair: str) -> list:
         measured.clear()
@@ -120,7 +123,7 @@ def test_a_signal_between_two_probes_stops_the_job(tmp_path, monkeypatch):
     monkeypatch.setattr(Stop, "preempted", False)
     chosen = Selection(methods=("student", "kd"), pairs=("resnet14-resnet8",), seeds=(1,))
     the_plan = expand(get_profile("smoke"), chosen, registries.read(protocols.get(get_profile("smoke").protocol)))
-    (task,) = jobs.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=1), {"type": "cpu"})
+    (task,) = jobs.probe_tasks(the_plan, Execution(str(tmp_path), device="cpu", threads=1), ("another card", HERE))
     try:
         assert jobs.run_probes(**task.arguments, execution=task.execution) == STOPPED_IN_TIME
     finally:

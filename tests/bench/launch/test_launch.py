@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -17,7 +18,7 @@ from bench.launch import local
 from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.slurm import parameters
-from bench.launch.tasks import Job, Slot, Task, fresh_folder
+from bench.launch.tasks import Job, Slot, Task, fresh_folder, own_process
 from bench.train.execution import Execution
 from bench.train.stop import SIGNALS, Stop
 from tests.bench import fakes
@@ -126,6 +127,20 @@ def test_a_crash_frees_its_slot_and_names_the_log(folder):
     outcome = pool(folder, [Slot(None, 1)]).run(tasks)
     assert outcome.succeeded == ["c"] and set(outcome.unfinished) == {"a", "b"} and outcome.code == 0
     assert "RuntimeError: a went wrong" in outcome.unfinished["a"] and "_log.err" in outcome.unfinished["a"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ("Traceback\n  File x\ntorch.AcceleratorError: CUDA error: busy\nErrors may come later\nCompile with `X`.\n", "CUDA error: busy"),
+        ("Traceback\n  File x\nbench.errors.UsageError: no teacher\n", "no teacher"),
+        ("Killed\n", "Killed"),
+    ],
+)
+def test_the_reason_is_the_line_that_names_the_error(tmp_path, errors, said):
+    (tmp_path / "log").write_text(errors)
+    told = local._last_words(SimpleNamespace(paths=SimpleNamespace(stderr=tmp_path / "log")))
+    assert told.removeprefix("torch.AcceleratorError: ") == f"{said} (log: {tmp_path / 'log'})"
 
 
 def test_groups_wait_for_their_teacher_and_give_up_with_it(folder):
@@ -351,6 +366,12 @@ def test_fresh_folder_is_new_each_time_and_says_where_nothing_can_be_written(tmp
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write below"):
         fresh_folder(tmp_path / "file")
+
+
+def test_what_holds_a_gpus_memory_is_done_in_a_process_of_its_own():
+    assert own_process(os.getpid) != os.getpid()
+    with pytest.raises(UsageError, match="cannot write below"):
+        own_process(fresh_folder, Path("/dev/null"))
 
 
 def test_slurm_parameters_name_what_was_asked_for():

@@ -27,7 +27,6 @@ from bench.store.lease import Lease
 from bench.store.runs import read_status, scan, write_status
 from bench.train import group_job, loop, teacher_networks
 from bench.train.execution import Execution
-from tests.bench import synthetic
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
 PROFILE = Profile("tiny", "", "tiny", (Pair("resnet14", "resnet8"),), (1, 2), ("student",))
@@ -319,16 +318,6 @@ def test_what_is_refused_has_written_nothing(results, plan, monkeypatch, changes
     with pytest.raises(UsageError, match=said):
         launch.run(dataclasses.replace(options, **changes))
     assert everything(results) == before
-
-
-def test_students_of_a_teacher_that_is_gone_are_not_passed_over(tmp_path):
-    """Their ids hang on the teacher: nothing could be marked, and the old runs would count as done."""
-    book = SimpleNamespace(results=tmp_path, teachers_missing=lambda: ["resnet14"])
-    launch._refuse_unknown(Run(redo=True), book)  # nobody has learnt from it
-    synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet14", "resnet8", 1), 50.0)
-    launch._refuse_unknown(Run(), book)
-    with pytest.raises(UsageError, match="learnt from a resnet14 teacher are here and the teacher is not"):
-        launch._refuse_unknown(Run(redo=True), book)
 
 
 @pytest.mark.parametrize("cluster", ["local", "slurm"])

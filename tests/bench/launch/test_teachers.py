@@ -32,6 +32,7 @@ from bench.train import group_job, loop, teacher_networks, teacher_training
 from bench.train.context import runs_of
 from bench.train.execution import Execution
 from bench.train.stop import SIGNALS
+from tests.bench import synthetic
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
 PROFILE = Profile("tiny", "", "tiny", (Pair("resnet14", "resnet8"),), (1,), ("student", "kd"))
@@ -190,6 +191,16 @@ def test_a_job_of_an_older_launch_leaves_the_plan_of_a_later_one(tmp_path):
     (tmp_path / "plan.json").write_bytes(b"{")
     older.complete_plan()  # one that cannot be read is nobody's
     assert read_record(tmp_path / "plan.json", PlanRecord).seeds == [1]
+
+
+def test_students_of_a_teacher_that_is_gone_are_not_passed_over(tmp_path):
+    """Their ids hang on the teacher: nothing could be marked, and the old runs would count as done."""
+    book = SimpleNamespace(results=tmp_path, teachers_missing=lambda: ["resnet14"])
+    launch._refuse_unknown(Run(redo=True), book)  # nobody has learnt from it
+    synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet14", "resnet8", 1), 50.0)
+    launch._refuse_unknown(Run(), book)
+    with pytest.raises(UsageError, match="learnt from a resnet14 teacher are here and the teacher is not"):
+        launch._refuse_unknown(Run(redo=True), book)
 
 
 def test_only_the_very_same_group_is_locked(tmp_path):

@@ -11,6 +11,7 @@ from scipy import stats
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, UsageError
 from bench.measure import equivalence
 from bench.measure.equivalence import Equivalence, judge, power
+from bench.store.files import write_json
 from bench.train import group_job
 from tests.bench.synthetic import SHORT, add_run, run_of
 
@@ -111,6 +112,31 @@ def test_two_teachers_for_one_cell_are_refused(tmp_path):
     fill(tmp_path, 0.0, 0.1, seeds=[1], teacher_hash="another")
     with pytest.raises(UsageError, match="kd with seed 1"):
         options(tmp_path, seeds=("1,2",)).main()
+
+
+def test_runs_of_an_older_version_or_another_teacher_are_not_compared(tmp_path):
+    fill(tmp_path, 0.0, 0.1, seeds=[1, 2])
+    present = options(tmp_path, seeds=("1,2",))
+    assert present.main() == DONE
+    before = outcome(tmp_path)["differences"]
+    fill(tmp_path, 5.0, 0.1, seeds=[1, 2], method_version=0)
+    fill(tmp_path, 5.0, 0.1, seeds=[1, 2], teacher_hash="another")
+    with pytest.raises(UsageError, match="kd with seed 1"):  # which of the two teachers nothing says
+        present.main()
+    facts = {"architecture": "resnet56", "dataset": "cifar100", "hash": "resnet56-hash", "source": "imported", "trained": True}
+    place = tmp_path / "teachers" / "cifar100-resnet56"
+    place.mkdir(parents=True)
+    write_json(place / "teacher.json", facts | {"format": 1, "test_top1": 72.0, "test_top5": 92.0, "test_top1_data": "d" * 16})
+    assert present.main() == DONE and outcome(tmp_path)["differences"] == before
+
+
+def test_what_cannot_be_compared_is_refused_before_the_training(tmp_path, monkeypatch):
+    fill(tmp_path, 0.0, 0.1, seeds=[1])
+    fill(tmp_path, 0.0, 0.1, seeds=[1], data_hash="e" * 16)
+    monkeypatch.setattr(group_job, "run_group", launched := Launched(tmp_path))
+    with pytest.raises(UsageError, match="seed 1 was trained with two"):
+        dataclasses.replace(options(tmp_path), train=True).main()
+    assert not launched.groups
 
 
 class Launched:

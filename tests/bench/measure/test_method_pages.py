@@ -12,6 +12,7 @@ from bench.plan import new
 from methods import registry
 from methods.base import Batch
 from tests.methods import cases
+from tests.methods import test_conformance as conformance
 
 EVIDENCE = Path(__file__).resolve().parents[3] / "results" / "evidence" / "smoke"
 
@@ -42,6 +43,7 @@ def test_a_new_method_trains_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     method = registry.get("my_own")
+    conformance.test_declares_itself("my_own")
     assert method.title == "MyOwn" and method.Hyper().weight == 0.5
     made = method(method.Hyper(), cases.setting()).train()
     images, labels = cases.pictures(16)

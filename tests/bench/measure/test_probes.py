@@ -4,6 +4,8 @@ import itertools
 import json
 import multiprocessing
 import re
+import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +100,20 @@ def test_memory_is_the_steps_own(record, tmp_path):
     small = record["peak_memory_bytes"]
     assert 4 << 20 < small < 64 << 20
     assert 2 * small < large["peak_memory_bytes"] < 12 * small
+
+
+def test_why_a_probe_failed_is_one_line_and_where_is_in_the_log(monkeypatch, capsys):
+    def measure(*request):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(probes, "measure", measure)
+    before, sent = signal.getsignal(signal.SIGINT), []
+    try:
+        probes._child((), SimpleNamespace(send=sent.append))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [str(error) for error in sent] == ["OutOfMemoryError: CUDA out of memory"]
+    assert "in measure" in capsys.readouterr().err
 
 
 def test_measured_once_unless_redone(probed, monkeypatch):

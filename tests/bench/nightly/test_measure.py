@@ -1,17 +1,24 @@
 """The plan for real, as small as it gets."""
 
+import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from bench.nightly import measure
+from bench.plan.groups import Group
 from bench.plan.profiles import Pair
 from bench.plan.protocols import Protocol
+from bench.train.execution import Execution
+from bench.train.group_job import run_group
+from bench.train.stop import SIGNALS
 from methods import registry
 from methods.base import Method
 
@@ -40,10 +47,6 @@ def test_two_nights_of_the_same_code_are_bit_equal(tmp_path):
 
 
 def test_a_method_that_fails_has_no_metric_and_a_reason(tmp_path):
-    from bench.plan.groups import Group
-    from bench.train.execution import Execution
-    from bench.train.group_job import run_group
-
     class Broken(Method):
         title = "Broken"
 
@@ -107,6 +110,56 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
     if outlived:
         os.kill(worker, signal.SIGKILL)
     assert not outlived, "the worker outlived its parent"
+
+
+def signalled(folder: Path, seen: list[int]) -> None:
+    """Send SIGINT to the only worker once it trains the first seed."""
+    until = time.monotonic() + 600
+    while not list(folder.glob("runs/*-s1-*/epochs.jsonl")) and time.monotonic() < until:
+        time.sleep(0.01)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    seen.append(worker.pid)
+
+
+def test_a_worker_that_was_stopped_begins_no_other_seed(tmp_path):
+    plan = dataclasses.replace(TINY, protocol=TINY.protocol.scaled(30))
+    seen: list[int] = []
+    threading.Thread(target=signalled, args=(tmp_path, seen), daemon=True).start()
+    with pytest.raises(measure.NightStopped) as stopped:
+        measure.run(plan, tmp_path, "cpu", 1, ("student",))
+    assert stopped.value.code == 130 and seen
+    assert list(tmp_path.glob("runs/*-s1-*")) and not list(tmp_path.glob("runs/*-s2-*"))
+
+
+def test_a_second_signal_is_remembered_too(monkeypatch):
+    calls = []
+
+    def interrupted(group, execution) -> int:
+        calls.append(group)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "run_group", interrupted)
+    monkeypatch.setattr(measure, "_stopped", 0)
+    assert [measure.train(group, None) for group in "ab"] == [130, 130] and calls == ["a"]
+
+
+def test_speed_stops_between_turns(tmp_path, monkeypatch):
+    turns = []
+
+    def turn(step, steps, device) -> float:
+        turns.append(steps)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    monkeypatch.setattr(measure, "_timed", turn)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        found = measure.speed(Group(None, "resnet8", 1, TINY.protocol, "tf32", ("student",)), Execution(str(tmp_path), device="cpu", threads=1), 2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert found == {"code": 130, "metrics": {}, "failures": {}} and len(turns) == 1
 
 
 @pytest.mark.parametrize("code", [75, 130])

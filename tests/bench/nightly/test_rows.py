@@ -105,6 +105,7 @@ def test_odd_baselines_are_named_problems(place):
     ("change", "said"),
     [
         (lambda row: row | {"date": "2025-03-01T03:00:00"}, "Expected `datetime` with a timezone component - at `$.date`"),
+        (lambda row: row | {"date": "2025-03-01t03:00:00z"}, "not a night (Invalid isoformat string"),
         (lambda row: row | {"night": 0}, "Expected `int` >= 1 - at `$.night`"),
         (lambda row: row | {"night": True}, "got `bool` - at `$.night`"),
         (lambda row: row | {"metrics": {}}, "of length >= 1 - at `$.metrics`"),

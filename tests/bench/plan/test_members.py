@@ -9,12 +9,15 @@ import pytest
 from bench.errors import UsageError
 from bench.plan import registries
 from bench.plan.expand import expand
+from bench.plan.groups import Group
 from bench.plan.members import hyper_of
 from bench.plan.profiles import PROFILES
 from bench.plan.protocols import PROTOCOLS
 from bench.plan.selection import Selection, typed
 from methods import registry
 from methods.base import Method, MethodError, check_hyper, named_hyper, ranged
+
+PAIR = ("resnet56", "resnet20")
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,67 @@ def test_registered_methods_refuse(name, field, text):
     method = registry.get(name)
     with pytest.raises(UsageError, match=rf"--set {method.name}: {method.name}\.{field} is {text}\b.*; it must be a"):
         hyper_of(method, "resnet56", "resnet20", {field: text})
+
+
+def test_defaults_out_of_their_own_range_are_the_files_fault():
+    """Nobody typed --set, or typed it for another field."""
+    loose = dataclasses.make_dataclass("Loose", [("weight", float, ranged(0.5, at_least=1)), ("power", int, ranged(2, at_least=1))], frozen=True)
+    wrong = type("Wrong", (Method,), {"name": "wrong", "Hyper": loose})
+    for overrides in ({}, {"power": "3"}):
+        with pytest.raises(MethodError) as error:
+            hyper_of(wrong, *PAIR, overrides)
+        assert str(error.value) == "wrong.weight is 0.5; it must be at least 1; the method's file says both: mend its default or its range"
+
+
+@dataclass(frozen=True)
+class Undecided:
+    weight: float
+
+
+@dataclass(frozen=True)
+class Misspelt:
+    weight: "flaot" = 1.0  # noqa: F821
+
+
+def raising(cls, hyper, setting):
+    raise KeyError("in two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"by_pair": {PAIR: {"wieght": 1.0}}}, "TypeError: Hyper.__init__() got an unexpected keyword argument 'wieght'"),
+        ({"Hyper": Undecided}, "TypeError: Undecided.__init__() missing 1 required positional argument: 'weight'"),
+        ({"Hyper": Misspelt}, "NameError: name 'flaot' is not defined"),
+        *(({hook: classmethod(raising)}, r"KeyError: 'in two\nlines'") for hook in ("unsupported", "preparation", "pretraining")),
+    ],
+    ids=["by_pair", "default", "annotation", "unsupported", "preparation", "pretraining"],
+)
+def test_what_a_methods_own_code_raises_is_one_line_with_its_name(monkeypatch, fields, said):
+    monkeypatch.setitem(registry._methods, "toy", type("Own", (Toy,), fields))
+    group = Group(*PAIR, 1, PROTOCOLS["crd"], "tf32", ("student", "toy"), (("toy", "weight", "2"),))
+    with pytest.raises(MethodError) as error:
+        registries.of_group(group)
+    assert str(error.value) == f"toy: {said}"
+
+
+def test_a_refusal_of_a_methods_own_passes_as_it_is(monkeypatch):
+    def refuse(cls, hyper, setting):
+        raise MethodError("toy wants other stages")
+
+    monkeypatch.setitem(registry._methods, "toy", type("Own", (Toy,), {"preparation": classmethod(refuse)}))
+    with pytest.raises(MethodError, match="^toy wants other stages$"):
+        registries.of_group(Group(*PAIR, 1, PROTOCOLS["crd"], "tf32", ("toy",)))
+
+
+def test_a_broken_file_is_said_to_be_broken_where_its_name_is_asked_for(monkeypatch):
+    registry.discover()
+    monkeypatch.setitem(registry._broken, "lsr", "SyntaxError: invalid syntax (lsr.py, line 3)")
+    facts = registries.read(PROTOCOLS["smoke"])
+    for row in ("+lsr", "+lsr+kd"):
+        with pytest.raises(MethodError, match="method file 'lsr' is broken: SyntaxError: invalid syntax"):
+            expand(PROFILES["smoke"], Selection(methods=(row,)), facts)
+    assert "lsr" not in list(facts.methods)
 
 
 def test_text_without_a_known_annotation_is_refused():

@@ -13,7 +13,7 @@ from bench.data.augment import Augmenter
 from bench.errors import DONE
 from bench.plan import members
 from bench.plan.groups import Group
-from bench.plan.profiles import PROFILES
+from bench.plan.profiles import PROFILES, ROWS
 from bench.report import table
 from bench.store.runs import scan
 from bench.train import group_job, teacher_networks
@@ -65,14 +65,17 @@ def takes_steps(tmp_path, pair, few, preparations):
     group = Group(pair.teacher, pair.student, 1, few, "tf32", methods, quick(pair.teacher, pair.student, few.image_size))
     assert group_job.run_group(group, Execution(str(tmp_path), device="cpu", threads=1)) == DONE
     views = {view.method: view for view in scan(tmp_path)[0]}
-    able = [m.run.method for m in members.resolve(group, dataset.hash, 100, few.image_size, len(dataset.train_labels), None) if not m.skipped]
-    assert pair not in PAPER or len(able) == len(methods)
+    found = [m for m in members.resolve(group, dataset.hash, 100, few.image_size, len(dataset.train_labels), None) if not m.skipped]
+    able = [m.run.method for m in found]
+    alone = {m.run.method for m in found if not m.method.depends_on_teacher(m.hyper, m.setting)}
+    assert "student" in alone and not alone & {*ROWS} - {"student"}
+    assert pair not in PAPER or {*ROWS} <= {*able}
     assert {name: view.status for name, view in views.items()} == dict.fromkeys(able, "done")
     assert len({view.record.weights_sha256 for view in views.values()}) == len(able)  # each method moved the student its own way
     for name, view in views.items():
         teacher = view.record.teacher
-        assert (teacher is None) == (name == "student")
+        assert (teacher is None) == (name in alone)
         assert teacher is None or teacher.trained is False
     (only,) = table.build(tmp_path)[0].tables
     filled = {row.method for row in only.rows for cell in row.cells if cell.values}
-    assert filled == {"student"} and len(only.excluded) == len(able) - 1
+    assert filled == alone and len(only.excluded) == len(able) - len(alone)

@@ -1,12 +1,14 @@
 """Costs beside the tables they belong to: none is lost to another condition, none makes a ratio with another."""
 
+import csv
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import pytest
 
 from bench.plan.protocols import PROTOCOLS
-from bench.report import blocks, command, cost_sheets, page, sentences, table
+from bench.report import blocks, command, cost_sheets, page, render, sentences, table
 from tests.bench.synthetic import CRD, DEVICE, add_cost, add_measured, add_plan, add_run, run_of
 
 R20 = ("resnet20", "resnet8")
@@ -91,6 +93,28 @@ def test_the_probes_own_ratio_stands_before_that_of_two_records(tmp_path):
     assert relative(tmp_path, CRD, WRN, "kd") == 0.5
     (sheet,) = cost_sheets.load(tmp_path)[0]
     assert sheet.without_teacher(*WRN, "skd")[0] == pytest.approx(0.5 / 0.8)
+
+
+def test_what_a_method_takes_is_the_plain_students_times_the_ratio(tmp_path):
+    """KD's probe met a slow minute, the plain student's own probe did not: images a second, ratio and total say the same of KD."""
+    for run, speed, ratio in ((run_of("student", None, WRN[1], 1, CRD), 1000.0, {}), (run_of("kd", *WRN, 1, CRD), 330.0, {"relative": 0.5})):
+        add_run(tmp_path, run, 70.0)
+        add_measured(tmp_path, run, speed, **ratio)
+    add_run(tmp_path, run_of("at", *WRN, 1, CRD), 70.0)
+    add_measured(tmp_path, run_of("at", *WRN, 1, CRD), 250.0)  # an older record, without a ratio of its own
+    sets = table.build(tmp_path)
+    (t,) = sets[0].tables
+    block = blocks.cost_block(t.sheet, "Costs", t)
+    assert [line.cells for line in block.lines if line.kind == "main"] == [["1,000 (1.00×)"], ["500 (0.50×)"], ["250 (0.25×)"]]
+    epochs = 240 * 50_000
+    totals = [blocks.total_seconds(t.sheet, WRN, method, t) for method in ("student", "kd", "at")]
+    assert totals == [epochs / 1000, epochs / 500, epochs / 250]
+    said = {line["method"]: line for line in csv.DictReader(io.StringIO(render.csv_text(sets)))}
+    assert [float(said["kd"][key]) for key in ("images_per_second", "relative_speed", "total_seconds")] == [500.0, 0.5, epochs / 500]
+    assert page._costs(t)["rows"][1]["cells"][0]["views"][0]["main"] == "500"
+    add_measured(tmp_path, run_of("student", None, WRN[1], 1, CRD), 1000.0, noisy=WHY)
+    (sheet,) = cost_sheets.load(tmp_path)[0]
+    assert sheet.speed(*WRN, "kd") == 330.0  # a noisy figure is no measure for others
 
 
 WHY = "CPU time was 0.50 of the clock's (something else ran)"

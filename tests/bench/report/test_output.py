@@ -395,5 +395,5 @@ def test_a_kept_result_of_an_earlier_version_says_what_was_wrong_with_it():
     old = {key for key, version in versions.items() if version < registry.get(kept[key].stored.name).version}
     assert old and old != set(kept)
     for key, found in kept.items():
-        notes = " ".join(note for made in analysis_section._tables(found) for note in made.notes)
+        notes = " ".join(note for made in found.tables for note in made.notes)
         assert (f"Version {versions[key]}, before the present" in notes) == (key in old), key

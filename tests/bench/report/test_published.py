@@ -7,10 +7,12 @@ import re
 from collections import Counter
 
 import pytest
+from scipy import stats
 
 from bench.errors import StoreError
 from bench.report import blocks, compare, explain, page, published, render, sentences, table
 from bench.report.published import HERE, Published
+from bench.store.files import Problem
 from tests.bench.synthetic import CRD, add_run, run_of
 
 FILES = sorted(HERE.glob("*.json"))
@@ -214,6 +216,19 @@ def test_an_assumed_deviation_keeps_to_the_epoch(tmp_path):
     assert own.tables[0].rows[-1].cells[0].verdict.mean == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_assumed_deviation_is_known_whatever_n_was(tmp_path, n):
+    """Degrees of freedom are ours alone: (a + b)² / (a² / (n - 1)), with a our squared error and b the assumed one's."""
+    write(tmp_path / "published", "a", {"top1": 70.3, "sd": None, "n": n}, epoch="last")
+    own = made(tmp_path)
+    compare.assume_sd([own], 0.25)
+    verdict = own.tables[0].rows[-1].cells[0].verdict
+    a, b = 0.2**2 / 3, 0.25**2 / n
+    assert verdict.mean == pytest.approx(-0.1)
+    assert verdict.half == pytest.approx(stats.t.ppf(0.975, (a + b) ** 2 / (a * a / 2)) * (a + b) ** 0.5, rel=1e-6)
+    assert verdict.word == "agrees" and verdict.why == "assuming a published standard deviation of 0.25 (the source prints none)"
+
+
 def test_a_last_epoch_is_held_against_our_last(tmp_path):
     write(tmp_path / "published", "a", {"top1": 70.2}, epoch="last")
     own = made(tmp_path)
@@ -221,6 +236,20 @@ def test_a_last_epoch_is_held_against_our_last(tmp_path):
     text = render.text([own])
     assert "our best" not in text and "Other sources" not in text and blocks.BEST not in text
     assert "<title>published: 70.20</title>" in page.html([own])
+
+
+def test_what_many_sources_print_is_not_cut(tmp_path):
+    write(tmp_path / "published", "a", {"top1": 70.2}, epoch="last")
+    for k in range(20):
+        write(tmp_path / "published", f"another-source-{k}", {"top1": 71 + k / 10}, epoch="best", origin="copied")
+    own = made(tmp_path)
+    (note,) = blocks.other_sources(own.tables[0])
+    assert len(note) > 800
+    remark = "why " * 200 + "is this the end?"
+    own.problems.append(Problem("runs/x", remark))
+    for make in (render.markdown, render.latex, render.text):
+        said = " ".join(make([own]).split())
+        assert said.count("beside 70.20") == 1 and "is this the end?" in said
 
 
 def test_no_best_epoch_of_any_file_is_held_against_a_last(tmp_path):

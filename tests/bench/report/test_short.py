@@ -1,13 +1,15 @@
 """What `report` prints without options: the own table on a screenful, the rest in files that it names."""
 
 import re
+import shutil
 
 import pytest
 
 from bench.plan.profiles import ALL_PAIRS, ROWS
 from bench.plan.protocols import PROTOCOLS
-from bench.report import compare, page, render, sentences, table
+from bench.report import compare, evidence, page, render, sentences, table
 from bench.report.short import LINES, short
+from bench.store.files import read_json, write_json
 from tests.bench.synthetic import CRD, PAIRS, add_cost, add_plan, add_run, fill, run_of
 
 R20 = ("resnet56", "resnet20")
@@ -92,6 +94,30 @@ def test_what_is_not_done_is_said(tmp_path):
     add_run(tmp_path, run_of("at", *R20, 1), 70.0)
     text = printed(tmp_path)
     assert "70.00 (n=1)" in text and "7 of 9 entries (method, pair, seed) are done; 1 cell of the table is incomplete." in text
+
+
+def test_what_is_skipped_is_not_awaited(tmp_path):
+    """A method that cannot do a pair is no work that is left, and takes no line where all else is done."""
+    fill(tmp_path, [R20], ("student", "kd", "fsp"), (1, 2, 3))
+    plan = read_json(tmp_path / "plan.json")
+    for cell in plan["cells"]:
+        if cell["method"] == "fsp":
+            shutil.rmtree(tmp_path / "runs" / cell["run"])
+            cell |= {"run": None, "skipped": "maps of unlike width"}
+    write_json(tmp_path / "plan.json", plan)
+
+    def said():
+        (own,) = table.build(tmp_path)
+        (t,) = own.tables
+        return sentences.standing_line(t), sentences.in_short(t, compare.against(t, "student")), evidence.column_facts(t)[0], printed(tmp_path)
+
+    line, first, common, text = said()
+    assert line == "All 6 entries (method, pair, seed) are done; 3 skipped." and line not in first and "entries" not in text
+    assert ("Done", "6 of 6") in common and "3 skipped" in text
+    shutil.rmtree(tmp_path / "runs" / run_of("kd", *R20, 3).id)
+    line, first, common, text = said()
+    assert line == "5 of 6 entries (method, pair, seed) are done; 1 cell of the table is incomplete; 3 skipped." and first[0] == line
+    assert ("Done", "5 of 6") in common and "5 of 6 entries" in text
 
 
 def test_what_a_method_adds_at_use_and_trains_before_is_shown(tmp_path):

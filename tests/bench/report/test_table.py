@@ -9,7 +9,7 @@ import pytest
 
 from bench.errors import StoreError, UsageError
 from bench.plan.protocols import PROTOCOLS
-from bench.report import blocks, compare, published, table
+from bench.report import blocks, published, table
 from bench.report.table import Row, Table
 from bench.store.files import write_json
 from tests.bench.synthetic import CRD, PAIRS, SHORT, add_cost, add_plan, add_run, fill, run_of
@@ -82,34 +82,6 @@ def test_an_incomplete_cell_is_never_the_best(tmp_path):
         for seed, top1 in enumerate(tops, 1):
             add(tmp_path, method, seed, top1)
     assert {r.method: r.cells[0].best for r in only(tmp_path).rows} == {"student": False, "kd": True, "at": False}
-
-
-def test_the_best_is_found_among_cells_of_the_same_seeds(tmp_path):
-    for seed, top1 in ((1, 69.0), (2, 69.2), (3, 69.1), (4, 71.0)):
-        add(tmp_path, "student", seed, top1)
-    for seed in (1, 2, 3):
-        for method, top1 in (("at", 70.0), ("rkd", 69.5), ("sp", 69.4)):
-            add(tmp_path, method, seed, top1)
-    add(tmp_path, "kd", 4, 70.9)  # above AT's mean, and below the student of its only seed
-    add_plan(tmp_path, [R20], ("student", "at", "rkd", "sp"), (1, 2, 3))
-    t = only(tmp_path)
-    assert [r.method for r in t.rows if r.cells[0].best] == ["at"]
-    assert [t.rows[i].method for i in blocks.second_best(t, 0)] == ["rkd"] and t.rows[compare.leaders(t)[0].runner_up].method == "rkd"
-    add_plan(tmp_path, [R20], ("student", "kd"), (4,))
-    t = only(tmp_path)
-    assert not any(r.cells[0].best for r in t.rows)
-    assert t.seeds == [1, 2, 3, 4] and "4 seeds (1, 2, 3, 4)" in blocks.conditions(t)  # planned or met
-
-
-def test_a_row_of_fewer_seeds_is_the_best_only_over_those(tmp_path):
-    """Nothing is planned, so that a variant's single seed is all of it."""
-    for seed, top1 in ((1, 62.4), (2, 62.3), (3, 61.6)):
-        add(tmp_path, "student", seed, top1)
-    for weight, top1 in ((2.0, 61.3), (3.0, 62.2)):
-        add(tmp_path, "kd", 1, top1, hyper={"weight": weight}, changed={"weight": weight})
-    t = only(tmp_path)
-    assert [(r.method, r.variant) for r in t.rows if r.cells[0].best] == [("student", "")]  # 62.4 over seed 1, though its mean is 62.1
-    assert [t.rows[i].variant for i in blocks.second_best(t, 0)] == ["weight=3.0"]
 
 
 def test_planned_cells_are_missing_until_they_run(tmp_path):
@@ -315,8 +287,21 @@ def test_published_numbers_stand_beside_their_protocol_only():
     assert found(CRD.scaled(3)) is None and found(CRD.sampled(0.5)) is None and found(PROTOCOLS["skd"]) is None
     assert found(dataclasses.replace(CRD, name="mine")) is None and found(CRD, "iep") is None
     assert found(PROTOCOLS["skd"], "skd").top1 == 70.23
-    quarter = PROTOCOLS["iep"].sampled(0.25)
-    assert published.look_up(index, quarter, "wrn_40_4", "wrn_16_4", "iep").top1 == 68.57
+    iep = ("wrn_40_4", "wrn_16_4", "iep")
+    assert published.look_up(index, PROTOCOLS["iep_quarter"], *iep).top1 == 68.57
+    assert published.look_up(index, PROTOCOLS["iep"].sampled(0.25), *iep) is None  # a trial, whatever stands for a quarter elsewhere
+
+
+@pytest.mark.parametrize("protocol", [CRD.sampled(0.25), PROTOCOLS["iep"].sampled(0.5), PROTOCOLS["iep_half"]], ids=lambda p: p.name)
+def test_beside_a_trial_stands_no_published_number_and_no_word_of_one(tmp_path, protocol):
+    pair = R20 if protocol.name == "crd" else ("wrn_40_4", "wrn_16_4")
+    for method in ("student", "at"):
+        add_run(tmp_path, run_of(method, *pair, 1, protocol), 70.0)
+    t = only(tmp_path)
+    block = blocks.table_block(t, "Table 1")
+    beside = [line.cells[0] for line in block.lines if line.label == "published"]
+    assert any("No published number stands beside a trial" in note for note in block.notes) is bool(t.trial)
+    assert beside == ([] if t.trial else ["77.52", "69.77", "71.13"])
 
 
 @pytest.mark.parametrize(

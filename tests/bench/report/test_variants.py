@@ -5,6 +5,7 @@ import pytest
 from bench.errors import UsageError
 from bench.plan.protocols import PROTOCOLS
 from bench.report import blocks, explain, published, table, variants
+from bench.store import teachers
 from bench.store.files import read_json, write_json
 from bench.text import shortened
 from tests.bench.synthetic import add_cost, add_plan, add_run, run_of
@@ -140,6 +141,21 @@ def test_a_variant_stays_one_when_the_plan_is_overwritten(tmp_path, own_seeds):
     assert (("iep", "") in found) == bool(own_seeds)
 
 
+@pytest.mark.parametrize("last", ["kd", "at", None])
+def test_what_was_a_change_once_and_is_a_default_now_is_one_row(tmp_path, last):
+    """Seed 1 was launched with --set kd.temperature=2; for the others a later version of the suite had 2 as KD's own."""
+    for seed in (1, 2, 3):
+        add_run(tmp_path, run_of("kd", *R20, seed, hyper={"temperature": 2.0}), 70.0, changed={"temperature": 2.0} if seed == 1 else {})
+    if last:
+        add_plan(tmp_path, [R20], (last,), (2, 3))
+        plan = read_json(tmp_path / "plan.json")
+        for cell in plan["cells"]:
+            cell["run"] = run_of(last, *R20, cell["seed"], hyper={"temperature": 2.0} if last == "kd" else {}).id
+        write_json(tmp_path / "plan.json", plan)
+    found = {key: row.cells[0].values for key, row in rows(tmp_path).items() if key[0] == "kd"}
+    assert found == {("kd", ""): {1: 70.0, 2: 70.0, 3: 70.0}}
+
+
 def test_a_plan_that_has_a_variants_settings_as_its_own_shows_it_as_the_own_row(tmp_path):
     add_run(tmp_path, iep(1, {"iterations": 3}), 67.0, changed={"iterations": 3})
     plan_of(tmp_path, {})
@@ -164,6 +180,36 @@ def test_what_is_not_the_planned_run_does_not_stand_in_its_place(tmp_path, chang
     found = rows(tmp_path)["kd", ""].cells[0]
     assert found.values == ({1: 71.0} if trained else {}) and found.others[2] == "missing" and not own.tables[0].pairs[0].error
     assert len(own.tables[0].excluded) == 3  # the unplanned seed 3 is one of a kind with them
+
+
+def test_a_replaced_teachers_runs_stay_left_out_when_another_pair_is_planned(tmp_path):
+    """The teacher in the folder says which runs count. Where there is none, or no run has it, nothing says so."""
+    other = ("vgg13", "vgg8")
+    for seed in (1, 2, 3):
+        add_run(tmp_path, run_of("kd", *R20, seed, teacher_hash="1" * 16), 70.0)
+        add_run(tmp_path, run_of("kd", *R20, seed, teacher_hash="2" * 16), 71.0)
+        add_run(tmp_path, run_of("kd", *other, seed), 72.0)
+    add_plan(tmp_path, [other], ("kd",), (1, 2, 3))
+
+    def first_pair():
+        (own,) = table.build(tmp_path)
+        (t,) = own.tables
+        column = next(j for j, pair in enumerate(t.pairs) if pair.key == R20)
+        return t.rows[0].cells[column].values, {p.reason for p in t.excluded}
+
+    mixed = ({}, {f"mixes 2 teachers ({'1' * 12}, {'2' * 12}); keep the runs of one"})
+    assert first_pair() == mixed
+    place = teachers.folder(tmp_path, "cifar100", "resnet56")
+    place.mkdir(parents=True)
+    for present, expected in (
+        ("2", ({1: 71.0, 2: 71.0, 3: 71.0}, {f"with the teacher {'1' * 12}; the results folder has {'2' * 12}"})),
+        ("3", mixed),
+    ):
+        teacher = {"format": 1, "architecture": "resnet56", "dataset": "cifar100", "hash": present * 16, "test_top1": 72.0, "test_top5": None}
+        write_json(place / "teacher.json", teacher | {"test_top1_data": "d" * 16, "trained": True, "source": "imported"})
+        assert first_pair() == expected
+    (place / "teacher.json").write_text("{}")
+    assert first_pair() == mixed
 
 
 @pytest.mark.parametrize("skipped", [None, "no such file"])

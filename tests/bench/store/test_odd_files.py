@@ -25,6 +25,7 @@ from bench.train import checkpoint, teacher_commands
 from tests.bench.synthetic import add_cost, add_plan, add_run, run_of
 
 R20 = ("resnet56", "resnet20")
+KEY = "0123456789abcdef"
 
 
 def _pipe(path: Path) -> None:
@@ -195,12 +196,12 @@ def test_something_else_in_the_place_of_a_folder(folder, capsys, part, kind):
 def test_a_manifest_with_a_number_for_a_file(tmp_path):
     member = {"file": 5, "sha256": "x", "bytes": 1}
     whole = {"format": 1, "serial": 1, "epoch": 1, "step": 0, "members": {"r": member}}
-    (tmp_path / "groups" / "g").mkdir(parents=True)
+    (tmp_path / "groups" / KEY).mkdir(parents=True)
     (tmp_path / "runs" / "r").mkdir(parents=True)
-    write_json(tmp_path / "runs" / "r" / "group.json", {"format": 1, "group": "g"})
+    write_json(tmp_path / "runs" / "r" / "group.json", {"format": 1, "group": KEY})
     for value in (5, {}, None, ["a"]):
-        write_json(tmp_path / "groups" / "g" / "manifest.json", whole | {"members": {"r": member | {"file": value}}})
-        assert checkpoint.restore(tmp_path, "r")[1].notes[0] == "manifest.json of group g is damaged"
+        write_json(tmp_path / "groups" / KEY / "manifest.json", whole | {"members": {"r": member | {"file": value}}})
+        assert checkpoint.restore(tmp_path, "r")[1].notes[0] == f"manifest.json of group {KEY} is damaged"
         assert any("is damaged" in f.what for f in doctor.check_checkpoints(tmp_path))
 
 
@@ -213,15 +214,15 @@ def test_a_checkpoint_with_a_forbidden_pickle(tmp_path):
     """Its sum is right, so only the reading can refuse it; nothing in it is run."""
     import hashlib
 
-    (tmp_path / "groups" / "g").mkdir(parents=True)
+    (tmp_path / "groups" / KEY).mkdir(parents=True)
     (tmp_path / "runs" / "r").mkdir(parents=True)
-    write_json(tmp_path / "runs" / "r" / "group.json", {"format": 1, "group": "g"})
-    torch.save({"format": 1, "run": "r", "x": Forbidden()}, tmp_path / "runs" / "r" / "checkpoint-1-g.pt")
-    for content in ((tmp_path / "runs" / "r" / "checkpoint-1-g.pt").read_bytes(), pickle.dumps(Forbidden()), b"", b"PK"):
-        (tmp_path / "runs" / "r" / "checkpoint-1-g.pt").write_bytes(content)
-        member = {"file": "checkpoint-1-g.pt", "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    write_json(tmp_path / "runs" / "r" / "group.json", {"format": 1, "group": KEY})
+    torch.save({"format": 1, "run": "r", "x": Forbidden()}, tmp_path / "runs" / "r" / "checkpoint-1.pt")
+    for content in ((tmp_path / "runs" / "r" / "checkpoint-1.pt").read_bytes(), pickle.dumps(Forbidden()), b"", b"PK"):
+        (tmp_path / "runs" / "r" / "checkpoint-1.pt").write_bytes(content)
+        member = {"file": "checkpoint-1.pt", "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         whole = {"format": 1, "serial": 1, "epoch": 1, "step": 0, "members": {"r": member}}
-        write_json(tmp_path / "groups" / "g" / "manifest.json", whole)
+        write_json(tmp_path / "groups" / KEY / "manifest.json", whole)
         assert any("cannot be read as a checkpoint" in f.what for f in doctor.check_checkpoints(tmp_path))
 
 

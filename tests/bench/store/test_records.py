@@ -98,6 +98,17 @@ def test_a_protocol_that_cannot_be_is_refused(tmp_path, epochs, rate):
         read(tmp_path / "plan.json", PlanRecord)
 
 
+def test_a_plan_of_more_cells_than_can_be_is_refused(tmp_path):
+    """Small lists whose product is not."""
+    add_plan(tmp_path, [R20], ("kd",), (1,))
+    plan = read_json(tmp_path / "plan.json")
+    write_json(tmp_path / "plan.json", plan | {name: plan[name] * 101 for name in ("pairs", "rows", "seeds")})
+    with pytest.raises(StoreError, match="1,030,301 cells, more than the 1,000,000"):
+        read(tmp_path / "plan.json", PlanRecord)
+    write_json(tmp_path / "plan.json", plan | {name: plan[name] * 100 for name in ("pairs", "rows", "seeds")})
+    assert len(read(tmp_path / "plan.json", PlanRecord).seeds) == 100
+
+
 def test_records_that_contradict_their_rows_are_refused(tmp_path):
     """Everything fits but the numbers: the sums are right, and so is the checksum."""
     folder = add_run(tmp_path, run_of("kd", *R20, 1), 21.0)

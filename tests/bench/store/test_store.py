@@ -188,10 +188,20 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
     run = synthetic.run_of("kd", "resnet56", "resnet20", 1, hyper={"alpha": 0.9})
     write_config(tmp_path, run.identity(), "a" * 16, "KD")
     before = (tmp_path / "config.json").read_bytes()
-    write_config(tmp_path, run.identity(), "b" * 16, "other title")
+    write_config(tmp_path, run.identity(), "a" * 16, "other title")
     assert (tmp_path / "config.json").read_bytes() == before
     with pytest.raises(UsageError, match=r"hyper.alpha is 0.9 there and 0.5 here"):
         check_config(tmp_path, synthetic.run_of("kd", "resnet56", "resnet20", 1, hyper={"alpha": 0.5}).identity())
+
+
+@pytest.mark.parametrize("file", ["epochs.jsonl", "group.json"])
+def test_a_configuration_names_the_source_that_was_trained_with(tmp_path, file):
+    run = synthetic.run_of("kd", "resnet56", "resnet20", 1)
+    first = write_config(tmp_path, run.identity(), "a" * 16, "KD", {"alpha": 0.5})
+    mended = write_config(tmp_path, run.identity(), "b" * 16, "other title")  # the first attempt failed in its first step
+    assert mended == first | {"method_source": "b" * 16} == read_json(tmp_path / "config.json")
+    (tmp_path / file).touch()
+    assert write_config(tmp_path, run.identity(), "c" * 16, "KD") == mended == read_json(tmp_path / "config.json")
 
 
 def test_statuses_are_a_closed_list(tmp_path):

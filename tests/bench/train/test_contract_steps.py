@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bench.plan import protocols
 from bench.train.engine import Eager, Static
 from bench.train.learner import Learner, evaluate
-from methods.base import ParameterGroup, Pretraining
+from methods.base import Inference, MethodError, ParameterGroup, Pretraining
 from models.randomness import key
 from tests.bench import groups
 from tests.bench.capture_safe import CaptureSafe
@@ -228,3 +228,21 @@ def test_buffers_that_hold_no_floats_are_recorded_too(deterministic, capsys):
         groups.run(runner := groups.engine(Taped, [learner := _learner("flags")]), [1])
     assert runner.name == "taped" and capsys.readouterr().out == ""
     assert learner.method.at.tolist() == [5, 5, 5] and learner.method.flag[:52].all()
+
+
+def test_who_predicts_in_his_own_way_says_what_that_needs():
+    """Else the record says that the student alone was tested, and `export` writes it under that number."""
+
+    class Silent(Plain):
+        def predict(self, student):
+            return 2 * student.logits
+
+    class Said(Silent):
+        @classmethod
+        def inference(cls, hyper, setting):
+            return Inference()
+
+    with registered(silent=Silent, said=Said):
+        assert _learner("said").evaluated is not _learner("said").student
+        with pytest.raises(MethodError, match=r"silent: predict\(\) is its own; inference\(\) must say what is evaluated besides the student"):
+            _learner("silent")

@@ -16,6 +16,7 @@ from bench.launch import run as launch
 from bench.plan.names import parse_teacher
 from bench.plan.protocols import PROTOCOLS
 from bench.store import teachers
+from bench.store.files import read_json, write_json
 from bench.store.weights import read_state, safetensors, state_hash
 from bench.train import teacher_networks
 from models.randomness import keyed
@@ -170,3 +171,51 @@ def test_another_teacher_that_came_while_this_one_was_measured_stays(dataset, tm
     with pytest.raises(UsageError, match="another launch has put .* here meanwhile"):
         teacher_networks.import_file(bare(tmp_path / "given.pt"), "resnet14", tmp_path, dataset, images, CPU)
     assert teachers.find(tmp_path, dataset.name, "resnet14").hash == state_hash(network(2).state_dict())
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_teacher(dataset, tmp_path):
+    facts, measured = {"source": "imported", "trained": True}, {"top1": 100.0}
+    before = teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", network(2).state_dict(), measured, facts)
+    kept = {path.name: path.read_bytes() for path in before.folder.iterdir()}
+    for odd in ({"run": "\ud800"}, {"run": {"loss": float("nan")}}):
+        with pytest.raises(UsageError, match=r"teacher.json cannot be written \(.*\); nothing was changed") as caught:
+            teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", network().state_dict(), measured, {**facts, **odd})
+        assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in before.folder.iterdir()} == kept
+
+
+def test_odd_text_in_the_name_and_header_of_a_file_is_shown_as_such(dataset, tmp_path):
+    images, facts = Augmenter(dataset, CPU, channels_last=True), {"source": "x", "trained": True}
+    named = bare(tmp_path / "caf\udce9.pth")
+    told = exported(tmp_path / "x.safetensors", protocol="smoke", trial="\ud800 of 50\x1b epochs")
+    for path, name, trial in ((named, "caf?.pth", None), (told, "x.safetensors", "? of 50? epochs")):
+        teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", network(2).state_dict(), {"top1": 9.0}, facts)
+        found = teacher_networks.import_file(path, "resnet14", tmp_path, dataset, images, CPU, replace=True)
+        assert teachers.find(tmp_path, dataset.name, "resnet14") == found and found.record.trial == trial
+        assert read_json(found.folder / "teacher.json")["file"] == name
+
+
+def test_an_accuracy_is_measured_again_where_the_networks_code_changed_and_held_against_the_record(dataset, tmp_path, monkeypatch):
+    facts, images = {"source": "imported", "trained": True}, Augmenter(dataset, CPU, channels_last=True)
+    found = teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", network().state_dict(), {"top1": 100.0}, facts)
+    measure, asked = teacher_networks._measure, []
+    monkeypatch.setattr(teacher_networks, "_measure", lambda *arguments: asked.append(1) or measure(*arguments))
+
+    def load():
+        return teacher_networks.load(found, dataset, images, CPU)
+
+    load()
+    assert not asked
+    monkeypatch.setattr(models, "source_hash", lambda: "f" * 16)
+    load()
+    load()
+    assert len(asked) == 1
+    verified = found.folder / "verified.json"
+    whole = read_json(verified)
+    write_json(verified, {name: value for name, value in whole.items() if name != "networks"})  # of an older version
+    load()
+    assert len(asked) == 2 and read_json(verified) == whole
+    write_json(verified, whole | {"data": {dataset.hash: 42.0}})
+    with pytest.raises(UsageError, match="teacher.pt tests at 42.00 % top-1, its record says 100.00 %"):
+        load()
+    assert len(asked) == 2

@@ -163,6 +163,7 @@ def test_capture_that_fails_ends_in_eager_steps(cuda, monkeypatch, capsys):
         (RuntimeError("CUDA error: out of memory"), True, False),
         (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True, False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False, True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
     ],
 )

@@ -4,12 +4,14 @@ import ctypes
 import dataclasses
 import gc
 import json
+import os
 import threading
 
 import pytest
 import torch
 from torch import nn
 
+import models
 from bench import data
 from bench.data.augment import Augmenter
 from bench.errors import UsageError
@@ -218,6 +220,14 @@ def test_a_damaged_state_of_a_stage_is_named_and_not_used(tmp_path):
     assert stage.began == 0 and any("unfinished.pt is damaged" in line for line in said)
 
 
+def test_a_pipe_in_the_place_of_a_state_is_named_and_not_waited_for(tmp_path):
+    stage, said = Long(), []
+    folder(tmp_path, stage).mkdir(parents=True)
+    os.mkfifo(folder(tmp_path, stage) / "unfinished.pt")
+    ask(tmp_path, stage, said.append)
+    assert stage.began == 0 and any("unfinished.pt: is no regular file: starting over" in line for line in said)
+
+
 def test_who_comes_second_waits_and_reads(tmp_path):
     entered, go = threading.Event(), threading.Event()
 
@@ -337,3 +347,5 @@ def test_changed_code_makes_another(tmp_path, monkeypatch):
     second = ask(tmp_path, stage)
     assert stage.built == 2 and second.key != first.key
     assert ask(tmp_path, stage).key == second.key and stage.built == 2
+    monkeypatch.setattr(models, "source_hash", lambda: "f" * 16)
+    assert ask(tmp_path, stage).key not in (first.key, second.key) and stage.built == 3

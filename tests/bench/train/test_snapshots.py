@@ -5,15 +5,18 @@ import dataclasses
 import pytest
 import torch
 
+import models
+from bench import data
 from bench.__main__ import parse
 from bench.errors import DONE, STOPPED_IN_TIME, TROUBLE, StoreError, UsageError
 from bench.launch.run import _kept, make_plan
 from bench.plan.groups import Group
 from bench.plan.protocols import PROTOCOLS, Protocol
 from bench.store import snapshots
+from bench.store.files import write_json
 from bench.store.runs import scan
 from bench.store.weights import read_state, state_hash
-from bench.train import group_job, run_folder
+from bench.train import group_job, run_folder, teacher_networks
 from bench.train.execution import Execution
 from bench.train.stop import Stop
 
@@ -37,6 +40,18 @@ def test_weights_of_the_epochs_asked_for_and_the_same_run(tmp_path):
     assert all(state_hash(read_state(snapshots.place(kept.folder, epoch))) == value for epoch, value in found.items())
 
 
+def test_epoch_0_is_before_a_stage_before_the_main_one(tmp_path):
+    """The plain student's and AB's epoch 0 are the same weights: distances begin there for both."""
+    group = Group("resnet8", "resnet8", 1, TINY, "tf32", ("student", "ab"), (("ab", "epochs", 2),))
+    dataset, state = data.load(TINY), models.build("resnet8", 100).state_dict()
+    teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet8", state, {"top1": 1.0, "top5": 5.0}, {"source": "x", "trained": True})
+    execution = Execution(str(tmp_path), device="cpu", threads=torch.get_num_threads(), keep_epochs=(0, 1))
+    assert group_job.run_group(group, execution) == DONE
+    kept = {view.method: snapshots.kept(view.folder) for view in scan(tmp_path)[0]}
+    assert [*kept["ab"]] == [*kept["student"]] == [0, 1]
+    assert kept["ab"][0] == kept["student"][0] and kept["ab"][1] != kept["student"][1]
+
+
 def test_a_run_that_goes_on_earlier_keeps_none_of_what_was_lost(tmp_path):
     """Killed behind its newest checkpoint: what came after that may not come again."""
     plain = trained(tmp_path, keep_epochs=(0, 2))
@@ -55,6 +70,21 @@ def test_a_damaged_index_is_said(tmp_path):
     path.write_text(path.read_text().replace("abc", "abd"))
     with pytest.raises(StoreError, match="epoch-3.json"):
         snapshots.kept(tmp_path)
+
+
+@pytest.mark.parametrize("epoch", ["(", "(a|a)*b", ".*", None, [3], 3.0, True])
+def test_an_index_with_something_else_for_an_epoch_is_said(tmp_path, epoch):
+    snapshots.write(tmp_path, 3, b"", "abc")
+    write_json(snapshots.place(tmp_path, 3).with_suffix(".json"), {"epoch": epoch, "weights_sha256": "abc"})
+    with pytest.raises(StoreError, match="epoch-3.json: says nothing of a snapshot"):
+        snapshots.kept(tmp_path)
+
+
+def test_files_that_are_no_snapshots_are_left(tmp_path):
+    snapshots.write(tmp_path, 3, b"", "abc")
+    odd = snapshots.place(tmp_path, 3).with_name("epoch-²3.json")
+    odd.touch()
+    assert snapshots.drop_from(tmp_path, 2) == [3] and odd.exists()
 
 
 @pytest.mark.parametrize("given, said", [("99", f"ends with epoch {PROTOCOLS['smoke'].epochs};"), ("x", "--keep-epochs x: expected whole numbers")])

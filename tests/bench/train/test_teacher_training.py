@@ -66,6 +66,17 @@ def test_a_redo_that_diverged_is_tried_again_and_publishes_nothing_meanwhile(tmp
     assert (place / "teacher.json").stat().st_mtime_ns > before
 
 
+def test_a_redo_whose_rows_are_damaged_starts_over(tmp_path, train, capsys):
+    assert train() == DONE
+    assert train(finite=False, again=True) == TROUBLE
+    (place,) = (redo.root(tmp_path) / "runs").iterdir()
+    (place / "status.json").unlink()  # as of one that was stopped
+    (place / "epochs.jsonl").write_bytes(b"{}\n")
+    assert train() == DONE and place.exists()  # the old one stands
+    assert train(again=True) == DONE
+    assert "is left alone" not in capsys.readouterr().out and not place.exists()
+
+
 def test_an_absent_teacher_whose_redo_diverged_says_why(tmp_path, train, capsys):
     assert train() == DONE
     assert train(finite=False, again=True) == TROUBLE

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from bench.plan.groups import Group
 from bench.plan.members import resolve
 from bench.plan.protocols import Protocol
 from bench.report import table
+from bench.store import redo
 from bench.store.files import read_json, write_json
 from bench.store.runs import read_status, scan
 from bench.train import checkpoint, engine, environment, group_job, teacher_networks, teacher_training
@@ -20,6 +22,7 @@ from bench.train.execution import Execution
 from bench.train.stop import Stop
 from methods import registry
 from methods.base import Method
+from tests.bench.train import toys
 
 TINY = Protocol("tiny", dataset="shapes100", epochs=2, milestones=(1,), train_images=200, test_images=100, image_size=16, batch=64)
 
@@ -315,3 +318,34 @@ def test_scaled_protocol_changes_the_identity():
     runs = {resolve(group("student", teacher=None, protocol=p), "d", 100, 16, 200, None)[0].run.id for p in (TINY, TINY.scaled(3))}
     assert len(runs) == 2
     assert TINY.scaled(3).trial and not dataclasses.replace(TINY).trial
+
+
+def test_a_checkpoint_of_other_code_names_the_way_out(tmp_path, monkeypatch):
+    class Changing(Method):
+        def losses(self, student, teacher, batch):
+            return {"ce": F.cross_entropy(student.logits, batch.labels)}
+
+    class Changed(Changing):
+        def __init__(self, hyper, setting, prepared=None):
+            super().__init__(hyper, setting, prepared)
+            self.added = torch.nn.ModuleDict({f"layer{i}": torch.nn.Linear(2, 2) for i in range(30)})
+
+    with toys.registered(changing=Changing), monkeypatch.context() as patch:
+        Interrupting(patch, 3)
+        assert group_job.run_group(group("changing", teacher=None), execution(tmp_path)) == STOPPED_IN_TIME
+    with toys.registered(changing=Changed):
+        assert group_job.run_group(group("changing", teacher=None), execution(tmp_path)) == TROUBLE
+        (view,) = scan(tmp_path)[0]
+        assert view.status == "failed" and view.reason.startswith("StoreError: Error(s) in loading state_dict for Changed: ")
+        assert view.reason.endswith("; its checkpoint is of other code; --redo starts it over") and view.reason.isprintable()
+        assert "Traceback" in (view.folder / "log.txt").read_text()
+        redo.begin(tmp_path, [view.id])
+        assert group_job.run_group(group("changing", teacher=None), execution(tmp_path)) == DONE
+
+
+def test_a_device_without_memory_for_a_state_is_no_other_code():
+    def load(state):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        checkpoint.load_into(SimpleNamespace(load=load), {})
