@@ -14,7 +14,8 @@ find_base() {
 # install_into PYTHON WHAT: makes .venv with that interpreter and installs WHAT ("." or ".[test]"); pip's warnings are left out, its errors are not.
 # A .venv whose interpreter still serves keeps it and its packages; one whose interpreter is gone or too old is made anew.
 install_into() {
-    if new_enough .venv/bin/python; then .venv/bin/python -m venv .venv; else "$1" -m venv --clear .venv; fi
+    new_enough .venv/bin/python || "$1" -m venv --clear .venv
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
     .venv/bin/python -m pip install -q --disable-pip-version-check -e "$2" 2>&1 | { grep -v '^WARNING' || true; }
 }
 # find_python PACKAGE...: sets `python` to the first interpreter that is new enough and has the packages, empty where there is none:

@@ -121,7 +121,9 @@ def train_teacher(the_plan: Plan, execution: Execution, **arguments: Any) -> int
     own = teacher_training.group_of(**arguments)
     while (code := teacher_training.train(**arguments, execution=execution)) == TROUBLE and any(book.missing(own).values()):
         say(f"another job trains the {own.student} teacher; waiting for it")
-        stop = Stop(None if after is None else after - (time.monotonic() - started)).install()
+        if after is not None:
+            execution = dataclasses.replace(execution, stop_after_seconds=max(0.0, after - (time.monotonic() - started)))
+        stop = Stop(execution.stop_after_seconds).install()
         while any(book.missing(own).values()):
             if stop.code is not None:
                 return stop.code

@@ -5,7 +5,6 @@ gets its next task when its job's process has ended. Whether a task succeeded is
 """
 import contextlib
 import os
-import re
 import signal
 import socket
 import time
@@ -226,8 +225,11 @@ def _last_words(job: Any) -> str:
     """The end of a job's error output and where the rest is."""
     path = job.paths.stderr
     with contextlib.suppress(OSError):
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("submitit ")]
-        if lines:  # an error of CUDA's goes on below its first line, with advice
-            last = next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt): ", line)), lines[-1])
-            return f"{last.removeprefix('bench.errors.UsageError: ')[:400]} (log: {path})"
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("submitit ")]
+        if lines:
+            start = max((i for i, line in enumerate(lines) if line.startswith("Traceback ")), default=None)
+            # An error of CUDA's goes on below its first line, with advice.
+            named = [] if start is None else [line for line in lines[start + 1 :] if not line.startswith(" ")]
+            last = next((line for line in reversed(lines) if line.startswith("cost probe of ")), (named or lines[-1:])[0])
+            return f"{last.strip().removeprefix('bench.errors.UsageError: ')[:400]} (log: {path})"
     return f"ended without finishing (log: {path})"

@@ -18,7 +18,7 @@ from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.progress import Progress
 from bench.launch.slurm import on_slurm, submit_slurm
-from bench.launch.tasks import Outcome, Slot, Task, fresh_folder, others_cannot_write, own_process
+from bench.launch.tasks import Outcome, Slot, Task, fresh_folder, others_cannot_write
 from bench.launch.threads import cores as usable_cores
 from bench.plan import protocols, registries
 from bench.plan.expand import TEACHER_SEED, Plan, expand
@@ -96,17 +96,15 @@ def run(options: Run) -> int:
         keep_epochs=keep_epochs,
     )
     _ask_first(options, left, jobs.on_cluster(options, the_plan, book, execution) if slurm else [], slurm)
+    check_locks(next(place for place in (results, *results.parents) if place.exists()))
     if files:
         with others_cannot_write():
-            on = environment.select("auto" if slurm else options.device)
-            apart = own_process if on.type == "cuda" else lambda function, *rest: function(*rest)  # a launch holds no memory of a GPU
-            apart(teacher_networks.import_given, files, results, dataset, on)
+            teacher_networks.import_given(files, results, dataset, environment.select("auto" if slurm else options.device))
     if options.redo:
         if book.resumes_redo():
             print("an earlier --redo of some of these runs was stopped: this goes on with it, and with the runs that it did not cover")
         book.begin_redo()
     folder = fresh_folder(results)
-    check_locks(results)
     book.write_plan()
     if slurm:  # with the teachers at hand more may be known to be done
         return _submit(options, jobs.on_cluster(options, the_plan, book, execution), execution, folder)
@@ -250,7 +248,8 @@ def _submit(options: Run, tasks: list[Task], execution: Execution, folder: Path)
 def _refuse_unknown(options: Run, book: Ledger) -> None:
     """--redo marks runs by their ids, which a missing teacher's students do not have. Raises UsageError where there are such runs."""
     for name in book.teachers_missing() if options.redo else ():
-        if any(view.teacher == name and view.status == "done" for view in scan(book.results)[0]):
+        here = (view for view in scan(book.results)[0] if view.protocol.dataset == book.plan.protocol.dataset)
+        if any(view.teacher == name and view.status == "done" for view in here):
             raise UsageError(
                 f"--redo: runs that learnt from a {name} teacher are here and the teacher is not, so that nobody knows which of them this plan "
                 "means; train it by a launch without --redo, or give it with --teacher, then say --redo"

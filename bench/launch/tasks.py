@@ -1,14 +1,12 @@
 """What a launch runs: tasks, the slots they run in, and the job that a process executes."""
 
 import contextlib
-import multiprocessing
 import os
 import secrets
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -166,12 +164,6 @@ def others_cannot_write() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a module-level function gives, or raises, in a process that is gone afterwards."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def own_folder(folder: Path) -> Path:

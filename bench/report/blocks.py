@@ -325,7 +325,7 @@ def cost_block(sheet: Sheet, number: str, table: Table | None = None) -> Block |
         return None
     notes = ["Images a second in training (× the plain student), peak memory of the step (×), preparation stage in seconds."]
     if any(c.relative for c in sheet.costs.values()):
-        notes[0] += " Images a second: the plain student's own × the ratio of steps that took turns."
+        notes[0] += " Images a second: the plain student's own × the ratio of steps that took turns, as measured where it has none or is noisy."
     if sheet.like.memory_kind:
         notes[0] += f" Memory: {sheet.like.memory_kind}."
     if table:

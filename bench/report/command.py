@@ -23,8 +23,8 @@ from bench.report.table import OWN, ResultSet
 from bench.store.files import write_bytes
 
 PARTS = ("runs", "costs", "evidence", "nightly", "analysis", "plan.json")
-FIGURE = r".+-(table\d+-(accuracy-cost|differences|curves|seeds)|[0-9a-f]{10}-.+)"
-"""The name of a figure of a table, or of an analysis' result."""
+FIGURE = r".+-table\d+-(accuracy-cost|differences|curves|seeds)|({analyses})-[\w.-]+-[0-9a-f]{{10}}-.+"
+"""The name of a figure of a table, or of the result of one of these analyses."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,11 @@ def write(options: Report, sets: list[ResultSet], chosen: ResultSet, analyses: s
     if options.epochs:
         epochs.save_csv(sets, out / "epochs.csv")
     if options.figures:
+        from bench.analysis.frame import registry
         from bench.report import figures
 
         made = figures.write(sets, out / "figures") | {Path(one.path).name for found in drawn.values() for one in found}
-        remove_others(out / "figures", FIGURE, (".png", ".pdf"), made)
+        remove_others(out / "figures", FIGURE.format(analyses="|".join(registry.names())), (".png", ".pdf"), made)
 
 
 def remove_others(folder: Path, name: str, endings: tuple[str, ...], kept: Collection[str]) -> None:

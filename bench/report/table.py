@@ -261,12 +261,12 @@ def build_table(
         for variant in {label for pair in pairs for label in plan.labels(pair.key, method)} or {""}:
             found[method, variant]  # a planned row stands even where nothing has run
     excluded.extend(Problem(run, why) for run, why in out.items() if run not in untrained)
-    met = sorted({r.seed for r in runs})
-    order = [*plan.titles, *ROWS]
     rows = []
+    # Of an own row: all seeds where nothing is planned, the pair's where it is not in the plan.
+    awaited = {p.key: {r.seed for r in runs if not plan.table or (r.teacher, r.student) == p.key} for p in pairs} | dict.fromkeys(plan.pairs, set())
     labels = {method: list(dict.fromkeys(label for pair in pairs for label in plan.labels(pair.key, method))) for method in plan.titles}
-    for method, variant in sorted(found, key=lambda k: (*_place(k[0], order), *_variants_place(k[1], labels.get(k[0], [])))):
-        cells = [_cell(found[method, variant][p.key], p, method, variant, met, plan, broken | out.keys()) for p in pairs]
+    for method, variant in sorted(found, key=lambda k: (*_place(k[0], [*plan.titles, *ROWS]), *_variants_place(k[1], labels.get(k[0], [])))):
+        cells = [_cell(found[method, variant][p.key], p, method, variant, awaited[p.key], plan, broken | out.keys()) for p in pairs]
         for pair, cell in zip(pairs, cells, strict=True):
             cell.published = published.look_up(index, protocol, pair.teacher, pair.student, method, variant)
             if cell.published and cell.summary:
@@ -282,14 +282,14 @@ def build_table(
     warnings = _warnings(counted)
     for row in rows if sheet else ():
         warnings += _add_costs(row, pairs, sheet)
-    return Table(protocol, precision, baseline, sorted({*plan.seeds, *met}), pairs, rows, facts, sheet, excluded, warnings)
+    return Table(protocol, precision, baseline, sorted({*plan.seeds, *(r.seed for r in runs)}), pairs, rows, facts, sheet, excluded, warnings)
 
 
-def _cell(runs: list[RunView], pair: Pair, method: str, variant: str, met: list[int], plan: Planned, left_out: set[str]) -> Cell:
+def _cell(runs: list[RunView], pair: Pair, method: str, variant: str, awaited: set[int], plan: Planned, left_out: set[str]) -> Cell:
     cell = Cell()
     by_seed = {run.seed: run for run in sorted(runs, key=lambda r: r.record is not None)}
     planned = {seed: found for seed in plan.seeds if (found := plan.cell(pair.key, method, variant, seed))}
-    for seed in sorted({*by_seed, *planned, *(() if plan.table or variant else met)}):  # without a plan a method's own row has all seeds
+    for seed in sorted({*by_seed, *planned, *(() if variant else awaited)}):
         run, asked = by_seed.get(seed), planned.get(seed)
         if run is not None:
             cell.runs[seed] = run
@@ -315,12 +315,12 @@ def differences(rows: list[Row], pairs: list[Pair], base: Row) -> tuple[dict[tup
 
 
 def ranked_seeds(rows: list[Row], column: int) -> list[int]:
-    """The seeds that a column is ranked over: of its complete cells' seeds those that most of these cells have, then the most seeds; as many as
-    a claim needs where two cells have so many. Empty: no cell is complete."""
-    cells = [row.cells[column].values.keys() for row in rows if row.cells[column].complete]
+    """The seeds that a column is ranked over: of its complete cells (own rows', where two are) those that most have, then the most; or none."""
+    whole = [row for row in rows if row.cells[column].complete]
+    own = [row for row in whole if not row.variant]
+    cells = [row.cells[column].values.keys() for row in (own if len(own) > 1 else whole)]
     having = {frozenset(seeds): sum(seeds <= others for others in cells) for seeds in cells}
-    sure = [seeds for seeds, n in having.items() if n > 1 and len(seeds) >= statistics.CLAIM]
-    return sorted(max(sure or having, key=lambda seeds: (having[seeds], len(seeds)), default=()))
+    return sorted(max(having, key=lambda seeds: (having[seeds], len(seeds)), default=()))
 
 
 def ranked(rows: list[Row], column: int) -> dict[int, float]:

@@ -219,7 +219,9 @@ def load_into(learner: Learner, state: Mapping[str, Any]) -> None:
     except Exception as error:  # a stranger's module may raise anything
         if is_short_of_memory(error) or is_of_device(error):
             raise
-        raise StoreError(f"{clean(' '.join(str(error).split()), 200)}; its checkpoint is of other code; --redo starts it over") from error
+        said = clean(" ".join(str(error).split()), 150)
+        cure = "--redo starts it over; one that is pending already: remove its folder"
+        raise StoreError(f"{said}; its checkpoint is of other code; {cure}") from error
 
 
 def sweep(results: Path, run_id: str) -> int:

@@ -95,7 +95,7 @@ class Training:
         self.places.append(ActiveRun(folder, learner, built, restored, conditions))
         if restored.state is not None:
             folder.log(f"attempt {folder.attempt}: resumed at epoch {self.position.epoch}, step {self.position.step}")
-            if self.position > START and (past := folder.missed(e for e in execution.keep_epochs if e < self.position.epoch)):
+            if self.position > self.places[-1].first and (past := folder.missed(e for e in execution.keep_epochs if e < max(1, self.position.epoch))):
                 said = f"weights asked for after epochs that are past are not kept: {', '.join(map(str, past))}"
                 folder.log(said)
                 print(f"{folder.id}: {said}", flush=True)
@@ -135,8 +135,10 @@ class Training:
                 if self.too_large:
                     break
         except Exception as error:
-            if is_short_of_memory(error) and len(self.places) > 1 and not self._row_unsaved:  # outside of a step
-                self.too_large = True
+            if is_short_of_memory(error):  # outside of a step
+                self.too_large = len(self.places) > 1 and not self._row_unsaved
+                for place in () if self.too_large else self.places:
+                    self.fail(place.folder, error)
                 return TROUBLE if self.trouble else DONE
             if not (isinstance(error, DeviceLost) or is_of_device(error)):  # a device's error may surface at any later read of it
                 raise
@@ -146,9 +148,7 @@ class Training:
         return TROUBLE if self.trouble else DONE
 
     def _keep_first(self) -> None:
-        for place in list(self.places):
-            if self.position != place.first:
-                continue
+        for place in [one for one in self.places if one.first == self.position]:
             try:
                 self._keep(place, 0)
             except LeaseLost as error:

@@ -160,6 +160,18 @@ def test_no_memory_for_the_engine_itself_divides_the_group(results, unbroken):
     assert lives.live(train) == DONE and lives.outcome(results) == unbroken
 
 
+def test_no_memory_for_an_engine_of_one_run_fails_that_run_and_the_others_are_tried(results):
+    def train() -> int:
+        def short(self, *arguments):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        eager.Eager.__init__ = short
+        return group_job.run_group(lives.group(), lives.execution(results))
+
+    assert lives.live(train) == TROUBLE
+    assert lives.statuses(results) == {name: ("failed", "out of memory") for name in ("student", "kd")}
+
+
 def test_no_memory_in_an_evaluation_fails_that_run_and_is_tried_again(results, unbroken):
     def train() -> int:
         from bench.train import loop

@@ -8,9 +8,9 @@ import hashlib
 import io
 import re
 import shutil
+import traceback
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -166,8 +166,14 @@ def scan(results: Path) -> tuple[list[Stored], list[tuple[str, str]]]:
 def tables(analysis: type[Analysis], stored: Stored) -> list[Table]:
     """What an analysis makes of a stored result, cells as text. Raises StoreError where its facts and arrays are not what the analysis reads."""
     try:
-        made = analysis.tables(stored)
-        return [replace(one, rows=[[str(cell) for _, cell in zip(one.header, row, strict=True)] for row in one.rows]) for one in made]
+        return [_as_text(one) for one in analysis.tables(stored)]
     except Exception as error:  # whatever stands there may make it raise anything
-        said = f"{type(error).__name__}: {error}"
-        raise StoreError(f"{stored.key}: {analysis.name} cannot show it ({said}); remove that folder and run the analysis again") from None
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}, {Path(last.filename).name} line {last.lineno}"
+        cure = f"either its tables() is wrong, or the result is: then remove {FOLDER}/{stored.key} and run the analysis again"
+        raise StoreError(f"{stored.key}: {analysis.name} cannot show it ({said}); {cure}") from error
+
+
+def _as_text(table: Table) -> Table:
+    rows = [[str(cell) for _, cell in zip(table.header, row, strict=True)] for row in table.rows]
+    return Table(str(table.title), [str(head) for head in table.header], rows, [str(note) for note in table.notes])

@@ -18,7 +18,7 @@ from bench.launch import local
 from bench.launch.local import Pool
 from bench.launch.options import Run
 from bench.launch.slurm import parameters
-from bench.launch.tasks import Job, Slot, Task, fresh_folder, own_process
+from bench.launch.tasks import Job, Slot, Task, fresh_folder
 from bench.train.execution import Execution
 from bench.train.stop import SIGNALS, Stop
 from tests.bench import fakes
@@ -42,14 +42,14 @@ def pool(folder: Path, slots: list[Slot]) -> Pool:
     return Pool(slots, fresh_folder(folder), folder / "locks")
 
 
-def launcher(folder: Path, *arguments: str, ignored: signal.Signals | None = None) -> subprocess.Popen:
+def launcher(folder: Path, *arguments: str, hangup=signal.SIG_DFL) -> subprocess.Popen:
+    """A launch of its own. `hangup`: what SIGHUP does there at first; a process inherits that, and tests may run under nohup."""
     code = "import sys; from tests.bench.fakes import launch_work; sys.exit(launch_work(*sys.argv[1:]))"
-    before = signal.signal(ignored, signal.SIG_IGN) if ignored else None  # which a process inherits
+    before = signal.signal(signal.SIGHUP, hangup)
     try:
         return subprocess.Popen([sys.executable, "-c", code, str(folder), *arguments], cwd=ROOT, start_new_session=True)
     finally:
-        if ignored:
-            signal.signal(ignored, before)
+        signal.signal(signal.SIGHUP, before)
 
 
 def started(folder: Path, count: int) -> list[int]:
@@ -132,15 +132,17 @@ def test_a_crash_frees_its_slot_and_names_the_log(folder):
 @pytest.mark.parametrize(
     ("errors", "said"),
     [
-        ("Traceback\n  File x\ntorch.AcceleratorError: CUDA error: busy\nErrors may come later\nCompile with `X`.\n", "CUDA error: busy"),
-        ("Traceback\n  File x\nbench.errors.UsageError: no teacher\n", "no teacher"),
-        ("Killed\n", "Killed"),
+        ("File x\ntorch.AcceleratorError: CUDA error: busy\nErrors may come later\nCompile with `X`.", "torch.AcceleratorError: CUDA error: busy"),
+        ("File x\nbench.errors.UsageError: no teacher", "no teacher"),
+        ("File x\nOSError: old\nDuring that:\nTraceback (most recent call last):\n  File x\nLeaseLost: gone", "LeaseLost: gone"),
+        ("File x\nValueError: b\ncost probe of kd failed: ValueError: b", "cost probe of kd failed: ValueError: b"),
+        ("", "Killed"),
     ],
 )
 def test_the_reason_is_the_line_that_names_the_error(tmp_path, errors, said):
-    (tmp_path / "log").write_text(errors)
+    (tmp_path / "log").write_text(f"Traceback (most recent call last):\n  {errors}\n" if errors else "Killed\n")
     told = local._last_words(SimpleNamespace(paths=SimpleNamespace(stderr=tmp_path / "log")))
-    assert told.removeprefix("torch.AcceleratorError: ") == f"{said} (log: {tmp_path / 'log'})"
+    assert told == f"{said} (log: {tmp_path / 'log'})"
 
 
 def test_groups_wait_for_their_teacher_and_give_up_with_it(folder):
@@ -273,7 +275,7 @@ def test_a_job_that_will_not_stop_is_killed(folder):
 
 
 def test_under_nohup_a_launch_outlives_its_terminal(folder):
-    process = launcher(folder, "a", "3", "1", ignored=signal.SIGHUP)
+    process = launcher(folder, "a", "8", "1", hangup=signal.SIG_IGN)
     pids = started(folder, 1)
     process.send_signal(signal.SIGHUP)
     os.kill(pids[0], signal.SIGHUP)
@@ -366,12 +368,6 @@ def test_fresh_folder_is_new_each_time_and_says_where_nothing_can_be_written(tmp
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write below"):
         fresh_folder(tmp_path / "file")
-
-
-def test_what_holds_a_gpus_memory_is_done_in_a_process_of_its_own():
-    assert own_process(os.getpid) != os.getpid()
-    with pytest.raises(UsageError, match="cannot write below"):
-        own_process(fresh_folder, Path("/dev/null"))
 
 
 def test_slurm_parameters_name_what_was_asked_for():

@@ -195,9 +195,11 @@ def test_a_job_of_an_older_launch_leaves_the_plan_of_a_later_one(tmp_path):
 
 def test_students_of_a_teacher_that_is_gone_are_not_passed_over(tmp_path):
     """Their ids hang on the teacher: nothing could be marked, and the old runs would count as done."""
-    book = SimpleNamespace(results=tmp_path, teachers_missing=lambda: ["resnet14"])
+    book = SimpleNamespace(results=tmp_path, teachers_missing=lambda: ["resnet14"], plan=plan_of())
     launch._refuse_unknown(Run(redo=True), book)  # nobody has learnt from it
     synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet14", "resnet8", 1), 50.0)
+    launch._refuse_unknown(Run(redo=True), book)  # those are of another data set
+    book.plan = SimpleNamespace(protocol=synthetic.CRD)
     launch._refuse_unknown(Run(), book)
     with pytest.raises(UsageError, match="learnt from a resnet14 teacher are here and the teacher is not"):
         launch._refuse_unknown(Run(redo=True), book)

@@ -36,7 +36,7 @@ def tried(monkeypatch):
         @classmethod
         def tables(cls, stored):
             fact = stored.facts["x"]
-            return [Table(f"A table of {fact}", ("what", *[f"{fact}"] * stored.facts.get("heads", 1)), [("fact", fact)], (f"a note on {fact}",))]
+            return [Table(f"A table of {fact}", ("what", *[fact] * stored.facts.get("heads", 1)), [("fact", fact)], (f"a note on {fact}", fact))]
 
         @classmethod
         def draw(cls, stored):
@@ -96,7 +96,7 @@ def npz(name: str = "x.npy", content: bytes = b"") -> bytes:
 
 
 OTHERS = {
-    "facts": ({"facts": {}}, None, ": tried cannot show it (KeyError: 'x')"),
+    "facts": ({"facts": {}}, None, ": tried cannot show it (KeyError: 'x', test_analysis_section.py line "),
     "heads": ({"facts": {"x": 1, "heads": 2}}, None, ": tried cannot show it (ValueError: zip() argument 2 is shorter"),
     "cost": ({"cost": {}}, None, "not a result of an analysis (Object missing required field `seconds`"),
     "threads": ({"cost": COST | {"threads": "two"}}, None, "not a result of an analysis (Expected `int`, got `str`"),

@@ -47,8 +47,8 @@ def test_figures_that_are_drawn_no_more_go_and_others_stay(results, tmp_path):
     report = ("report", str(results), "--out", str(tmp_path / "out"))
     assert main((*report, "--figures")) == 0
     drawn = names(place)
-    gone = {f"{stem}.{end}" for stem in ("evidence-old-table1-curves", "cka-resnet56-0123456789-map") for end in ("png", "pdf")}
-    mine = {"my-table1-curves.png", "photo.png", "photo.pdf"}
+    gone = {f"{stem}.{end}" for stem in ("evidence-old-table1-curves", "sync-resnet56-0123456789-map") for end in ("png", "pdf")}
+    mine = {"my-table1-curves.png", "photo.png", "photo.pdf", "loss-1732780000-run1.png", "loss-1732780000-run1.pdf"}
     for name in gone | mine:
         (place / name).write_text("x")
     assert main(report) == 0 and names(place) == drawn | gone | mine  # none was asked for

@@ -1,6 +1,7 @@
 """What can be missing of a table, and over which seeds its best and second best are found."""
 
 from bench.report import blocks, compare, paste, sentences
+from bench.report.table import ranked_seeds
 from tests.bench.report.test_table import R20, add, only, row
 from tests.bench.synthetic import add_plan
 
@@ -90,3 +91,31 @@ def test_a_row_of_fewer_seeds_is_the_best_only_over_those(tmp_path):
     assert [(r.method, r.variant) for r in t.rows if r.cells[0].best] == [("student", "")]  # 62.4 over seed 1, though its mean is 62.1
     assert [t.rows[i].variant for i in blocks.second_best(t, 0)] == ["weight=3.0"]
     assert "second underlined, over seed 1." in paste.caption(t, 3, False)
+
+
+def test_two_rows_of_earlier_seeds_do_not_outrank_the_rest(tmp_path):
+    for k, method in enumerate(("student", "rkd", "sp", "cc", "skd")):
+        for seed in (1, 2):
+            add(tmp_path, method, seed, 72.0 + k / 10 + seed / 50)
+    for method, top1, seeds in (("kd", 70.3, (1, 2, 3, 4)), ("at", 69.2, (1, 2, 3))):
+        for seed in seeds:
+            add(tmp_path, method, seed, top1 + seed / 50)
+    add_plan(tmp_path, [R20], ("student", "rkd", "sp", "cc", "skd", "kd", "at"), (1, 2))
+    t = only(tmp_path)
+    assert ranked_seeds(t.rows, 0) == [1, 2] and [r.method for r in t.rows if r.cells[0].best] == ["skd"]
+
+
+def test_what_a_wider_launch_left_undone_stays_undone(tmp_path):
+    """Stopped early, and then one pair alone is launched: the other's cells are no more complete than before."""
+    other = ("resnet110", "resnet32")
+    for method, top1 in (("student", 69.0), ("kd", 75.0), ("at", 72.0)):
+        for seed in (1, 2, 3):
+            add(tmp_path, method, seed, top1 + seed / 10)
+            if seed == 1 or method == "student":
+                add(tmp_path, method, seed, top1 + seed / 10, pair=other)
+    for seed in (2, 3):
+        add(tmp_path, "at", seed, 72.0 + seed / 10, pair=other)
+    add_plan(tmp_path, [R20], ("student", "kd", "at"), (1, 2, 3))
+    t = only(tmp_path)
+    assert row(t, "kd").cells[1].others == {2: "missing", 3: "missing"} and not row(t, "at").cells[1].others
+    assert [r.method for r in t.rows if r.cells[1].best] == ["at"]

@@ -1,5 +1,6 @@
 """What methods.base promises a method, through the trainer: a stage before the main one, resumed and killed; what is kept; groups that do not fit."""
 
+import os
 import re
 import signal
 
@@ -118,7 +119,7 @@ def test_a_kill_while_a_run_moves_to_the_main_group_loses_nothing(fresh, unbroke
     """Killed at each rename of the first save after the stage: the state from its end is found again, or the newer one is."""
     folder = fresh("killed")
     seen = {"main": False, "renames": 0}
-    save, replace = checkpoint.GroupCheckpoint.save, checkpoint.os.replace
+    save, replace = checkpoint.GroupCheckpoint.save, os.replace
 
     def saving(self, position, states):
         seen["main"] = seen["main"] or position > checkpoint.START
@@ -133,7 +134,7 @@ def test_a_kill_while_a_run_moves_to_the_main_group_loses_nothing(fresh, unbroke
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.GroupCheckpoint, "save", saving)
-        patch.setattr(checkpoint.os, "replace", renaming)
+        patch.setattr(os, "replace", renaming)
         with pytest.raises(Killed):
             group_job.run_group(group("plain", "everything"), execution(folder, checkpoint_seconds=0))
     (view,) = (v for v in scan(folder)[0] if v.method == "everything")

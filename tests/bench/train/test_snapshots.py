@@ -16,7 +16,7 @@ from bench.store import snapshots
 from bench.store.files import write_json
 from bench.store.runs import scan
 from bench.store.weights import read_state, state_hash
-from bench.train import group_job, run_folder, teacher_networks
+from bench.train import group_job, loop, run_folder, teacher_networks
 from bench.train.execution import Execution
 from bench.train.stop import Stop
 
@@ -40,16 +40,36 @@ def test_weights_of_the_epochs_asked_for_and_the_same_run(tmp_path):
     assert all(state_hash(read_state(snapshots.place(kept.folder, epoch))) == value for epoch, value in found.items())
 
 
+def with_ab(results) -> Group:
+    """A group with a teacher and a method that pre-trains."""
+    dataset, state = data.load(TINY), models.build("resnet8", 100).state_dict()
+    teacher_networks.publish(results, dataset.name, dataset.hash, "resnet8", state, {"top1": 1.0, "top5": 5.0}, {"source": "x", "trained": True})
+    return Group("resnet8", "resnet8", 1, TINY, "tf32", ("student", "ab"), (("ab", "epochs", 2),))
+
+
 def test_epoch_0_is_before_a_stage_before_the_main_one(tmp_path):
     """The plain student's and AB's epoch 0 are the same weights: distances begin there for both."""
-    group = Group("resnet8", "resnet8", 1, TINY, "tf32", ("student", "ab"), (("ab", "epochs", 2),))
-    dataset, state = data.load(TINY), models.build("resnet8", 100).state_dict()
-    teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet8", state, {"top1": 1.0, "top5": 5.0}, {"source": "x", "trained": True})
+    group = with_ab(tmp_path)
     execution = Execution(str(tmp_path), device="cpu", threads=torch.get_num_threads(), keep_epochs=(0, 1))
     assert group_job.run_group(group, execution) == DONE
     kept = {view.method: snapshots.kept(view.folder) for view in scan(tmp_path)[0]}
     assert [*kept["ab"]] == [*kept["student"]] == [0, 1]
     assert kept["ab"][0] == kept["student"][0] and kept["ab"][1] != kept["student"][1]
+
+
+def test_epoch_0_that_is_past_within_a_stage_is_named(tmp_path, monkeypatch):
+    group = with_ab(tmp_path)
+    execution = Execution(str(tmp_path), device="cpu", threads=torch.get_num_threads(), checkpoint_seconds=0)
+    trained, whole = [], loop.Training._pretrained
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_pretrained", lambda self, epoch, count: (trained.append(epoch), whole(self, epoch, count))[1])
+        patch.setattr(Stop, "code", property(lambda stop: STOPPED_IN_TIME if trained else None))
+        assert group_job.run_group(group, execution) == STOPPED_IN_TIME
+    assert trained == [-1]
+    assert group_job.run_group(group, dataclasses.replace(execution, keep_epochs=(0, 1))) == DONE
+    (ab,) = (view for view in scan(tmp_path)[0] if view.method == "ab")
+    assert list(snapshots.kept(ab.folder)) == [1]
+    assert "weights asked for after epochs that are past are not kept: 0\n" in (ab.folder / "log.txt").read_text()
 
 
 def test_a_run_that_goes_on_earlier_keeps_none_of_what_was_lost(tmp_path):
