@@ -163,18 +163,19 @@ def _common(pairs: Sequence[Mapping[int, float]]) -> float | None:
     return found and found.half
 
 
-def against_published(ours: Summary, mean: float, sd: float | None, n: int | None) -> Verdict:
-    """Welch's interval of ours minus the published mean; it agrees where the interval holds zero and is not wider than TOO_WIDE."""
+def against_published(ours: Summary, mean: float, sd: float | None, n: int | None, known: bool = False) -> Verdict:
+    """Welch's interval of ours minus the published mean; it agrees where the interval holds zero and is not wider than TOO_WIDE. `known`: `sd` was
+    not estimated from those n, so that n may be 1 and all degrees of freedom are ours."""
     delta = ours.mean - mean
-    if sd is None or n is None or n < 2:
+    if sd is None or n is None or n < 2 - known:
         return Verdict("cannot tell", delta, None, "no published standard deviation")
     if ours.sd is None:
         return Verdict("cannot tell", delta, None, "one seed")
     a, b = ours.sd**2 / ours.n, sd**2 / n
     if a + b == 0:
         return Verdict("agrees" if delta == 0 else "differs", delta, 0.0)
-    df = (a + b) ** 2 / (a * a / (ours.n - 1) + b * b / (n - 1))
-    half = t_quantile(round(df, 6)) * math.sqrt(a + b)
+    spread = a * a / (ours.n - 1) + (0.0 if known else b * b / (n - 1))
+    half = t_quantile(round((a + b) ** 2 / spread, 6) if spread else math.inf) * math.sqrt(a + b)
     if abs(delta) > half:
         return Verdict("differs", delta, half)
     return Verdict("agrees", delta, half) if half <= TOO_WIDE else Verdict("cannot tell", delta, half, f"the interval is wider than {TOO_WIDE:g}")

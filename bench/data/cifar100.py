@@ -69,7 +69,7 @@ def examine(root: Path, name: str) -> tuple[bytes, str]:
     except FileNotFoundError:
         return b"", f"{path} is absent"
     except StoreError as error:
-        return b"", f"{path} cannot be read ({str(error).removeprefix(f'{path}: ').removeprefix('cannot be read (').removesuffix(')')})"
+        return b"", str(error)
     if len(content) < size:
         return content, f"{path} is truncated ({len(content)} of {size} bytes)"
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -92,7 +92,8 @@ def run_probes(group: Group, execution: Execution) -> int:
         try:
             code = max(code, probes.run_probe(narrowed(group, [method]), execution, stop=stop))
         except Exception as error:  # a stranger's method may raise anything
-            print(clean(f"cost probe of {method} failed: {type(error).__name__}: {error}", 1000), file=sys.stderr, flush=True)
+            why = str(error) if isinstance(error, probes.ProbeFailed) else f"{type(error).__name__}: {error}"
+            print(clean(f"cost probe of {method} failed: {why}", 1000), file=sys.stderr, flush=True)
             code = max(code, TROUBLE)
         if code >= STOPPED_IN_TIME:
             break

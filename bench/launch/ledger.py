@@ -1,7 +1,6 @@
 """What is done of a plan and what is left, read from the results folder."""
 
 import contextlib
-import json
 import shlex
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,6 +13,7 @@ from bench.data import Dataset
 from bench.errors import StoreError, UsageError
 from bench.plan.expand import Cell, Plan, as_json, narrowed
 from bench.plan.groups import Group
+from bench.plan.identity import canonical
 from bench.plan.rows import row_of
 from bench.store import redo, teachers
 from bench.store.files import read_json, write_json
@@ -207,8 +207,8 @@ class Ledger:
             say(f"warning: {error}")
 
 
-def _without_ids(plan: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps({**plan, "cells": [{**cell, "run": None} for cell in plan["cells"]]}))
+def _without_ids(plan: dict[str, Any]) -> str:
+    return canonical({**plan, "cells": [{**cell, "run": None} for cell in plan["cells"]]})
 
 
 def changed_sources(views: list[RunView]) -> list[str]:

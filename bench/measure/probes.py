@@ -46,6 +46,10 @@ SKETCH = 20
 """Timed steps on embedded data, whose costs are an example of the table's columns and no measurement of the protocol."""
 
 
+class ProbeFailed(RuntimeError):
+    """Why a probe's process gave no record: what was raised in it, in words."""
+
+
 def of_one(group: Group) -> Group:
     """A group of one method as it is probed: under the probes' own seed. Raises UsageError for a group of several."""
     if len(group.methods) != 1:
@@ -159,7 +163,7 @@ def _in_fresh_process(request: tuple[Any, ...], check: Callable[[], None]) -> di
     except EOFError:
         process.join()
         check()  # a signal to the whole process group ends it too
-        raise RuntimeError(f"the probe's process ended without a result, exit code {process.exitcode}") from None
+        raise ProbeFailed(f"the probe's process ended without a result, exit code {process.exitcode}") from None
     finally:
         if process.is_alive():
             process.terminate()
@@ -178,7 +182,7 @@ def _child(request: tuple[Any, ...], pipe) -> None:
         pipe.send(error)
     except Exception as error:  # whatever a method raised, told to the parent as text: not every exception can be pickled
         traceback.print_exc()
-        pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+        pipe.send(ProbeFailed(f"{type(error).__name__}: {error}"))
 
 
 def measure(group: Group, execution: Execution, timed: int, warmup: int) -> dict[str, Any]:

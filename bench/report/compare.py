@@ -3,7 +3,6 @@
 Intervals stay two-sided 95 % and uncorrected; what is called clear is what Holm's step-down procedure rejects at 5 % family-wise.
 """
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -13,8 +12,6 @@ from bench.report.table import ResultSet, Table, differences, main_row, ranked, 
 from bench.statistics import ASSUMED, Difference, Verdict
 
 ALPHA = 0.05
-KNOWN = 10**9
-"""Runs: a deviation over so many is as good as known, and all degrees of freedom of Welch's interval are ours."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,7 @@ def assume_sd(sets: list[ResultSet], sd: float) -> None:
     for table in (t for s in sets for t in s.tables):
         for cell in (c for row in table.rows for c in row.cells):
             if cell.verdict and cell.published.sd is None and cell.published.n:
-                error = sd / math.sqrt(cell.published.n)
-                verdict = statistics.against_published(cell.beside, cell.published.top1, error * math.sqrt(KNOWN), KNOWN)
+                verdict = statistics.against_published(cell.beside, cell.published.top1, sd, cell.published.n, known=True)
                 why = f"{ASSUMED} {sd:g} (the source prints none)"
                 cell.verdict = Verdict(verdict.word, verdict.mean, verdict.half, f"{verdict.why}; {why}" if verdict.why else why)
 

@@ -83,50 +83,37 @@ def test_a_method_that_breaks_fails_alone(results, unbroken, cls):
 
 
 class LosesTheDevice(Sound):
-    steps = 0
+    said, steps = "CUDA error: uncorrectable ECC error encountered", 0
 
     def losses(self, student, teacher, batch):
         self.steps += 1
         if self.steps > 3:
-            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+            raise RuntimeError(self.said)
         return super().losses(student, teacher, batch)
-
-
-def test_a_lost_device_is_nobodys_fault(results, unbroken):
-    """The job ends, its members are interrupted, and the next launch goes on from the last checkpoint."""
-
-    def train() -> int:
-        registry.names()
-        registry.source_hash = lambda name: "0" * 16
-        registry.register("loses")(LosesTheDevice)
-        eager.answers = lambda device: False
-        return group_job.run_group(lives.group("student", "loses"), lives.execution(results))
-
-    assert lives.live(train) == TROUBLE
-    found = lives.statuses(results)
-    assert set(found) == {"student", "loses"} and {status for status, _ in found.values()} == {"interrupted"}
-    assert all(reason.startswith("device lost: ") and "uncorrectable ECC error" in reason for _, reason in found.values())
-    assert lives.train(results, lives.group("student")) == DONE
-    (run,) = lives.outcome(results)
-    assert lives.outcome(results)[run] == unbroken[run]
 
 
 class LosesItLater(Sound):
     """In what is not a step of the engine's."""
 
+    said = "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"
+
     def begin_epoch(self, epoch, draws):
         if epoch == 2:
-            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+            raise RuntimeError(self.said)
 
 
 class LosesItAtBirth(Sound):
+    said = "CUDA error: unspecified launch failure"
+
     def __init__(self, hyper, setting, prepared=None):
         super().__init__(hyper, setting, prepared)
-        raise RuntimeError("CUDA error: unspecified launch failure")
+        raise RuntimeError(self.said)
 
 
-@pytest.mark.parametrize("cls", [LosesItLater, LosesItAtBirth])
-def test_a_device_lost_beside_the_steps_is_nobodys_fault_either(results, cls):
+@pytest.mark.parametrize("cls", [LosesTheDevice, LosesItLater, LosesItAtBirth])
+def test_a_lost_device_is_nobodys_fault(results, unbroken, cls):
+    """The job ends, its members are interrupted, and the next launch goes on from the last checkpoint."""
+
     def train() -> int:
         registry.names()
         registry.source_hash = lambda name: "0" * 16
@@ -137,7 +124,10 @@ def test_a_device_lost_beside_the_steps_is_nobodys_fault_either(results, cls):
     assert lives.live(train) == TROUBLE
     found = lives.statuses(results)
     assert set(found) == {"student", "loses"} and {status for status, _ in found.values()} == {"interrupted"}
-    assert all(reason.startswith("device lost: ") for _, reason in found.values())
+    assert all(reason.startswith("device lost: ") and cls.said in reason for _, reason in found.values())
+    assert lives.train(results, lives.group("student")) == DONE
+    (run,) = lives.outcome(results)
+    assert lives.outcome(results)[run] == unbroken[run]
 
 
 def test_no_memory_for_the_engine_itself_divides_the_group(results, unbroken):

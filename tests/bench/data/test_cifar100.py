@@ -96,14 +96,14 @@ def test_damage_is_named_with_the_path_and_the_remedy(root, name, how, said):
 def test_a_folder_in_a_files_place_is_bad_input(root):
     spoil(root, "meta", "absent")
     (root / cifar100.FOLDER / "meta").mkdir()
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="meta: is no regular file; get it with"):
         data.load(get("crd"), root)
 
 
 def test_a_pipe_in_a_files_place_is_named_and_not_waited_for(root, monkeypatch):
     spoil(root, "meta", "absent")
     os.mkfifo(root / cifar100.FOLDER / "meta")
-    with pytest.raises(UsageError, match=r"meta cannot be read \(is no regular file\); get it with"):
+    with pytest.raises(UsageError, match=r"meta: is no regular file; get it with"):
         data.load(get("crd"), root)
     monkeypatch.setattr(cifar100, "_download", lambda root: pytest.fail("unpacked into it"))
     with pytest.raises(UsageError, match="meta is no regular file; remove it"):
