@@ -24,13 +24,15 @@ def build(name, images):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stage_stopped_after_any_save_ends_with_the_same_bits(name):
+    """And one that is built again from the start, which is all there is of those that save nothing on the way."""
     images = cases.Images()
     whole = build(name, images)
-    for stop in range(1, len(images.saved)):
+    for stop in range(max(1, len(images.saved))):
         halted = cases.Images()
-        halted.stop_after = stop
-        with pytest.raises(cases.Halted):
-            build(name, halted)
+        if stop:
+            halted.stop_after = stop
+            with pytest.raises(cases.Halted):
+                build(name, halted)
         found = build(name, halted)
         assert found.tensors.keys() == whole.tensors.keys()
         assert all(torch.equal(found.tensors[k], whole.tensors[k]) for k in whole.tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import models
+from bench.plan.profiles import ALL_PAIRS
 from models import source
 from models.outputs import STAGE_KINDS
 
@@ -93,8 +94,9 @@ def test_macs_follow_image_size_and_classes():
     assert models.macs("resnet20", 10) == at_32 - 90 * 64
 
 
-def test_every_network_that_is_counted_is_there():
-    assert {*COUNTS, "wrn_16_4", "wrn_40_4"} <= set(models.names())
+def test_every_network_of_a_declared_pair_is_counted_here():
+    counted = {*COUNTS, "wrn_16_4", "wrn_40_4"}
+    assert {name for pair in ALL_PAIRS for name in (pair.teacher, pair.student)} <= counted <= set(models.names())
 
 
 @pytest.mark.parametrize(
