@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from bench.errors import DONE, INTERRUPTED, STOPPED_IN_TIME, TROUBLE
 from bench.launch.tasks import Job
+from bench.store.lease import acquire_all
 from bench.store.rows import read_rows
 from bench.store.runs import scan
 from bench.train import checkpoint, engine, group_job, run_folder
@@ -101,12 +103,20 @@ def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroke
     assert all("interrupted: SIGUSR2" in text and "attempt 2: resumed at epoch" in text for text in logs)
 
 
+def lands_in_a_watch(number: int) -> None:
+    """The signal, once the main thread sleeps between two looks at leases."""
+    main = threading.main_thread().ident
+    until = time.monotonic() + 60
+    while sys._current_frames()[main].f_code is not acquire_all.__code__ and time.monotonic() < until:
+        time.sleep(0.05)
+    kills_itself(number)
+
+
 def watches_a_lease(folder: Path, number: int) -> int:
     """A life that gets the signal while it watches the counters of another host's leases; 1 where the job was not queued again as it should."""
     queued: list[int] = []
     signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(number))  # as submitit's handler stands there
-    timer = threading.Timer(1.0, kills_itself, (number,))
-    timer.start()
+    threading.Thread(target=lands_in_a_watch, args=(number,), daemon=True).start()
     code = Job(group_job.run_group)({"group": lives.group()}, lives.execution(folder))
     return code if bool(queued) == (number == signal.SIGUSR2) else TROUBLE
 
