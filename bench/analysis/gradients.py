@@ -33,7 +33,7 @@ class Gradients(Analysis):
     question = "How strong is the gradient of each loss term beside that of the labels, and do the two point the same way?"
     version = 3
     before = {
-        1: "where students have dropout, its masks were not those of training",
+        1: "where students have dropout, its masks were not those of training; and as version 2",
         2: "a memory bank (crd) began the trained pass with what the initial one had left in it",
     }
     needs = Needs(students=True)

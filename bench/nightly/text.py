@@ -72,7 +72,7 @@ def verdict_lines(verdict: Verdict, baseline: dict[str, Any], machine: str) -> l
         spans = [_span(*pair, unit, scale) for pair in ((low, high), (slow, slowest))]
         lines.append(f"smallest change seen in 95 of 100 cases, {name}: step {spans[0]} (within two nights), slow drift {spans[1]} (by method)")
     if verdict.new:
-        lines.append('if this is meant: python -m bench nightly --accept "REASON" moves the baseline to tonight')
+        lines.append(f'if this is meant: python -m bench nightly --accept "REASON" --machine {machine} moves the baseline to tonight')
     elif not verdict.open:
         lines.append("no regression")
     return [clean(line, 1000) for line in lines]

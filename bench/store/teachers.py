@@ -1,12 +1,14 @@
 """Teachers in the results folder: results/teachers/<dataset>-<architecture>/ holds `teacher.pt` (a bare state dict) and `teacher.json`."""
 
+import shlex
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from bench.errors import StoreError, UsageError
-from bench.plan.protocols import Protocol
+from bench.plan.profiles import PROFILES
+from bench.plan.protocols import PROTOCOLS, Protocol
 from bench.store.files import Problem, folders, read
 from bench.store.records import Teacher
 
@@ -62,11 +64,17 @@ def require(results: Path, dataset: str, architecture: str) -> TeacherFile:
     """As `find`, but a missing teacher is a UsageError that names the commands which get one."""
     teacher = find(results, dataset, architecture)
     if teacher is None:
-        raise UsageError(
-            f"no {architecture} teacher for {dataset} in {results / 'teachers'}; "
-            f"run `python -m bench teachers train {architecture}` or `python -m bench teachers import FILE --architecture {architecture}`"
-        )
+        options = _of_data(dataset) + ("" if results == Path("results") else f" --results {shlex.quote(str(results))}")
+        train, bring = (f"python -m bench teachers {how}{options}" for how in (f"train {architecture}", f"import FILE --architecture {architecture}"))
+        raise UsageError(f"no {architecture} teacher for {dataset} in {results / 'teachers'}; run `{train}` or `{bring}`")
     return teacher
+
+
+def _of_data(dataset: str) -> str:
+    """The option that makes a command about teachers mean that data: the protocol under which the first profile of that data trains its own."""
+    used = (profile for profile in PROFILES.values() if PROTOCOLS[profile.protocol].dataset == dataset)
+    names = [profile.teacher_protocol or profile.protocol for profile in used] or [p.name for p in PROTOCOLS.values() if p.dataset == dataset]
+    return f" --protocol {names[0]}" if names and names[0] != "crd" else ""
 
 
 def unfit(teacher: TeacherFile, protocol: Protocol) -> str:

@@ -53,7 +53,7 @@ class Hyper:
 
     @classmethod
     def quick(cls, **options: Any) -> "Hyper":
-        """A phase I of seconds, for tests and the smoke profile: not the paper's."""
+        """A phase I of seconds, for tests, the nightly and timings: not the paper's."""
         return cls(**{"phase_epochs": 2, "phase_steps": 8, "check_batches": 2, **options})
 
 

@@ -1,6 +1,7 @@
 """`run --teacher`: a file becomes the plan's teacher in the same command, measured first; what cannot be it is refused before anything is written."""
 
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 
@@ -219,3 +220,12 @@ def test_an_accuracy_is_measured_again_where_the_networks_code_changed_and_held_
     with pytest.raises(UsageError, match="teacher.pt tests at 42.00 % top-1, its record says 100.00 %"):
         load()
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("of", "protocol"), [("cifar100", "crd"), ("shapes20", "smoke_teacher")])
+def test_the_commands_that_get_a_missing_teacher_mean_its_data_and_its_folder(tmp_path, of, protocol):
+    with pytest.raises(UsageError) as error:
+        teachers.require(tmp_path / "my results", of, "resnet14")
+    train, bring = (parse(*split(shlex.split(command))) for command in re.findall("`python -m bench (.*?)`", str(error.value)))
+    assert (train.architecture, train.protocol, train.results) == ("resnet14", protocol, tmp_path / "my results")
+    assert (bring.architecture, bring.protocol, bring.results) == ("resnet14", protocol, tmp_path / "my results")
