@@ -4,6 +4,9 @@ import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+LONG = 4000
+"""Characters of a caption, a note or a remark."""
+
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
     """Lines of a plain text table: columns of numbers to the right, words to the left. Cells are made safe to print."""

@@ -26,3 +26,5 @@ __all__ = [
     "trunk",
     "without_values",
 ]
+
+source_hash()  # now: the files may change while a network trains

@@ -2,9 +2,16 @@
 autograd has started threads for a device other than the CPU (the meta device of other tests is one); then the files that take long, so
 that none of them is still running alone when the rest is done."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test is about the clock
+settings.load_profile("suite")
+os.environ.pop("SLURM_JOB_ID", None)  # tests may run inside a job, and are none
+os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 HERE = Path(__file__).parent
 FORKING = (HERE / "bench" / "train" / "test_kill.py", HERE / "bench" / "store" / "test_lease.py", HERE / "faults")

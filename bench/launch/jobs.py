@@ -104,14 +104,15 @@ def on_cluster(options: Run, the_plan: Plan, book: Ledger, execution: Execution)
     """What is submitted to a cluster, the report last; nothing where nothing is left."""
     teachers, groups = teacher_tasks(the_plan, book, execution), group_tasks(the_plan, book, execution)
     everything = tuple(t.name for t in teachers + groups)
-    probes = probe_tasks(the_plan, execution, (), everything) if options.costs else []
-    if not everything and not probes:
+    measured = probe_tasks(the_plan, execution, (), everything) if options.costs else []
+    if not everything and not measured:
         return []
     teachers = [dataclasses.replace(t, function=train_teacher, arguments=t.arguments | {"the_plan": the_plan}) for t in teachers]
     arguments = {"the_plan": the_plan, "again": options.redo}
-    final = Task("report", finish, arguments, execution, lambda: True, tuple(t.name for t in teachers + groups + probes))
-    execution = dataclasses.replace(execution, stop_after_seconds=60 * options.time_budget if options.time_budget else None)
-    return [dataclasses.replace(t, execution=execution) for t in (*teachers, *groups, *probes, final)]
+    final = Task("report", finish, arguments, execution, lambda: True, tuple(t.name for t in teachers + groups + measured))
+    limit = 60 * options.time_budget if options.time_budget else None
+    tasks = (*teachers, *groups, *measured, final)
+    return [dataclasses.replace(t, execution=dataclasses.replace(t.execution, stop_after_seconds=limit)) for t in tasks]
 
 
 def train_teacher(the_plan: Plan, execution: Execution, **arguments: Any) -> int:

@@ -18,7 +18,7 @@ from bench.plan.rows import row_of
 from bench.store import redo, teachers
 from bench.store.files import read_json, write_json
 from bench.store.lease import Lease
-from bench.store.runs import RunView, is_done, read_status
+from bench.store.runs import TEACHER, RunView, is_done, read_status
 from bench.text import say
 from methods import registry
 
@@ -212,11 +212,13 @@ def _without_ids(plan: dict[str, Any]) -> str:
 
 
 def changed_sources(views: list[RunView]) -> list[str]:
-    """One warning for each method whose source changed under done runs."""
+    """One warning for each method whose source changed under done runs of its present version."""
     present = registry.sources({v.method for v in views})
     changed: dict[str, list[str]] = {}
     for view in views:
-        if view.status == "done" and present.get(view.method, view.method_source) != view.method_source:
+        if view.status != "done" or present.get(view.method, view.method_source) == view.method_source:
+            continue
+        if view.title != TEACHER and view.known.method_version == registry.get(view.method).version:  # no --redo trains others
             changed.setdefault(view.method, []).append(row_of(view.method, view.changed))
     return [
         f"the source of {method} changed since {len(rows)} of its runs were done; run them again with --redo --methods "

@@ -247,9 +247,11 @@ def _submit(options: Run, tasks: list[Task], execution: Execution, folder: Path)
 
 def _refuse_unknown(options: Run, book: Ledger) -> None:
     """--redo marks runs by their ids, which a missing teacher's students do not have. Raises UsageError where there are such runs."""
-    for name in book.teachers_missing() if options.redo else ():
-        here = (view for view in scan(book.results)[0] if view.protocol.dataset == book.plan.protocol.dataset)
-        if any(view.teacher == name and view.status == "done" for view in here):
+    missing = book.teachers_missing() if options.redo else ()
+    ours = (book.plan.protocol, book.plan.precision)
+    here = {view.teacher for view in scan(book.results)[0] if view.status == "done" and (view.protocol, view.precision) == ours} if missing else ()
+    for name in missing:
+        if name in here:
             raise UsageError(
                 f"--redo: runs that learnt from a {name} teacher are here and the teacher is not, so that nobody knows which of them this plan "
                 "means; train it by a launch without --redo, or give it with --teacher, then say --redo"

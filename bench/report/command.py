@@ -165,8 +165,6 @@ def pick(sets: list[ResultSet], wanted: str) -> ResultSet:
 
 
 def show(text: str) -> None:
-    """Print to a terminal of any encoding."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    """Print whole texts at once."""
     sys.stdout.write(text)
     sys.stdout.flush()

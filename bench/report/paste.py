@@ -6,9 +6,9 @@ from itertools import groupby
 
 from bench.plan.profiles import CRD_ROWS, ROWS
 from bench.report.blocks import NONE, banner, row_title, second_best, set_title
-from bench.report.render import LONG, csv_text, latex_escape, markdown_escape
+from bench.report.render import csv_text, latex_escape, markdown_escape
 from bench.report.table import Cell, ResultSet, Row, Table, name, ranked_seeds
-from bench.text import clean, count
+from bench.text import LONG, clean, count
 
 PUBLISHED = "published"
 PACKAGES = (r"\usepackage[T1]{fontenc}", r"\usepackage[utf8]{inputenc}", r"\usepackage{booktabs}", r"\usepackage{graphicx}")

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from bench.report import compare
 from bench.report.blocks import Block, Line, remarks, set_blocks, set_title, total_seconds
 from bench.report.table import ResultSet
-from bench.text import clean, shortened
+from bench.text import LONG, clean, shortened
 
 TITLE = "Knowledge distillation benchmark"
-LONG = 4000
-"""Characters of a caption, a note or a remark."""
 _INDENT = "  "
 _NUMBER = re.compile(r"((?:[a-z ]+)?†?[-+]?[\d.,]+) ((?:±|\(n=).*)")
 _SIGN = re.compile(r"(?<![\w.-])-(?=\d)")  # a minus, which in text would be a hyphen
@@ -174,7 +172,7 @@ def csv_text(sets: list[ResultSet]) -> str:
                     ratio = sheet.relative(*pair.key, row.method) if sheet else None
                     total = total_seconds(sheet, pair.key, row.method, table) if sheet else None
                     fields = [results.name, table.protocol.name, table.trial, table.precision, pair.teacher, pair.student]
-                    fields += [row.method, row.title, row.variant, len(cell.values), len(cell.values) + len(cell.others)]
+                    fields += [row.method, row.title, row.variant, len(cell.values), len(cell.values) + cell.open]
                     fields += [s and s.mean, s and s.sd, sum(best) / len(best) if best else None, cell.note, table.baseline]
                     fields += [d and d.mean, d and d.half, d and d.n, judged and judged.holm, *to_kd]
                     fields += [p and p.top1, p and p.sd, p and p.n, v and v.word, v and v.mean, v and v.half]

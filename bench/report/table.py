@@ -320,7 +320,8 @@ def ranked_seeds(rows: list[Row], column: int) -> list[int]:
     own = [row for row in whole if not row.variant]
     cells = [row.cells[column].values.keys() for row in (own if len(own) > 1 else whole)]
     having = {frozenset(seeds): sum(seeds <= others for others in cells) for seeds in cells}
-    return sorted(max(having, key=lambda seeds: (having[seeds], len(seeds)), default=()))
+    sure = [seeds for seeds in having if len(seeds) >= statistics.CLAIM and 2 * having[seeds] > len(cells)]  # enough for a claim
+    return sorted(max(sure or having, key=lambda seeds: (having[seeds], len(seeds)), default=()))
 
 
 def ranked(rows: list[Row], column: int) -> dict[int, float]:
@@ -332,8 +333,7 @@ def ranked(rows: list[Row], column: int) -> dict[int, float]:
 
 def _compare(rows: list[Row], pairs: list[Pair], baseline: str) -> None:
     """Paired differences to the baseline row, pooled over pairs, and the best of the comparable cells of each column."""
-    base = main_row(rows, baseline)
-    cells, pooled = differences(rows, pairs, base) if base else ({}, {})
+    cells, pooled = differences(rows, pairs, base) if (base := main_row(rows, baseline)) else ({}, {})
     for (i, j), difference in cells.items():
         rows[i].cells[j].difference = difference
     for i, difference in pooled.items():

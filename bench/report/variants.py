@@ -22,12 +22,12 @@ def versions(runs: Iterable[RunView], planned: set[str]) -> dict[str, int]:
 
 def left_out(runs: Sequence[RunView], planned: set[str], shown: Mapping[str, int], present: str | None = None) -> dict[str, str]:
     """Of the runs of one pair: run id -> why it is left out. `shown`: see `versions`; `present`: the hash of the teacher in the results folder,
-    whose runs are shown where no planned run has a teacher and some run has this one."""
+    whose runs are shown where no planned run has a teacher and some finished run has this one."""
     out, teacher, data, whose = {}, None, None, "the planned runs have"
     for run in runs:
         if run.id in planned:
             teacher, data = run.known.teacher_hash or teacher, run.known.data_hash
-    if not teacher and present in {run.known.teacher_hash for run in runs}:
+    if not teacher and present in {run.known.teacher_hash for run in runs if run.record}:
         teacher, whose = present, "the results folder has"
     for run in runs:
         known = run.known

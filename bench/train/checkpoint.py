@@ -220,7 +220,7 @@ def load_into(learner: Learner, state: Mapping[str, Any]) -> None:
         if is_short_of_memory(error) or is_of_device(error):
             raise
         said = clean(" ".join(str(error).split()), 150)
-        cure = "--redo starts it over; one that is pending already: remove its folder"
+        cure = "--redo starts it over; one that is pending already: empty its folder in redo/runs"
         raise StoreError(f"{said}; its checkpoint is of other code; {cure}") from error
 
 

@@ -156,6 +156,7 @@ def publish(
         **record,
     }
     teacher = TeacherFile(place, typed(place / "teacher.json", full, Teacher))
+    verified = _measured(found, {data_hash: measured["top1"]})
     try:
         files.json_bytes(full)  # now: the record is written last, when what stood here is gone
     except ValueError as error:
@@ -170,7 +171,7 @@ def publish(
             write_bytes(place / "teacher.new.pt", pickled(plain(state)))
             (place / "teacher.json").unlink(missing_ok=True)
             (place / "teacher.new.pt").replace(place / "teacher.pt")
-            write_json(place / "verified.json", _measured(found, {data_hash: measured["top1"]}))
+            write_json(place / "verified.json", verified)
             write_json(place / "teacher.json", full)
             redo_mark(place).unlink(missing_ok=True)
     except OSError as error:

@@ -34,9 +34,14 @@ def work(name: str, seconds: float, execution: Execution) -> int:
             note(folder, f"stop{stop.code}", name)
             return stop.code
         time.sleep(0.01)
-    (folder / f"{name}.done").write_text(os.environ.get("OMP_NUM_THREADS", "?") + "," + os.environ.get("CUDA_VISIBLE_DEVICES", "?"))
+    leave(folder, name)
     note(folder, "end", name)
     return DONE
+
+
+def leave(folder: Path, name: str) -> None:
+    """That it is done, and what of the machine it was given."""
+    (folder / f"{name}.done").write_text(os.environ.get("OMP_NUM_THREADS", "?") + "," + os.environ.get("CUDA_VISIBLE_DEVICES", "?"))
 
 
 def beside(name: str, execution: Execution) -> int:
@@ -47,7 +52,7 @@ def beside(name: str, execution: Execution) -> int:
     while sum(kind == "start" for kind, *_ in events(folder)) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.2)  # in which a third could be seen
-    (folder / f"{name}.done").touch()
+    leave(folder, name)
     note(folder, "end", name)
     return DONE
 
@@ -87,10 +92,14 @@ def stubborn(name: str, execution: Execution) -> int:
 
 
 def launch_work(folder: str, names: str, seconds: str, slots: str, function: str = "work", budget: str = "") -> int:
-    """A whole launcher, for `python -c`: runs `function` for each of the comma-separated names and returns the exit code."""
+    """A whole launcher, for `python -c`: runs `function` for each of the comma-separated names and returns the exit code. One with a budget of
+    seconds gives a minute of it to jobs that save: no machine is so slow that theirs does not end by itself."""
+    from bench.launch import local
     from bench.launch.local import Pool
     from bench.launch.tasks import Slot, Task, fresh_folder
 
+    if budget:
+        local.GRACE_SECONDS = 60.0
     results = Path(folder)
     call = {"work": work, "stubborn": stubborn}[function]
     tasks = [

@@ -22,7 +22,7 @@ def test_four_launchers_over_twenty_runs_execute_each_once(results):
     for child in children:
         child.start()
     for child in children:
-        child.join(280)
+        child.join(900)
     assert [child.exitcode for child in children] == [0] * 4
     views, problems = scan(results)
     assert not problems and len(views) == 20 and {v.status for v in views} == {"done"}

@@ -71,28 +71,31 @@ def test_a_signal_tears_nothing_wherever_it_lands(results, unbroken, place, numb
     assert lives.train(results) == DONE and lives.outcome(results) == unbroken
 
 
-def slow_group(group, execution) -> int:
-    """run_group with steps that take long enough to be interrupted."""
+def slow_group(group, execution, pause: float = 0.3, limit: float | None = None) -> int:
+    """run_group with steps that take long enough to be interrupted. `limit`: seconds for training, in place of the execution's for everything."""
 
-    step = engine.Eager.step
+    step, taken = engine.Eager.step, []
 
     def slowly(runner, start, stop):
-        time.sleep(0.3)
+        if limit is not None and not taken:
+            signal.getsignal(signal.SIGTERM).__self__._deadline = time.monotonic() + limit
+        taken.append(start)
+        time.sleep(pause)
         return step(runner, start, stop)
 
     engine.Eager.step = slowly
     return group_job.run_group(group, execution)
 
 
-def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroken):
+def test_preemption_through_submitit_goes_on_with_the_same_bits(results, unbroken, monkeypatch):
     """SIGUSR2 to the task itself, as a cluster sends it: submitit starts the same job again, and no limit of time is counted."""
     import submitit
 
     executor = submitit.LocalExecutor(results / "jobs", max_num_timeout=0)
     executor.update_parameters(timeout_min=60)
-    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    job = executor.submit(Job(slow_group), {"group": lives.group()}, lives.execution(results))
-    until = time.monotonic() + 120
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    job = executor.submit(Job(slow_group), {"group": lives.group(), "pause": 1.5}, lives.execution(results))
+    until = time.monotonic() + 300
     while not list(results.glob("groups/*/manifest.json")) and time.monotonic() < until:
         time.sleep(0.05)
     (lease,) = {p.read_text() for p in results.glob("runs/*-kd-*/lease.json")}
@@ -134,7 +137,9 @@ def test_a_stop_while_a_lease_is_watched_is_a_stop(results, halfway, number):
 
 def test_a_time_limit_stops_at_a_step_as_often_as_needed(results, unbroken):
     """A limit shorter than an epoch: each call goes on where the last one stopped."""
-    codes = [lives.live(lambda: slow_group(lives.group(), lives.execution(results, stop_after_seconds=0.8))) for _ in range(4)]
+    execution = lives.execution(results, stop_after_seconds=600.0)
+    codes = [lives.live(lambda: slow_group(lives.group(), execution, limit=0.8)) for _ in range(4)]
+    assert all("attempt 2: resumed at epoch" in path.read_text() for path in results.glob("runs/*s1*/log.txt"))
     assert codes[0] == STOPPED_IN_TIME and set(codes) <= {DONE, STOPPED_IN_TIME}
     assert all(reason == "time budget used up" for status, reason in lives.statuses(results).values() if status != "done")
     assert lives.train(results) == DONE and lives.outcome(results) == unbroken

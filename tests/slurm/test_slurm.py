@@ -71,7 +71,7 @@ def test_an_array_of_groups_completes_and_the_last_job_waits_for_it(slurm, tmp_p
     last = task("report", fakes.work, {"name": "report", "seconds": 0.0}, folder, after=("s1", "s2", "s3"))
     ids = submit(folder, *groups, last)
     assert len({job.split("_")[0] for job in list(ids.values())[:3]}) == 1  # one array
-    assert wait_for((folder / "report.done").exists, 150), words(folder) + slurm.logs()
+    assert wait_for((folder / "report.done").exists, 600), words(folder) + slurm.logs()
     assert len(done(folder)) == 3
     finished = max(path.stat().st_mtime for path in done(folder))
     assert finished <= (folder / "report.done").stat().st_mtime
@@ -81,8 +81,8 @@ def test_an_array_of_groups_completes_and_the_last_job_waits_for_it(slurm, tmp_p
 def test_a_gpu_is_given_to_one_job_at_a_time(slurm, tmp_path):
     """And no job that asks for one ends up on the node without."""
     names = [f"g{i}" for i in range(5)]
-    submit(tmp_path, *(task(name, fakes.work, {"name": name, "seconds": 2.0}, tmp_path) for name in names), gpus=1, partition="mixed")
-    assert wait_for(lambda: len(list(tmp_path.glob("g?.done"))) == 5, 120), words(tmp_path) + slurm.logs()
+    submit(tmp_path, *(task(name, fakes.beside, {"name": name}, tmp_path) for name in names), gpus=1, partition="mixed")
+    assert wait_for(lambda: len(list(tmp_path.glob("g?.done"))) == 5, 600), words(tmp_path) + slurm.logs()
     changes = sorted((at, 1 if kind == "start" else -1) for kind, _, _, at in fakes.events(tmp_path))
     load = [sum(step for _, step in changes[: i + 1]) for i in range(len(changes))]
     assert max(load) == 2  # two GPUs: both used, never a third job
@@ -91,14 +91,14 @@ def test_a_gpu_is_given_to_one_job_at_a_time(slurm, tmp_path):
 
 def test_a_preempted_group_goes_on_on_another_kind_of_node_and_ends_with_the_same_bits(slurm, tmp_path, undisturbed):
     """It begins on `large`; who drives it out stays there until it is done on `small`."""
-    (job,) = submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 15.0}, tmp_path), partition="mixed").values()
-    assert wait_for(lambda: list(tmp_path.glob("groups/*/manifest.json")), 120), words(tmp_path) + slurm.logs()
+    (job,) = submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 120.0, "once": True}, tmp_path), partition="mixed").values()
+    assert wait_for(lambda: list(tmp_path.glob("groups/*/manifest.json")), 300), words(tmp_path) + slurm.logs()
     assert slurm.node(job) == "large"
     intruder = slurm.ask("sbatch", "--parsable", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 400")
     assert intruder.returncode == 0, intruder.stderr
     try:
         assert wait_for(lambda: any(v.status == "interrupted" for v in scan(tmp_path)[0]), 60), words(tmp_path) + slurm.logs()
-        assert wait_for(lambda: done(tmp_path), 200), words(tmp_path) + slurm.logs()
+        assert wait_for(lambda: done(tmp_path), 600), words(tmp_path) + slurm.logs()
     finally:
         slurm.ask("scancel", intruder.stdout.strip())
     (view,) = scan(tmp_path)[0]
@@ -111,7 +111,7 @@ def test_a_preempted_group_goes_on_on_another_kind_of_node_and_ends_with_the_sam
 def test_a_time_limit_below_the_length_takes_several_submissions(slurm, tmp_path, undisturbed):
     """The limit is 4 minutes and the signal comes 120 s before it, or up to 60 s sooner: each turn has one to two minutes of the run's 130 s."""
     submit(tmp_path, task("s1", slow_group, {"group": group(), "seconds": 130.0}, tmp_path), minutes=4)
-    assert wait_for(lambda: done(tmp_path), 450), words(tmp_path) + slurm.logs()
+    assert wait_for(lambda: done(tmp_path), 1500), words(tmp_path) + slurm.logs()
     (view,) = scan(tmp_path)[0]
     assert view.record.attempts >= 2 and numbers(tmp_path) == undisturbed
     log = (view.folder / "log.txt").read_text()

@@ -11,7 +11,7 @@ from bench.analysis.frame.base import Analysis, Stored, options_of
 from bench.errors import UsageError
 from bench.options import Appended, DataOption, DeviceOption, ResultsOption, ThreadsOption
 from bench.plan import names
-from bench.text import clean, say, table
+from bench.text import LONG, clean, say, table
 from bench.train.execution import Execution
 
 
@@ -92,4 +92,4 @@ def lines(analysis: type[Analysis], stored: Stored, root: Path) -> list[str]:
     cost = stored.cost
     out.append(f"cost: {cost['seconds']:.1f} s, {cost['cpu_seconds']:.1f} CPU s on {cost['device']}, {cost['threads']} threads")
     out.append(f"written: {results.place(root, stored.identity)}")
-    return [clean(line, 1000) for line in out]
+    return [clean(line, LONG) for line in out]

@@ -54,7 +54,7 @@ def launcher(folder: Path, *arguments: str, hangup=signal.SIG_DFL) -> subprocess
 
 def started(folder: Path, count: int) -> list[int]:
     """Wait until so many jobs have begun; their pids."""
-    for _ in range(600):
+    for _ in range(6000):  # it may take long where much else runs
         pids = [pid for kind, _, pid, _ in fakes.events(folder) if kind == "start"]
         if len(pids) >= count:
             return pids
@@ -71,7 +71,7 @@ def alive(pid: int) -> bool:
 
 
 def gone(pids: list[int]) -> bool:
-    for _ in range(200):
+    for _ in range(2400):
         if not any(alive(pid) for pid in pids):
             return True
         time.sleep(0.05)
@@ -255,7 +255,7 @@ def test_a_run_that_failed_here_is_not_waited_for(folder):
 def test_four_launchers_run_each_task_once(folder):
     names = [f"t{i}" for i in range(8)]
     launchers = [launcher(folder, ",".join(names), "0.1", "1") for _ in range(4)]
-    assert [p.wait(120) for p in launchers] == [0] * 4
+    assert [p.wait(600) for p in launchers] == [0] * 4
     assert sorted(name for kind, name, _, _ in fakes.events(folder) if kind == "start") == names
 
 
@@ -267,7 +267,7 @@ def test_a_signal_ends_the_whole_tree_and_jobs_save_first(folder, number):
         os.killpg(process.pid, number)  # as a terminal does: to the launcher and to submitit's controllers
     else:
         process.send_signal(number)
-    assert process.wait(60) == INTERRUPTED
+    assert process.wait(300) == INTERRUPTED
     assert not any(alive(pid) for pid in pids) and not session(process.pid)
     assert sorted(name for kind, name, _, _ in fakes.events(folder) if kind == "stop130") == ["a", "b"]  # asked, not killed
 
@@ -276,8 +276,8 @@ def test_a_job_that_will_not_stop_is_killed(folder):
     process = launcher(folder, "a", "0", "1", "stubborn")
     pids = started(folder, 1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == INTERRUPTED
-    assert not any(alive(pid) for pid in pids) and not session(process.pid)
+    assert process.wait(300) == INTERRUPTED
+    assert gone(pids) and gone(session(process.pid))  # it would sleep for ten minutes
 
 
 def test_under_nohup_a_launch_outlives_its_terminal(folder):
@@ -285,7 +285,7 @@ def test_under_nohup_a_launch_outlives_its_terminal(folder):
     pids = started(folder, 1)
     process.send_signal(signal.SIGHUP)
     os.kill(pids[0], signal.SIGHUP)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     assert [kind for kind, *_ in fakes.events(folder)] == ["start", "end"]
 
 
@@ -294,7 +294,7 @@ def test_jobs_end_when_their_launcher_is_killed(folder):
     pids = started(folder, 1)
     process.kill()
     assert gone(pids)  # nobody has waited for it: its process number still stands
-    process.wait(60)
+    process.wait(300)
     assert [kind for kind, *_ in fakes.events(folder)] == ["start", "stop130"]
 
 
@@ -306,18 +306,19 @@ def test_a_job_ends_when_its_controller_is_killed(folder):
     started(folder, 2)  # the slot is free again
     assert not alive(first)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == INTERRUPTED
+    assert process.wait(300) == INTERRUPTED
 
 
 def test_time_budget_ends_with_75_and_the_next_launch_goes_on(folder):
-    process = launcher(folder, "a,b", "300", "1", "work", "12")
-    assert process.wait(120) == STOPPED_IN_TIME
+    process = launcher(folder, "a,b", "300", "1", "work", "66")
+    assert process.wait(300) == STOPPED_IN_TIME
     assert [kind for kind, *_ in fakes.events(folder)] == ["start", "stop75"]  # by itself, and b was not started for the last seconds
-    assert launcher(folder, "b", "0", "1").wait(120) == 0
+    assert launcher(folder, "b", "0", "1").wait(300) == 0
 
 
-def test_a_launch_that_did_everything_ended_in_time(folder):
+def test_a_launch_that_did_everything_ended_in_time(folder, monkeypatch):
     """The last job ends within the grace that a launch out of time gives to what it has not started yet."""
+    monkeypatch.setattr(local, "GRACE_SECONDS", 60.0)
     outcome = pool(folder, [Slot(None, 1)]).run([task(folder, "a", function=fakes.unhurried)], time.monotonic() + local.GRACE_SECONDS + 5.0)
     assert outcome.succeeded == ["a"] and outcome.code == 0
 
@@ -329,7 +330,7 @@ def test_preemption_starts_the_same_job_again(folder):
     second = started(folder, 2)[1]
     assert second != first and ("stop75", "a") in [(kind, name) for kind, name, *_ in fakes.events(folder)]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == INTERRUPTED and not alive(second)
+    assert process.wait(300) == INTERRUPTED and not alive(second)
 
 
 def test_checkpoint_submits_the_same_arguments():

@@ -165,6 +165,14 @@ def test_on_a_cluster_a_teachers_job_waits_for_another_launchs_and_names_the_run
     assert cells == {cell.method: run for cell, run in Ledger(tmp_path, the_plan, data.load(TINY)).runs().items()} and all(cells.values())
 
 
+def test_on_a_cluster_too_teachers_keep_no_epochs_of_students(tmp_path):
+    the_plan = plan_of()
+    kept = dataclasses.replace(execution(tmp_path), keep_epochs=(1,))
+    tasks = jobs.on_cluster(Run(costs=False, time_budget=1.0), the_plan, Ledger(tmp_path, the_plan, data.load(TINY)), kept)
+    assert [task.execution.keep_epochs for task in tasks] == [(), *[(1,)] * (len(tasks) - 1)]
+    assert {task.execution.stop_after_seconds for task in tasks} == {60.0}
+
+
 def test_a_job_that_waits_for_a_teacher_stops_when_asked(tmp_path, monkeypatch):
     the_plan = plan_of()
     first = jobs.on_cluster(Run(costs=False), the_plan, Ledger(tmp_path, the_plan, data.load(TINY)), execution(tmp_path))[0]
@@ -199,7 +207,9 @@ def test_students_of_a_teacher_that_is_gone_are_not_passed_over(tmp_path):
     launch._refuse_unknown(Run(redo=True), book)  # nobody has learnt from it
     synthetic.add_run(tmp_path, synthetic.run_of("kd", "resnet14", "resnet8", 1), 50.0)
     launch._refuse_unknown(Run(redo=True), book)  # those are of another data set
-    book.plan = SimpleNamespace(protocol=synthetic.CRD)
+    book.plan = SimpleNamespace(protocol=synthetic.CRD, precision="tf32")
+    launch._refuse_unknown(Run(redo=True), book)  # or of another schedule
+    book.plan.protocol = synthetic.SHORT
     launch._refuse_unknown(Run(), book)
     with pytest.raises(UsageError, match="learnt from a resnet14 teacher are here and the teacher is not"):
         launch._refuse_unknown(Run(redo=True), book)

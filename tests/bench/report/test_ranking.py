@@ -58,6 +58,17 @@ def test_a_sweep_of_one_seed_ranks_nothing_where_others_have_three(tmp_path):
     assert "second underlined. " in paste.caption(t, 3, False) + " "  # all have the same seeds
 
 
+def test_one_row_of_one_seed_takes_no_claim_from_the_others(tmp_path):
+    """A trial of a new method, or of a method that a later launch left out of its plan."""
+    for seed in (1, 2, 3):
+        for method, top1 in (("student", 69.0), ("kd", 70.0)):
+            add(tmp_path, method, seed, top1 + seed / 10)
+    add(tmp_path, "at", 1, 75.0)
+    add_plan(tmp_path, [R20], ("student", "kd"), (1, 2, 3))
+    t = only(tmp_path)
+    assert ranked_seeds(t.rows, 0) == [1, 2, 3] and [r.method for r in t.rows if r.cells[0].best] == ["kd"]
+
+
 def test_a_lead_is_measured_over_the_seeds_that_are_ranked(tmp_path):
     """SKD has two more seeds, that AT has too and no other: over these it is ahead, and over the ranked ones behind."""
     for seed, (plain, at, skd) in enumerate([(69.0, 70.1, 70.0), (69.1, 70.3, 70.1), (69.0, 70.2, 70.0), (0, 70.2, 73.0), (0, 70.1, 73.2)], 1):

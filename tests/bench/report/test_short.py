@@ -1,5 +1,7 @@
 """What `report` prints without options: the own table on a screenful, the rest in files that it names."""
 
+import csv
+import io
 import re
 import shutil
 
@@ -109,6 +111,8 @@ def test_what_is_skipped_is_not_awaited(tmp_path):
     def said():
         (own,) = table.build(tmp_path)
         (t,) = own.tables
+        written = list(csv.DictReader(io.StringIO(render.csv_text([own]))))
+        assert sum(int(line["planned"]) for line in written) == 6
         return sentences.standing_line(t), sentences.in_short(t, compare.against(t, "student")), evidence.column_facts(t)[0], printed(tmp_path)
 
     line, first, common, text = said()

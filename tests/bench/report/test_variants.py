@@ -208,6 +208,8 @@ def test_a_replaced_teachers_runs_stay_left_out_when_another_pair_is_planned(tmp
         teacher = {"format": 1, "architecture": "resnet56", "dataset": "cifar100", "hash": present * 16, "test_top1": 72.0, "test_top5": None}
         write_json(place / "teacher.json", teacher | {"test_top1_data": "d" * 16, "trained": True, "source": "imported"})
         assert first_pair() == expected
+    add_run(tmp_path, run_of("kd", *R20, 1, teacher_hash="3" * 16), 0.0, "failed", 0)
+    assert first_pair() == mixed  # no number of that teacher's is there
     (place / "teacher.json").write_text("{}")
     assert first_pair() == mixed
 

@@ -30,7 +30,7 @@ from bench.train import teacher_commands
 from tests.bench import synthetic
 
 SECONDS = 10.0
-"""For one input, all readers together; they take some hundredths of a second."""
+"""Of CPU time, for one input, all readers together; they take some hundredths."""
 PAIR = ("resnet56", "resnet20")
 CODES = "\x1b[31m\x07\n\r\x9b2J\u202e\u2028\x00"
 
@@ -225,11 +225,13 @@ def run(place: Path, count: int, seed: int, say: bool = False) -> Counter[str]:
     folder = Folder(place)
     found: Counter[str] = Counter()
     signal.signal(signal.SIGALRM, _ring)
+    signal.signal(signal.SIGPROF, _ring)
     started = time.monotonic()
     for number in range(count):
         path = folder.break_one(random.Random(f"{seed}/{number}"))
         what = f"input {number} of seed {seed} ({path.relative_to(place)}: {path.read_bytes()[:2000] if path.exists() else 'moved'!r})"
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, 60 * SECONDS)  # for one that waits and does nothing
         try:
             for name, said in readers(place):
                 assert not (bad := codes(said)), f"{what}: {name} prints {bad}"
@@ -238,6 +240,7 @@ def run(place: Path, count: int, seed: int, say: bool = False) -> Counter[str]:
         except (Exception, TooSlow) as error:
             raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[-300:]}") from error
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             folder.mend()
         found[path.name if path.parts[-3] != "costs" else "cost"] += 1

@@ -76,7 +76,7 @@ def test_a_holder_that_cannot_be_seen_is_judged_by_its_counter_alone(tmp_path, p
         if len(polls) == 2:
             rewrite(far, counter=6)
 
-    assert not Lease(tmp_path).acquire(still_seconds=2.5, check=moving)
+    assert not Lease(tmp_path).acquire(still_seconds=60.0, check=moving)
     assert len(polls) >= 2
     # A counter that stands still: taken.
     started = time.monotonic()
@@ -250,14 +250,19 @@ def test_leases_are_beaten_while_the_holder_does_something_long(tmp_path, monkey
     for lease in leases:
         lease.path.parent.mkdir()
     assert acquire_all(leases) == [True, True]
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while time.monotonic() < until and not all(json.loads(lease.path.read_text())["counter"] >= 2 for lease in leases):
         sum(range(100_000))
     assert all(json.loads(lease.path.read_text())["counter"] >= 2 for lease in leases)
     leases[0].release()
     taken = Lease(tmp_path / "b")
-    rewrite(leases[1], token="another")
-    time.sleep(0.2)
+    with leases[1]._guard:  # between two beats
+        content = json.loads(leases[1].path.read_text()) | {"token": "another"}
+        leases[1].path.write_text(json.dumps(content))
+    until = time.monotonic() + 60
+    while leases[1] in lease_module._HEART._leases and time.monotonic() < until:
+        time.sleep(0.01)
+    assert leases[1] not in lease_module._HEART._leases
     assert json.loads(taken.path.read_text())["token"] == "another"  # what was lost is not beaten
 
 
@@ -270,7 +275,13 @@ def test_what_is_held_is_beaten_while_other_leases_are_watched(tmp_path, monkeyp
         lease.path.parent.mkdir()
     assert far.acquire()
     rewrite(far, host="elsewhere")
-    assert acquire_all([free, Lease(tmp_path / "b")], still_seconds=1.0) == [True, True]
+
+    def beaten():
+        until = time.monotonic() + 60
+        while free._counter < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+
+    assert acquire_all([free, Lease(tmp_path / "b")], still_seconds=0.1, check=beaten) == [True, True]
     assert free._counter >= 2
 
 

@@ -71,9 +71,8 @@ while True:
     for delay in (0.0, 0.003, 0.011):
         path.unlink(missing_ok=True)
         process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
-        for _ in range(2000):
-            if path.exists():
-                break
+        while not path.exists():
+            assert process.poll() is None
             time.sleep(0.005)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)

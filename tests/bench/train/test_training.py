@@ -337,7 +337,8 @@ def test_a_checkpoint_of_other_code_names_the_way_out(tmp_path, monkeypatch):
         assert group_job.run_group(group("changing", teacher=None), execution(tmp_path)) == TROUBLE
         (view,) = scan(tmp_path)[0]
         assert view.status == "failed" and view.reason.startswith("StoreError: Error(s) in loading state_dict for Changed: ")
-        assert view.reason.endswith("; its checkpoint is of other code; --redo starts it over; one that is pending already: remove its folder")
+        cure = "--redo starts it over; one that is pending already: empty its folder in redo/runs"
+        assert view.reason.endswith(f"; its checkpoint is of other code; {cure}")
         assert view.reason.isprintable()
         assert "Traceback" in (view.folder / "log.txt").read_text()
         redo.begin(tmp_path, [view.id])
