@@ -30,6 +30,12 @@ LONG = tuple(
         "bench/train/test_capture_safety.py",
         "bench/launch/test_launch.py",
         "methods/iep/test_real.py",
+        "methods/test_conformance.py",
+        "bench/train/test_contract.py",
+        "bench/train/test_training.py",
+        "bench/nightly/test_alarm.py",
+        "models/test_parts.py",
+        "methods/test_teacher_losses.py",
     )
 )
 

@@ -36,6 +36,10 @@ def _case(pair: tuple[str, str], batch: int):
 
 
 everywhere = pytest.mark.parametrize(("pair", "batch"), [_case(pair, batch) for pair in (*ALIKE, *UNLIKE) for batch in BATCHES])
+of_teachers = pytest.mark.parametrize(
+    ("pair", "batch"), [_case(pair, batch) for pair in {pair[0]: pair for pair in (*UNLIKE, *ALIKE)}.values() for batch in BATCHES]
+)
+"""A pair of each teacher, for losses that know no shape of the student's."""
 
 
 def both(pair: tuple[str, str]) -> tuple[Shapes, Shapes]:

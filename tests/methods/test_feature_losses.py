@@ -9,7 +9,7 @@ from methods._maps import batch_normalised, pooled_to, unit
 from methods.base import Batch, Setting
 from methods.ickd import ickd_loss
 from models.outputs import Outputs, Shapes
-from tests.methods.independent import agrees, arrays, average_pooled, both, convolved, draw, everywhere, normalised, unit_rows
+from tests.methods.independent import agrees, arrays, average_pooled, both, convolved, draw, everywhere, normalised, of_teachers, unit_rows
 
 # ICKD
 
@@ -119,7 +119,7 @@ def numpy_context(s, t):
     return total
 
 
-@everywhere
+@of_teachers
 def test_context_loss(pair, batch):
     shapes = reviewkd.levels(both(pair)[0], "preact")
     s = [draw(batch, *shape, seed=i) for i, shape in enumerate(shapes)]

@@ -14,7 +14,7 @@ from methods.base import Batch, MethodError, Prepared, Setting
 from methods.catkd import catkd_loss
 from models.outputs import Outputs, Shapes
 from tests.methods.cases import Images, frozen_teacher, made, setting
-from tests.methods.independent import agrees, arrays, average_pooled, both, convolved, draw, everywhere, normalised, unit_rows
+from tests.methods.independent import agrees, arrays, average_pooled, both, convolved, draw, everywhere, normalised, of_teachers, unit_rows
 
 BATCHES = pytest.mark.parametrize("batch", [64, 16, 3])
 
@@ -202,7 +202,7 @@ def test_srrl_from_embeddings_to_losses(batch):
     agrees(loss, reference, [draw(batch, 5, relu=True)], [draw(batch, 7, seed=1, relu=True), draw(batch, 6, seed=2)], step=1e-7)
 
 
-@everywhere
+@of_teachers
 def test_srrl_losses(pair, batch):
     width = both(pair)[0].embedding
     s, t = draw(batch, width, relu=True), [draw(batch, width, seed=1, relu=True), draw(batch, 100, seed=2)]

@@ -25,7 +25,8 @@ def trained_like(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", models.names())
 def test_same_outputs(name):
     network = trained_like(name)
-    images = torch.randn(3, 3, 32, 32)
+    size = 32 if name == "mobilenetv2" else 16  # its last map would be one pixel
+    images = torch.randn(3, 3, size, size)
     with torch.no_grad():
         expected, found = network.double()(images.double(), KINDS), models.folded(network)(images.double(), KINDS)
     torch.testing.assert_close(found.logits, expected.logits)

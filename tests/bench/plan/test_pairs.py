@@ -17,13 +17,14 @@ from bench.plan.profiles import PROFILES, ROWS
 from bench.report import table
 from bench.store.runs import scan
 from bench.train import group_job, teacher_networks
+from bench.train.context import _calibrate
 from bench.train.execution import Execution
 from bench.train.learner import evaluate
 from methods import registry
 from models.randomness import keyed
 
 PHASE = {"phase_epochs": 1, "phase_steps": 2, "check_batches": 1}
-SHORT = dict.fromkeys(("ab", "fsp", "ft"), {"epochs": 1}) | dict.fromkeys(("iep", "iep_bb"), PHASE)
+SHORT = {"ab": {"epochs": 1}, "fsp": {"epochs": 1}, "ft": {"epochs": 1, "rate": 0.01}} | dict.fromkeys(("iep", "iep_bb"), PHASE)
 
 
 def quick(teacher: str, student: str, image_size: int) -> tuple[tuple[str, str, object], ...]:
@@ -57,15 +58,13 @@ def takes_steps(tmp_path, pair, few, preparations):
     with keyed(0, "untrained"):
         network = models.build(pair.teacher, 100)
     inputs = Augmenter(dataset)
-    with torch.no_grad():  # statistics of its own: with none its outputs are so large that CC, which has no bound, diverges
-        for _ in range(15):
-            network(inputs.test_batch(slice(0, 20)))
+    _calibrate(network, inputs.test_batch(slice(0, 20)))  # with no statistics its outputs are so large that CC, which has no bound, diverges
     measured = evaluate(network.eval(), inputs.test_batches(100), "tf32")
     facts = {"source": "untrained", "trained": False}
     teacher_networks.publish(tmp_path, dataset.name, dataset.hash, pair.teacher, network.state_dict(), measured, facts)
     methods = tuple(registry.names())
     group = Group(pair.teacher, pair.student, 1, few, "tf32", methods, quick(pair.teacher, pair.student, few.image_size))
-    assert group_job.run_group(group, Execution(str(tmp_path), device="cpu", threads=1)) == DONE
+    assert group_job.run_group(group, Execution(str(tmp_path), device="cpu", threads=1, checkpoint_seconds=600.0)) == DONE
     views = {view.method: view for view in scan(tmp_path)[0]}
     found = [m for m in members.resolve(group, dataset.hash, 100, few.image_size, len(dataset.train_labels), None) if not m.skipped]
     able = [m.run.method for m in found]
