@@ -24,11 +24,12 @@ def copies(results: Path, count: int, epochs: int) -> None:
             seed, source = 1 + made // len(rows), made % SOURCES
             teacher, student, method = rows[made % len(rows)]
             run = synthetic.run_of(method, teacher, student, seed, protocol)
-            folder = results / "runs" / run.id
+            name = run.id
+            folder = results / "runs" / name
             folder.mkdir()
             os.link(sources[source] / "epochs.jsonl", folder / "epochs.jsonl")
             settings = {**configs[source], "identity": run.identity(), "title": synthetic.TITLES[method]}
             data = write_json(folder / "config.json", settings, durable=False)
-            record = {**records[source], "run": run.id, "config_sha256": hashlib.sha256(data).hexdigest()}
+            record = {**records[source], "run": name, "config_sha256": hashlib.sha256(data).hexdigest()}
             record["teacher"] = {**record["teacher"], "architecture": teacher, "hash": run.teacher_hash}
             write_json(folder / "record.json", record, durable=False)

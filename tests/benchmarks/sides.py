@@ -1,6 +1,7 @@
 """The two sides of the comparison, from the same data, draws and weights: the suite's group, and the reference's trainers, one a method."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,16 @@ from tests.benchmarks import reference
 SEED, CPU = 1, torch.device("cpu")
 
 
+@functools.cache
+def real(root: Path) -> data.Dataset:
+    """CIFAR-100 below that data root, read and checked once in a process."""
+    return data.load(get("crd"), root)
+
+
 def images(count: int) -> data.Dataset:
     """The real training set where KD_BENCH_DATA names it, else random images of its size."""
     if root := os.environ.get("KD_BENCH_DATA"):
-        return data.load(get("crd"), Path(root))
+        return real(Path(root))
     source = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count + 100, 3, 32, 32), generator=source, dtype=torch.uint8)
     labels = torch.randint(100, (count + 100,), generator=source)

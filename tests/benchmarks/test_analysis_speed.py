@@ -3,7 +3,7 @@ quantify against the bare passes, forward and backward, over as many noisy image
 
 The sides take turns on one thread; the ratio is the median over rounds on the process's CPU time (the clock's is printed beside it). The networks
 are untrained, the probe is CIFAR-100's (colours of pixels, classes of images) on drawn images. KD_BENCH_ROUNDS sets the rounds (default 2, after
-one that does not count; 1: only one, not warmed up).
+one that does not count; 1: only one, not warmed up, of fewer images).
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.bench.analysis import small
 from tests.benchmarks.timing import ONCE, at_most, ratio, timed
 
 ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "2"))
-IMAGES = 1000
+IMAGES = 300 if ONCE else 1000
 PROTOCOL = Protocol("analyses", dataset="shapes100", train_images=100, test_images=IMAGES, image_size=32)
 
 
@@ -48,7 +48,7 @@ def test_dissect_against_an_evaluation(benchmark, capsys, one_thread, tmp_path):
 
 def test_quantify_against_bare_passes(benchmark, capsys, one_thread, tmp_path):
     """A few images of the teacher and one student, with the options people get; printed beside it what 50 images of 8 snapshots would take."""
-    few, networks = 4, 2
+    few, networks = 2 if ONCE else 4, 2
     images = small.dataset()  # 16 pixels
     given = small.subjects_of(tmp_path, images, students=1)
     context = small.context(tmp_path, images, given)

@@ -5,7 +5,7 @@ Sides take turns on one thread: the reference way (fp32), and in each precision 
 rounds of the ratio within a round, on the process's CPU time, which neighbours disturb less than the clock (whose ratio is printed beside
 it). The targets are for a quiet machine; what is asserted leaves room for a noisy one. bf16 is left out where the processor has no such
 products. KD_BENCH_ROUNDS sets the rounds (default 2, after WARM_UP that do not count: until then new memory comes from the system by
-pages, which costs a side of the thin pair up to a fifth of its time; 1: only one, not warmed up).
+pages, which costs a side of the thin pair up to a fifth of its time; 1: only one, not warmed up, of 16 images).
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 
 from tests.benchmarks import reference
 from tests.benchmarks.sides import Sides, images
-from tests.benchmarks.timing import ONCE, BareSteps, Times, at_most, ratio, timed, total
+from tests.benchmarks.timing import ONCE, STEP_IMAGES, BareSteps, Times, at_most, ratio, timed, total
 
 ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "2"))
 PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"))
@@ -28,7 +28,7 @@ OF_REFERENCE = {"fp32": 0.50} | ({"bf16": 0.33} if torch.cpu._is_avx512_bf16_sup
 @pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=[f"{t}-{s}" for t, s in PAIRS])
 def test_group_of_eight(benchmark, capsys, one_thread, teacher, student):
     dataset = images(2048)
-    sides = {name: Sides(dataset, teacher, student, methods=reference.EIGHT, precision=name) for name in OF_REFERENCE}
+    sides = {name: Sides(dataset, teacher, student, batch=STEP_IMAGES, methods=reference.EIGHT, precision=name) for name in OF_REFERENCE}
     bare = {name: BareSteps(side) for name, side in sides.items()}
     trainers = sides["fp32"].trainers
     groups: dict[str, list[Times]] = {name: [] for name in sides}

@@ -2,7 +2,8 @@
 
 Sides take turns; a ratio is the median over rounds of the ratio within a round, on the process's CPU time (both sides on one thread),
 with the clock's ratio printed beside it. Targets are for a quiet machine; what is asserted is three times as loose, but for the count of
-saved tensors, which is exact. KD_BENCH_ROUNDS sets the rounds (default 6, after one that does not count).
+saved tensors, which is exact. KD_BENCH_ROUNDS sets the rounds (default 6, after one that does not count; 1: only one, not warmed
+up, of fewer images).
 """
 
 import os
@@ -19,7 +20,7 @@ from methods.skd.loss import skd_loss
 from models import shapes
 from tests.benchmarks.alone import few, untrained
 from tests.benchmarks.sides import images
-from tests.benchmarks.timing import Times, at_most, ratio, timed
+from tests.benchmarks.timing import ONCE, Times, at_most, ratio, timed
 
 ROUNDS = int(os.environ.get("KD_BENCH_ROUNDS", "6"))
 TEACHER, STUDENT = "resnet56", "resnet20"
@@ -31,11 +32,12 @@ def context(one_thread):
 
 
 def against(benchmark, ours: Callable[[], object], theirs: Callable[[], object], rounds: int = ROUNDS) -> Times:
-    """The ratio ours / theirs, taking turns, after a round that does not count."""
+    """The ratio ours / theirs, taking turns, after a round that does not count where there are several."""
     a: list[Times] = []
     b: list[Times] = []
-    ours()
-    theirs()
+    if not ONCE:
+        ours()
+        theirs()
     benchmark.pedantic(lambda: a.append(timed(ours)), setup=lambda: b.append(timed(theirs)), rounds=rounds, iterations=1)
     return ratio(a, b)
 
@@ -50,7 +52,7 @@ def test_first_component_against_svd(benchmark, capsys):
         v = first_component(maps).v
         _, _, right = torch.linalg.svd(matrices[:4], full_matrices=False)
         assert (v[:4] * right[:, 0]).sum(1).abs().min() > 1 - 1e-4  # the same answer
-        measured = against(benchmark, lambda: first_component(maps), lambda: torch.linalg.svd(matrices, full_matrices=False), 3)
+        measured = against(benchmark, lambda: first_component(maps), lambda: torch.linalg.svd(matrices, full_matrices=False), 1 if ONCE else 3)
     finally:
         torch.set_num_threads(before)
     at_most(capsys, benchmark, [("first component / torch.linalg.svd, 64 maps of 128x16x16", 1 / 5, *measured)], counts="wall")
@@ -58,11 +60,11 @@ def test_first_component_against_svd(benchmark, capsys):
 
 def test_streaming_embedding_against_an_evaluation_pass(benchmark, capsys, context):
     """One pass of stage A over some images against the trainer's own evaluation of the teacher on them."""
-    seen, teacher = few(context, 4), context.teacher()
+    seen, teacher = few(context, 2 if ONCE else 4), context.teacher()
     layers = {f"stage{i}": i for i in range(1, len(shapes(TEACHER).maps["stage"]))}
     embedding = Embedding(layers, Hyper())
     measured = against(
-        benchmark, lambda: embedding.stream(teacher, seen), lambda: evaluate(teacher, seen.batches(BATCH), "tf32"), 2 * ROUNDS
+        benchmark, lambda: embedding.stream(teacher, seen), lambda: evaluate(teacher, seen.batches(BATCH), "tf32"), ROUNDS if ONCE else 2 * ROUNDS
     )
     at_most(capsys, benchmark, [("streaming embedding / one evaluation pass of the teacher", 1.2, *measured)])
 

@@ -25,7 +25,7 @@ def histories(steps: int, dtype: torch.dtype, batch: int) -> tuple[dict[str, lis
 
 @pytest.fixture(scope="module")
 def ten_steps(one_thread):
-    return histories(10, torch.float64, 16)  # small: doubles are slow
+    return histories(10, torch.float64, 8)  # small: doubles are slow
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ Printed are medians over rounds of the ratio to KD within the round, on the proc
 lines: what they train before the main stage is another step.
 
 Goals are for a quiet machine; what is asserted is three times as loose. KD_BENCH_ROUNDS sets the rounds (default 3 and 1, after one that does
-not count; 1: only one, not warmed up, of KD and the rows that have a goal). The images are 50,000, random where KD_BENCH_DATA names none: CRD's
-banks have a row for each.
+not count; 1: only one, not warmed up, of KD and the rows that have a goal, the wide pair's on a batch of 16). The images are 50,000, random
+where KD_BENCH_DATA names none: CRD's banks have a row for each.
 """
 
 import contextlib
@@ -28,11 +28,12 @@ from models import folded, native
 from models.randomness import generator
 from tests.benchmarks.alone import BATCH, PRECISION, learner, members, peak_memory, untrained
 from tests.benchmarks.sides import SEED, images
-from tests.benchmarks.timing import ONCE, SLACK, Times, at_most, ratio, timed, total
+from tests.benchmarks.timing import ONCE, SLACK, STEP_IMAGES, Times, at_most, ratio, timed, total
 
 IMAGES = 50_000
 THIN, WIDE = ("resnet56", "resnet20"), ("resnet32x4", "resnet8x4")
 ROUNDS = {THIN: int(os.environ.get("KD_BENCH_ROUNDS", "3")), WIDE: int(os.environ.get("KD_BENCH_ROUNDS", "1"))}
+SIZE = {THIN: BATCH, WIDE: STEP_IMAGES}
 GOALS = dict.fromkeys(("pkt", "nst", "dkd", "dist", "kd_ls", "wttm", "ickd"), 1.1) | dict.fromkeys(("vid", "ft", "crd"), 1.4) | {"reviewkd": 1.6}
 OF_THIN = {"skd": 0.65, "iep": 2.4}
 """Goals on resnet56 -> resnet20 alone."""
@@ -62,8 +63,9 @@ def learners_of(context: Context, student: str, names: tuple[str, ...]) -> dict[
 class Rounds:
     """Rounds over the rows, and the times of their parts."""
 
-    def __init__(self, context: Context, rows: dict[str, Learner]) -> None:
-        self.data, self.rows, self.draws, self.start = context.images, rows, augment.draws(SEED, 1, len(context.dataset.train_labels)), 0
+    def __init__(self, context: Context, rows: dict[str, Learner], size: int) -> None:
+        self.data, self.rows, self.size = context.images, rows, size
+        self.draws, self.start = augment.draws(SEED, 1, len(context.dataset.train_labels)), 0
         self.switched_on = native.switched_on if context.engine is Native else contextlib.nullcontext
         self.teacher, self.needs = folded(context.teacher()), NOTHING
         for one in rows.values():
@@ -75,8 +77,8 @@ class Rounds:
             self._run()
 
     def _run(self) -> None:
-        index, d, start = self.draws.order[self.start : self.start + BATCH], self.draws, self.start
-        self.start += BATCH
+        index, d, start = self.draws.order[self.start : self.start + self.size], self.draws, self.start
+        self.start += self.size
         made: list = []
         self.times["batch"].append(timed(lambda: made.append(self.data.train_batch(index, d.dy, d.dx, d.flip))))
         self.times["teacher"].append(timed(lambda: made.append(teacher_forward(self.teacher, made[0], self.needs, PRECISION))))
@@ -106,7 +108,7 @@ class Rounds:
 def test_step_of_each_row(benchmark, capsys, one_thread, dataset, pair):
     context = untrained(dataset, pair[0], engine="auto")
     goals = GOALS | (OF_THIN if pair == THIN else {})
-    rounds = Rounds(context, learners_of(context, pair[1], ("kd", *goals) if ONCE else tuple(registry.names())))
+    rounds = Rounds(context, learners_of(context, pair[1], ("kd", *goals) if ONCE else tuple(registry.names())), SIZE[pair])
     if not ONCE:
         rounds.run()
     benchmark.pedantic(rounds.run, rounds=ROUNDS[pair], iterations=1)

@@ -27,6 +27,9 @@ SLACK = 3.0
 ONCE = os.environ.get("KD_BENCH_ROUNDS") == "1"
 """One round, not warmed up where that takes long: a look, for bounds that are loose."""
 
+STEP_IMAGES = 16 if ONCE else reference.BATCH
+"""Of a step that takes long."""
+
 Times = tuple[float, float]  # CPU seconds, wall seconds
 
 
@@ -83,7 +86,7 @@ class BareSteps:
 
     def __init__(self, sides: Sides) -> None:
         self.sides = sides
-        index = sides.draws.order[: reference.BATCH]
+        index = sides.draws.order[: sides.size]
         self.images = sides.batch(index)
         self.batch = Batch(sides.data.train_labels[index], index)
         self.needs = NOTHING
