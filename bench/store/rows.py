@@ -14,12 +14,17 @@ from bench.store.files import checked, crc, mend_torn_tail, read_bytes, typed
 from bench.store.records import Record, Row
 
 
+def row_line(row: dict[str, Any]) -> bytes:
+    """One row as a line with its CRC. Raises ValueError for a number that is not finite."""
+    return (canonical({**row, "crc": crc(row)}) + "\n").encode()
+
+
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append one row as one line in a single write, with its CRC, and fsync. A torn tail left by an earlier writer is cut first.
 
     Raises ValueError for a number that is not finite, OSError (disk full: what was written of the line is taken back).
     """
-    line = (canonical({**row, "crc": crc(row)}) + "\n").encode()
+    line = row_line(row)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size

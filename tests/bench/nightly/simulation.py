@@ -123,6 +123,11 @@ class Costs:
         return self.series + world.modes * self.mode + world.week * (self.weekday < 2) + 4.0 * odd
 
 
+def seed_error(noise: Noise) -> np.ndarray:
+    """s of the accuracies, which `noise.estimate()` gives too: what it learns of nights is the costs' alone."""
+    return np.sqrt((noise.prior * noise.prior_freedom + noise.pairs) / (noise.prior_freedom + noise.pair_freedom))[:, :ACCURACY]
+
+
 def simulate(world: World) -> Outcome:
     draw = np.random.default_rng(world.seed)
     metrics = ACCURACY + COSTS
@@ -166,8 +171,7 @@ def simulate(world: World) -> Outcome:
         now = np.where(fresh[:, :ACCURACY, None], seeds(), now)
         values = now + shift[:, :ACCURACY, None]
         cost = (costs.draw_night() - base_cost) * 1.0
-        s = state.noise.estimate()[0][:, :ACCURACY]
-        accuracy = of_seeds(values - base, s)
+        accuracy = of_seeds(values - base, seed_error(state.noise))
         spread = np.full(shape, np.nan)
         spread[:, :ACCURACY] = (values - before).var(-1, ddof=1) / 2 / SEEDS
         before = np.where(fresh[:, :ACCURACY, None], values, before)

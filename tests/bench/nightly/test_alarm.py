@@ -10,7 +10,7 @@ import pytest
 
 from bench.nightly import alarm
 from bench.nightly.noise import Noise, cov_with_level, of_seeds, var_of_mean
-from tests.bench.nightly.simulation import ACCURACY, BEYOND, COSTS, MODELS, World, drifts, power, simulate
+from tests.bench.nightly.simulation import ACCURACY, BEYOND, COSTS, MODELS, World, drifts, power, seed_error, simulate
 
 
 @pytest.mark.parametrize("name", [*MODELS, *BEYOND])
@@ -118,6 +118,7 @@ def test_noise_and_correlation_are_learned_from_the_nights():
         assert 0.8 < np.median(ratio[:, ACCURACY:]) < 1.2
         assert abs(learned[:, ACCURACY:].mean() - rho) < 0.12
         assert not learned[:, :ACCURACY].any()
+        assert np.array_equal(seed_error(outcome.state.noise), s[:, :ACCURACY])  # what the simulation takes is what is estimated
 
 
 def test_variances_of_means_of_an_ar1_series():

@@ -35,7 +35,7 @@ def unbroken(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("unbroken")
     assert teacher_training.train("resnet8", TINY, 0, "tf32", execution(folder, 60)) == DONE
-    assert live(folder, train) == DONE
+    assert live(folder, train, 60.0) == DONE
     return folder, outcome(folder)
 
 

@@ -1,6 +1,7 @@
 """Rows that change from epoch to epoch, and rows of two losses, from the group to the table."""
 
 import dataclasses
+from shutil import copytree
 
 from bench.errors import DONE, STOPPED_IN_TIME
 from bench.launch.ledger import changed_sources
@@ -15,7 +16,8 @@ ROWS = ("at+kd", "ctkd", "dkd")
 
 def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch):
     """Stopped inside the second of two epochs: the temperature, its strength and the warm-up go on where they were."""
-    whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
+    whole = with_teacher(tmp_path / "whole")
+    broken = copytree(whole, tmp_path / "broken")
     assert group_job.run_group(group(*ROWS), execution(whole)) == DONE
     with monkeypatch.context() as patch:
         Interrupting(patch, 5)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,21 @@ def with_teacher(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A results folder with a teacher, to be copied."""
+    torch.set_num_threads(1)
+    return with_teacher(tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(taught, tmp_path_factory):
+    """Records of a group that was not stopped."""
+    folder = copytree(taught, tmp_path_factory.mktemp("unbroken"), dirs_exist_ok=True)
+    assert group_job.run_group(group("student", "kd", "skd"), execution(folder)) == DONE
+    return records(folder)
+
+
 def records(folder: Path) -> dict[str, dict]:
     views, problems = scan(folder)
     assert not problems
@@ -76,20 +92,19 @@ class Interrupting:
         monkeypatch.setattr(Stop, "code", property(lambda stop: STOPPED_IN_TIME if self.left <= 0 else None))
 
 
-def test_group_equals_single_bit_for_bit(tmp_path):
-    together, alone = with_teacher(tmp_path / "together"), with_teacher(tmp_path / "alone")
-    assert group_job.run_group(group("student", "kd", "skd"), execution(together)) == DONE
+def test_group_equals_single_bit_for_bit(tmp_path, unbroken):
+    alone = with_teacher(tmp_path / "alone")  # trained once more: it has the same bits too
     for method in ("skd", "student", "kd"):
         assert group_job.run_group(group(method), execution(alone)) == DONE
-    a, b = records(together), records(alone)
+    a, b = unbroken, records(alone)
     assert a.keys() == b.keys() == {"student", "kd", "skd"}
     for method in a:
         assert numbers(a[method]) == numbers(b[method])
     assert len({numbers(r)[0] for r in a.values()}) == 3  # the methods do differ
 
 
-def test_rows_of_one_method_in_a_group_are_the_runs_of_launches_of_their_own(tmp_path):
-    together, alone = with_teacher(tmp_path / "together"), with_teacher(tmp_path / "alone")
+def test_rows_of_one_method_in_a_group_are_the_runs_of_launches_of_their_own(tmp_path, taught):
+    together, alone = copytree(taught, tmp_path / "together"), copytree(taught, tmp_path / "alone")
     row, changed = "kd:temperature=2", (("kd", "temperature", 2.0),)
     both = dataclasses.replace(group("kd", row), changed=((row, "temperature", 2.0),))
     assert group_job.run_group(both, execution(together)) == DONE
@@ -133,10 +148,9 @@ def test_a_run_that_was_not_deterministic_throughout_is_none(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])
-def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
+def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, taught, unbroken, steps):
     """Four steps an epoch: stopped inside an epoch, before its evaluation, at its end, and in the last epoch."""
-    whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
-    assert group_job.run_group(group("student", "kd", "skd"), execution(whole)) == DONE
+    broken = copytree(taught, tmp_path / "broken")
     with monkeypatch.context() as patch:
         Interrupting(patch, steps)
         assert group_job.run_group(group("student", "kd", "skd"), execution(broken)) == STOPPED_IN_TIME
@@ -145,7 +159,8 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
     assert key and restored.state is not None and restored.position >= checkpoint.Position(1 + steps // 5, 0)
     torch.manual_seed(12345)  # nothing may depend on the ambient generator
     assert group_job.run_group(group("student", "kd", "skd"), execution(broken)) == DONE
-    a, b = records(whole), records(broken)
+    a, b = unbroken, records(broken)
+    assert a.keys() == b.keys()
     for method in a:
         assert numbers(a[method]) == numbers(b[method]), method
         assert (a[method]["attempts"], b[method]["attempts"]) == (1, 2)
@@ -153,9 +168,8 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch, steps):
     assert not list(broken.glob("runs/*/checkpoint-*"))
 
 
-def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, monkeypatch):
-    whole, broken = with_teacher(tmp_path / "whole"), with_teacher(tmp_path / "broken")
-    assert group_job.run_group(group("student", "kd"), execution(whole)) == DONE
+def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, monkeypatch, taught, unbroken):
+    broken = copytree(taught, tmp_path / "broken")
     with monkeypatch.context() as patch:
         Interrupting(patch, 6)
         assert group_job.run_group(group("student", "kd"), execution(broken, checkpoint_seconds=0)) == STOPPED_IN_TIME
@@ -169,8 +183,10 @@ def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, monkeypatch):
     assert restored.state is not None and restored.position < checkpoint.Position(manifest["epoch"], manifest["step"])
     assert "differs from its SHA-256" in " ".join(restored.notes)
     assert group_job.run_group(group("student", "kd"), execution(broken)) == DONE  # the two stand apart and train one after the other
-    for method, record in records(broken).items():
-        assert numbers(record) == numbers(records(whole)[method])
+    found = records(broken)
+    assert found.keys() == {"student", "kd"}
+    for method, record in found.items():
+        assert numbers(record) == numbers(unbroken[method])
 
 
 @pytest.fixture
@@ -248,13 +264,13 @@ def after_steps(monkeypatch, steps: int, act) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["at a save", "at a row"])
-def test_a_lease_that_cannot_be_read_any_more_stops_its_own_run_only(tmp_path, monkeypatch, seconds):
+def test_a_lease_that_cannot_be_read_any_more_stops_its_own_run_only(tmp_path, monkeypatch, taught, seconds):
     def spoil():
         (lease,) = tmp_path.glob("runs/*-kd-*/lease.json")
         lease.unlink()
         lease.mkdir()
 
-    with_teacher(tmp_path)
+    copytree(taught, tmp_path, dirs_exist_ok=True)
     after_steps(monkeypatch, 2, spoil)
     assert group_job.run_group(group("student", "kd"), execution(tmp_path, checkpoint_seconds=seconds)) == TROUBLE
     views, problems = scan(tmp_path)
