@@ -25,6 +25,19 @@ def bench(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=cwd, env=kept, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """A command line in this process, in an empty folder without data: its exit code, what it said and its errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KD_BENCH_DATA", raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return main(arguments), *capsys.readouterr()
+
+    return call
+
+
 LOCAL = ("--cluster", "local", "--device", "cpu")
 
 
@@ -188,21 +201,21 @@ def test_what_takes_days_is_asked_for(monkeypatch, capsys):
             launch._refuse_days(Run(), days)
 
 
-def test_the_plan_says_where_a_row_is_not_one_of_its_own(tmp_path):
+def test_the_plan_says_where_a_row_is_not_one_of_its_own(tmp_path, here):
     """beta is 0.05 on vgg13 -> vgg8 anyway: beside the method's own row, and without it."""
     common = ("run", *LOCAL, "--results", str(tmp_path), "--pairs", "vgg13-vgg8", "resnet56-resnet20", "--seeds", "1", "--dry-run")
-    beside = bench(*common, "--methods", "skd", "skd:beta=0.05", cwd=tmp_path).stdout
+    _, beside, _ = here(*common, "--methods", "skd", "skd:beta=0.05")
     assert "skd:beta=0.05 on vgg13-vgg8: the same run as skd, which stands for it" in beside and "own row" not in beside
-    alone = bench(*common, "--methods", "skd:beta=0.05", cwd=tmp_path).stdout
+    _, alone, _ = here(*common, "--methods", "skd:beta=0.05")
     assert "skd:beta=0.05 on vgg13-vgg8: the settings of skd's own row, in which it stands there" in alone
 
 
-def test_the_plan_shows_every_changed_setting(tmp_path):
+def test_the_plan_shows_every_changed_setting(here):
     changes = ("--methods", "student,kd,skd", "--set", "kd.temperature=2", "--set", "skd.sum_over=rows", "--epochs", str(2 * EPOCHS))
-    got = bench("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run", cwd=tmp_path)
-    assert got.returncode == 0, got.stderr
-    assert "set: kd.temperature = 2.0 instead of 4.0" in got.stdout and "skd.sum_over = rows instead of its default" in got.stdout
-    assert f"{2 * EPOCHS} epochs, more than the protocol's {EPOCHS}" in got.stdout
+    code, said, errors = here("run", "--profile", "smoke", *LOCAL, *changes, "--dry-run")
+    assert code == 0, errors
+    assert "set: kd.temperature = 2.0 instead of 4.0" in said and "skd.sum_over = rows instead of its default" in said
+    assert f"{2 * EPOCHS} epochs, more than the protocol's {EPOCHS}" in said
 
 
 def test_overview_imports_no_torch():
@@ -224,29 +237,30 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_dry_run_of_table_1_needs_no_data(tmp_path):
-    got = bench("run", "--dry-run", *LOCAL, cwd=tmp_path)
-    assert got.returncode == 0 and "18 groups and 5 teachers" in got.stdout and "note: " in got.stdout, got.stderr
+def test_dry_run_of_table_1_needs_no_data(here):
+    code, said, errors = here("run", "--dry-run", *LOCAL)
+    assert code == 0 and "18 groups and 5 teachers" in said and "note: " in said, errors
 
 
-def test_results_that_cannot_be_written_are_a_named_error(tmp_path):
+def test_results_that_cannot_be_written_are_a_named_error(tmp_path, here):
     (tmp_path / "file").touch()
-    got = bench("run", "--profile", "smoke", *LOCAL, "--methods", "student", "--results", "file", cwd=tmp_path)
-    assert got.returncode == 2 and "choose another --results" in got.stderr and got.stderr.count("\n") == 1
+    code, _, errors = here("run", "--profile", "smoke", *LOCAL, "--methods", "student", "--results", "file")
+    assert code == 2 and "choose another --results" in errors and errors.count("\n") == 1
 
 
-def test_slurm_without_anybody_to_ask_submits_nothing(tmp_path):
+def test_slurm_without_anybody_to_ask_submits_nothing(tmp_path, monkeypatch, here):
     (tmp_path / "bin").mkdir()
     for name, code in (("sbatch", "touch called; exit 1"), ("srun", "exit 0"), ("sinfo", "exit 0")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{code}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
     command = ("run", "--profile", "smoke", "--cluster", "slurm", "--methods", "student", "--seeds", "1", "--device", "cpu")
-    got = bench(*command, "--dry-run", cwd=tmp_path, PATH=path)
-    assert got.returncode == 0 and "of one CPU slot of 4 cores (slurm)" in got.stdout and "120 GMAC/s assumed" in got.stdout
-    got = bench(*command, cwd=tmp_path, PATH=path)
-    assert got.returncode == 2 and "add --yes" in got.stderr and not (tmp_path / "called").exists()
-    got = bench(*command, "--yes", cwd=tmp_path, PATH=path)
+    code, said, errors = here(*command, "--dry-run")
+    assert code == 0 and "of one CPU slot of 4 cores (slurm)" in said and "120 GMAC/s assumed" in said, errors
+    code, _, errors = here(*command)
+    assert code == 2 and "add --yes" in errors and not (tmp_path / "called").exists()
+    got = bench(*command, "--yes", cwd=tmp_path)
     assert got.returncode == 2 and "Slurm took 0 of" in got.stderr and (tmp_path / "called").exists()
 
 
@@ -265,7 +279,7 @@ def test_run_all_knows_that_it_is_a_job_itself(tmp_path, inside, profile):
     assert got.returncode == 0 and [line.split()[4] for line in started] == [profile], got.stdout + got.stderr
 
 
-def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
+def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path, here):
     small = ("--methods", "student", "--seeds", "1", "--epochs", "1", "--sample-rate", "0.1", "--no-costs")
     command = ("run", "--profile", "smoke", *LOCAL, *small)
     first = bench(*command, cwd=tmp_path)
@@ -275,7 +289,7 @@ def test_a_trial_runs_to_its_report_and_a_second_launch_finds_it_done(tmp_path):
     assert (tmp_path / "results" / "runs" / run / "record.json").exists() and f"1 of {EPOCHS} epochs" in written["protocol"]["trial"]
     again = bench(*command, cwd=tmp_path)
     assert again.returncode == 0 and "1 run, 1 done; 0 groups and 0 teachers" in again.stdout
-    assert bench("status", cwd=tmp_path).stdout.startswith("1 done\n")
+    assert here("status")[1].startswith("1 done\n")
 
 
 def test_what_an_encoding_lacks_ends_nothing(monkeypatch):

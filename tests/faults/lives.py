@@ -11,8 +11,9 @@ from bench.plan.groups import Group
 from bench.plan.protocols import Protocol
 from bench.store.rows import read_rows
 from bench.store.runs import scan
-from bench.train import engine, group_job
+from bench.train import engine, environment, group_job
 from bench.train.execution import Execution
+from methods import registry
 
 torch.use_deterministic_algorithms(False)  # imports torch._inductor: a second of work for each life otherwise
 
@@ -36,6 +37,8 @@ def live(work: Callable[[], int]) -> int | None:
         torch.set_num_threads(1)
         os._exit(work())
 
+    for found in (environment.commit, environment.versions, registry.names):  # once, here: else every life asks git and imports them anew
+        found()
     child = FORK.Process(target=life)
     child.start()
     child.join(600)

@@ -11,6 +11,7 @@ from bench.store.runs import scan
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--cluster", "local", "--device", "cpu", "--methods", "student", "--seeds", "1", "--threads", "1", "--no-costs", "--sample-rate", "0.1")
+SMALL += ("--epochs", "20")
 
 
 def session(leader: int) -> list[int]:

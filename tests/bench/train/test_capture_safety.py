@@ -16,10 +16,9 @@ from tests.bench.capture_safe import CaptureSafe, NotCapturable
 from tests.bench.groups import CPU
 
 META = torch.device("meta")
-SHAPES = (64, 16)
-COUNT = sum(SHAPES)
+FULL, SMALL = (64, 16), (16, 4)
+"""A batch and its remainder: of all methods together, and of one alone."""
 every = pytest.mark.parametrize("name", registry.names())
-both = pytest.mark.parametrize("bounds", [(0, 64), (64, 80)], ids=["full", "remainder"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +30,22 @@ def as_a_run_is():
     torch.use_deterministic_algorithms(before)
 
 
-def prepare(names, device=CPU, precision="tf32"):
-    """An engine with these learners on the device, one epoch begun and one step made of each shape (what is set up once is not a step's)."""
+def prepare(names, device=CPU, precision="tf32", sizes=SMALL):
+    """An engine with these learners on the device, one epoch begun and the draws made for a step of each size (what is set up once is not a
+    step's)."""
     learners = [groups.learner(name, precision=precision) for name in names]
-    images = groups.images(COUNT)
+    images = groups.images(sum(sizes))
     for one in learners:
         one.start(images.train_labels)
         one.begin_epoch(1)
-        for start, stop in ((0, 64), (64, COUNT)):  # draws for a step are made outside of what is captured
+        for start, stop in groups.bounds(sum(sizes), sizes[0]):  # draws for a step are made outside of what is captured
             if one.draws_in_steps:
                 one.begin_step(torch.arange(start, stop), start)
     runner = Eager(augment.Augmenter(images, device, channels_last=True), groups.teacher(device), learners, precision)
     for one in learners:
         if device == META:
             to_meta(one)
-    runner.begin_epoch(augment.draws(1, 1, COUNT))
+    runner.begin_epoch(augment.draws(1, 1, sum(sizes)))
     return runner
 
 
@@ -61,22 +61,23 @@ def to_meta(one) -> None:
         one.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-def step(runner, bounds, on_meta=False) -> int:
-    if not on_meta:  # draws for a step are made outside of what is captured
-        assert runner.draw(runner.draws.order[slice(*bounds)], bounds[0]) == []
-    runner.draw = lambda index, start: []
-    with CaptureSafe(on_meta) as mode:
-        for _, error in runner.step(*bounds):
-            raise error
-    return mode.seen
+def steps(runner, sizes=SMALL, on_meta=False) -> None:
+    """A step on the batch and one on its remainder, where sizes say that there is one."""
+    draw = runner.draw
+    for start, stop in groups.bounds(sum(sizes), sizes[0]):
+        if not on_meta:  # draws for a step are made outside of what is captured
+            assert draw(runner.draws.order[start:stop], start) == []
+        runner.draw = lambda index, start: []
+        with CaptureSafe(on_meta) as mode:
+            for _, error in runner.step(start, stop):
+                raise error
+        assert mode.seen > 100 * len(runner.learners)
 
 
-@both
 @every
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_no_method_reads_the_host(name, bounds, precision):
-    runner = prepare([name], precision=precision)
-    assert step(runner, bounds) > 100
+def test_no_method_reads_the_host(name, precision):
+    steps(prepare([name], precision=precision))
 
 
 @pytest.fixture
@@ -86,18 +87,16 @@ def meta_autocast(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: contextlib.nullcontext() if kind == "meta" else real(kind, *a, **k))
 
 
-@both
 @every
-def test_no_method_crosses_between_host_and_device(name, bounds, meta_autocast):
-    runner = prepare([name], META)
-    assert step(runner, bounds, on_meta=True) > 100
+def test_no_method_crosses_between_host_and_device(name, meta_autocast):
+    only = SMALL[:1]  # the remainder of each is a step of the group's
+    steps(prepare([name], META, sizes=only), only, on_meta=True)
 
 
-@both
-def test_the_group_as_a_whole(bounds, meta_autocast):
+@pytest.mark.parametrize("device", [CPU, META], ids=str)
+def test_the_group_as_a_whole(device, meta_autocast):
     capturable = [name for name in registry.names() if registry.get(name).capturable]
-    assert step(prepare(capturable), bounds) > 100 * len(capturable)
-    assert step(prepare(capturable, META), bounds, on_meta=True) > 100 * len(capturable)
+    steps(prepare(capturable, device, sizes=FULL), FULL, on_meta=device == META)
 
 
 @pytest.mark.parametrize("name", models.names())

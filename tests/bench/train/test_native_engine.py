@@ -1,5 +1,7 @@
 """The native engine: every method's eager numbers but for rounding, and the trainer's promises bit for bit."""
 
+import functools
+
 import pytest
 import torch
 
@@ -30,7 +32,9 @@ def trained(kind, names, epochs, precision="tf32"):
     return runner, learners
 
 
+@functools.cache
 def after_one_step(kind, start, stop, precision):
+    """All numbers of every method's learner. Kept: the eager step is asked for by several, and its bits are the same each time."""
     learners = [groups.learner(name, precision=precision) for name in registry.names()]
     runner = groups.engine(kind, learners, precision=precision)
     groups.begin(runner, 1)
