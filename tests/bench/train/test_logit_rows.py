@@ -33,6 +33,9 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch):
     assert changed_sources(scan(whole)[0]) == []
     monkeypatch.setattr(registry, "source_hash", lambda name: "0" * 16)
     assert any(line.startswith("the source of at+kd changed since 1 of its runs") for line in changed_sources(scan(whole)[0]))
+    monkeypatch.setattr(registry.get("at+kd"), "version", 2)
+    said = changed_sources(scan(whole)[0])
+    assert len(said) == 2 and not any("at+kd" in line for line in said)  # no launch trains the earlier version again, nor the teacher
 
 
 def test_a_joined_row_needs_a_teacher(tmp_path):
