@@ -148,6 +148,7 @@ def test_the_tenths_leads_are_what_the_epochs_say():
         assert test == f"{ours[-1].test_top1 - plain[-1].test_top1:+.2f}"
     assert [row.split("|")[1].strip() for row in table] == ["Student", "KD", "FitNet", "AT", "SKD"]
     assert f"{', '.join(leads('AT', 'tf32', 2))} and {', '.join(leads('AT', 'tf32', 3))} in the same epochs" in text
+    assert f"{', '.join(leads('FitNet', 'tf32', 2))} in the same epochs" in text
 
 
 def test_skds_figures_in_papers_are_those_of_all_its_students():
