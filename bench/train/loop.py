@@ -234,6 +234,7 @@ class Training:
                 self._keep(place, epoch)
                 if epoch == self.protocol.epochs:
                     self._finish(place)
+                    self.places.remove(place)  # what fails from here on is not its
             except LeaseLost as error:
                 self._lost(place, error)
             except (OSError, StoreError) as error:

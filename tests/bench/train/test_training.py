@@ -20,6 +20,7 @@ from bench.store.files import read_json, write_json
 from bench.store.runs import read_status, scan
 from bench.train import checkpoint, engine, environment, group_job, teacher_networks, teacher_training
 from bench.train.execution import Execution
+from bench.train.loop import Training
 from bench.train.stop import Stop
 from methods import registry
 from methods.base import Method
@@ -367,3 +368,18 @@ def test_a_device_without_memory_for_a_state_is_no_other_code():
 
     with pytest.raises(torch.OutOfMemoryError):
         checkpoint.load_into(SimpleNamespace(load=load), {})
+
+
+def test_what_fails_after_a_record_is_not_of_its_run(tmp_path, monkeypatch, taught):
+    copytree(taught, tmp_path, dirs_exist_ok=True)
+    finish, finished = Training._finish, []
+
+    def short(self, place):
+        finished.append(place)
+        if len(finished) == 2:
+            raise torch.OutOfMemoryError("no room")
+        finish(self, place)
+
+    monkeypatch.setattr(Training, "_finish", short)
+    assert group_job.run_group(group("student", "kd"), execution(tmp_path)) == TROUBLE
+    assert [read_status(place.folder.path).status for place in finished] == ["done", "failed"]
