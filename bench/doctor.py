@@ -19,6 +19,7 @@ import torch
 import models
 from bench.data import cifar100
 from bench.errors import StoreError, UsageError
+from bench.launch.ledger import of_changed_source
 from bench.options import DataOption, ResultsOption
 from bench.plan import datasets, protocols, registries
 from bench.plan.expand import Plan, expand
@@ -202,8 +203,7 @@ def check_teachers(results: Path, data_root: Path | None = None) -> Iterator[Fin
 
     def mend(place: Path, record: Teacher | None = None) -> str:
         dataset, _, architecture = place.name.partition("-")
-        of_data = next((["--protocol", p.name] for p in protocols.PROTOCOLS.values() if p.dataset == dataset), [])
-        words = ("teachers", "import", "FILE", "--architecture", architecture, *of_data)
+        words = ("teachers", "import", "FILE", "--architecture", architecture, *teachers.of_data(dataset))
         bring = _command(*words, results=results, data_root=data_root)
         if record and record.source == "imported":
             return f"{_remove(place)}; {bring}"
@@ -254,15 +254,8 @@ def check_runs(results: Path, data_root: Path | None = None) -> Iterator[Finding
             yield Finding(str(error), mend)
         if view.reason == GONE:
             yield Finding(f"{view.id}: says it is running, and nobody runs it", "launch it again: it goes on from its checkpoint")
-    source = registry.sources({v.method for v in views})
-    present = {(t.record.dataset, t.architecture): t.hash for t in teachers.available(results)[0]}
     stale: dict[str, list[RunView]] = {}
-    for view in views:
-        teacher = present.get((view.protocol.dataset, view.teacher), view.known.teacher_hash)
-        if view.record is None or source.get(view.method, view.method_source) == view.method_source or view.known.teacher_hash != teacher:
-            continue
-        if view.known.method_version != registry.get(view.method).version:
-            continue  # as with one of another teacher: no launch trains it
+    for view in of_changed_source(results, views):
         if view.title == TEACHER:
             words = ("teachers", "train", view.student, "--redo", "--protocol", view.protocol.name, *_changes(view))
             again = _command(*words, results=results, data_root=data_root) if _changes(view) else "train it again as before, with --redo"

@@ -211,14 +211,26 @@ def _without_ids(plan: dict[str, Any]) -> str:
     return canonical({**plan, "cells": [{**cell, "run": None} for cell in plan["cells"]]})
 
 
-def changed_sources(views: list[RunView]) -> list[str]:
-    """One warning for each method whose source changed under done runs of its present version."""
-    present = registry.sources({v.method for v in views})
-    changed: dict[str, list[str]] = {}
+def of_changed_source(results: Path, views: list[RunView]) -> list[RunView]:
+    """Done runs that are of another source than their method's now. Those of an earlier version or of another teacher than the present one are
+    none: no launch trains them again."""
+    sources = registry.sources({v.method for v in views})
+    present = {(t.record.dataset, t.architecture): t.hash for t in teachers.available(results)[0]}
+    found = []
     for view in views:
-        if view.status != "done" or present.get(view.method, view.method_source) == view.method_source:
+        if view.record is None or sources.get(view.method, view.method_source) == view.method_source:
             continue
-        if view.title != TEACHER and view.known.method_version == registry.get(view.method).version:  # no --redo trains others
+        teacher = present.get((view.protocol.dataset, view.teacher), view.known.teacher_hash)
+        if (view.known.teacher_hash, view.known.method_version) == (teacher, registry.get(view.method).version):
+            found.append(view)
+    return found
+
+
+def changed_sources(results: Path, views: list[RunView]) -> list[str]:
+    """One warning for each method whose source changed under done runs, see `of_changed_source`; a teacher's own training is for `doctor`."""
+    changed: dict[str, list[str]] = {}
+    for view in of_changed_source(results, views):
+        if view.title != TEACHER:
             changed.setdefault(view.method, []).append(row_of(view.method, view.changed))
     return [
         f"the source of {method} changed since {len(rows)} of its runs were done; run them again with --redo --methods "

@@ -81,7 +81,7 @@ def run(options: Run) -> int:
     kind = device["type"] if device else "cpu" if options.device == "cpu" else "cuda"
     left = forecast(the_plan, book, slots, device, kind)
     print(describe(the_plan, book, slots, device, "slurm" if slurm else "this machine", left))
-    for warning in ledger.changed_sources(scan(results)[0]):
+    for warning in ledger.changed_sources(results, scan(results)[0]):
         say(f"warning: {warning}")
     if options.dry_run:
         return DONE

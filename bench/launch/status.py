@@ -62,7 +62,7 @@ def show(results: Path, everything: bool) -> int:
         say(f"skipped {c}")
     for problem in problems:
         say(f"not to be trusted: {problem.where}: {problem.reason}")
-    for warning in changed_sources(views):
+    for warning in changed_sources(results, views):
         say(f"warning: {warning}")
     return 0
 

@@ -64,17 +64,18 @@ def require(results: Path, dataset: str, architecture: str) -> TeacherFile:
     """As `find`, but a missing teacher is a UsageError that names the commands which get one."""
     teacher = find(results, dataset, architecture)
     if teacher is None:
-        options = _of_data(dataset) + ("" if results == Path("results") else f" --results {shlex.quote(str(results))}")
-        train, bring = (f"python -m bench teachers {how}{options}" for how in (f"train {architecture}", f"import FILE --architecture {architecture}"))
+        words = [["train", architecture], ["import", "FILE", "--architecture", architecture]]
+        options = [*of_data(dataset), "--results", str(results)]
+        train, bring = (shlex.join(["python", "-m", "bench", "teachers", *way, *options]) for way in words)
         raise UsageError(f"no {architecture} teacher for {dataset} in {results / 'teachers'}; run `{train}` or `{bring}`")
     return teacher
 
 
-def _of_data(dataset: str) -> str:
-    """The option that makes a command about teachers mean that data: the protocol under which the first profile of that data trains its own."""
-    used = (profile for profile in PROFILES.values() if PROTOCOLS[profile.protocol].dataset == dataset)
-    names = [profile.teacher_protocol or profile.protocol for profile in used] or [p.name for p in PROTOCOLS.values() if p.dataset == dataset]
-    return f" --protocol {names[0]}" if names and names[0] != "crd" else ""
+def of_data(dataset: str) -> list[str]:
+    """What makes a command about teachers mean that data: the protocol under which the first profile of that data trains its own; nothing where
+    there is none."""
+    own = (profile.teacher_protocol or profile.protocol for profile in PROFILES.values() if PROTOCOLS[profile.protocol].dataset == dataset)
+    return next((["--protocol", name] for name in own), [])
 
 
 def unfit(teacher: TeacherFile, protocol: Protocol) -> str:

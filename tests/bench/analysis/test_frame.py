@@ -1,12 +1,14 @@
 """The frame: what it refuses, with one line; results that cannot be trusted; the report's section."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from bench.__main__ import main
 from bench.analysis.frame import registry, results, subjects
-from bench.analysis.frame.base import Analysis, Needs, Result, options_of
-from bench.analysis.frame.commands import check
+from bench.analysis.frame.base import Analysis, Needs, Result, Table, options_of
+from bench.analysis.frame.commands import check, lines
 from bench.analysis.frame.context import identity, obtain
 from bench.errors import StoreError, UsageError
 from bench.plan import names
@@ -236,6 +238,14 @@ def test_a_result_round_trips_and_what_is_damaged_is_said(tmp_path):
     small.damaged_json(other / "result.json")
     with pytest.raises(StoreError, match="not a result of an analysis"):
         results.read(other)
+
+
+def test_a_long_note_is_printed_whole(tmp_path, monkeypatch):
+    note = ", ".join(f"epoch {n}" for n in range(241))
+    stored = SimpleNamespace(subject="resnet8", identity=IDENTITY, cost=COST)
+    monkeypatch.setattr(results, "tables", lambda analysis, stored: [Table("Concepts", ("network",), [("resnet8",)], [note])])
+    monkeypatch.setattr(results, "place", lambda root, identity: root)
+    assert note in lines(SimpleNamespace(title="Quantified knowledge"), stored, tmp_path)
 
 
 def test_facts_without_json_and_arrays_of_objects_are_refused(tmp_path):

@@ -15,7 +15,7 @@ def steady(count: int) -> list[dict]:
 
 
 def told(rows) -> str:
-    return "\n".join(verdict_lines(judge(rows, baseline(rows[0])), baseline(rows[0]), "a machine"))
+    return "\n".join(verdict_lines(judge(rows, baseline(rows[0])), baseline(rows[0]), "a-machine"))
 
 
 def by_night(rows) -> list[list[tuple[str, str]]]:
@@ -36,6 +36,7 @@ def test_a_step_in_accuracy_rings_once_and_names_everything():
     rows[12]["facts"] = rows[13]["facts"] = {"torch": "2.10.0"}
     rows[12]["sources"] = {**rows[12]["sources"], "kd": "other"}
     assert by_night(rows)[12:] == [[(WORSE, "kd/p/test top-1")], [], [], []]
+    assert 'python -m bench nightly --accept "REASON" --machine a-machine moves' in told(rows[:13])
     finding = judge(rows[:13], baseline(rows[0])).new[0]
     assert finding.size == pytest.approx(6.0, abs=1.5)
     assert finding.size - finding.half > 0

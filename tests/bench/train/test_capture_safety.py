@@ -61,9 +61,9 @@ def to_meta(one) -> None:
         one.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-def steps(runner, sizes=SMALL, on_meta=False) -> None:
-    """A step on the batch and one on its remainder, where sizes say that there is one."""
-    draw = runner.draw
+def steps(runner, sizes=SMALL, on_meta=False) -> int:
+    """A step on the batch and one on its remainder, where sizes say that there is one; the fewest operations a learner that a step was seen with."""
+    draw, seen = runner.draw, []
     for start, stop in groups.bounds(sum(sizes), sizes[0]):
         if not on_meta:  # draws for a step are made outside of what is captured
             assert draw(runner.draws.order[start:stop], start) == []
@@ -71,13 +71,14 @@ def steps(runner, sizes=SMALL, on_meta=False) -> None:
         with CaptureSafe(on_meta) as mode:
             for _, error in runner.step(start, stop):
                 raise error
-        assert mode.seen > 100 * len(runner.learners)
+        seen.append(mode.seen)
+    return min(seen) // len(runner.learners)
 
 
 @every
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_no_method_reads_the_host(name, precision):
-    steps(prepare([name], precision=precision))
+    assert steps(prepare([name], precision=precision)) >= 100
 
 
 @pytest.fixture
@@ -90,13 +91,13 @@ def meta_autocast(monkeypatch):
 @every
 def test_no_method_crosses_between_host_and_device(name, meta_autocast):
     only = SMALL[:1]  # the remainder of each is a step of the group's
-    steps(prepare([name], META, sizes=only), only, on_meta=True)
+    assert steps(prepare([name], META, sizes=only), only, on_meta=True) >= 100
 
 
 @pytest.mark.parametrize("device", [CPU, META], ids=str)
 def test_the_group_as_a_whole(device, meta_autocast):
     capturable = [name for name in registry.names() if registry.get(name).capturable]
-    steps(prepare(capturable, device, sizes=FULL), FULL, on_meta=device == META)
+    assert steps(prepare(capturable, device, sizes=FULL), FULL, on_meta=device == META) >= 100
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -160,6 +160,20 @@ def test_importing_a_teachers_own_weights_forgets_nothing(dataset, tmp_path):
         assert state_hash(read_state(path)) == before.hash
 
 
+def test_a_teacher_stays_where_its_successors_files_cannot_all_be_made(dataset, tmp_path, monkeypatch):
+    facts = {"source": "imported", "trained": True}
+    before = teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", network().state_dict(), {"top1": 100.0}, facts)
+
+    def unreadable() -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(models, "source_hash", unreadable)
+    with pytest.raises(PermissionError):
+        teacher_networks.publish(tmp_path, dataset.name, dataset.hash, "resnet14", network(2).state_dict(), {"top1": 90.0}, facts)
+    assert teachers.find(tmp_path, dataset.name, "resnet14").record == before.record
+    assert state_hash(read_state(before.folder / "teacher.pt")) == before.hash
+
+
 def test_another_teacher_that_came_while_this_one_was_measured_stays(dataset, tmp_path, monkeypatch):
     measure, facts = teacher_networks._measure, {"source": "imported", "trained": True}
 

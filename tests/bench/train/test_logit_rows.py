@@ -30,11 +30,11 @@ def test_resumed_equals_unbroken_bit_for_bit(tmp_path, monkeypatch):
     assert views["at+kd"].id.startswith("resnet14-resnet8-at+kd-s1-") and views["at+kd"].title == "AT + KD"
     (results, *_) = table.build(whole)
     assert "AT + KD" in [row.title for row in results.tables[0].rows]
-    assert changed_sources(scan(whole)[0]) == []
+    assert changed_sources(whole, scan(whole)[0]) == []
     monkeypatch.setattr(registry, "source_hash", lambda name: "0" * 16)
-    assert any(line.startswith("the source of at+kd changed since 1 of its runs") for line in changed_sources(scan(whole)[0]))
+    assert any(line.startswith("the source of at+kd changed since 1 of its runs") for line in changed_sources(whole, scan(whole)[0]))
     monkeypatch.setattr(registry.get("at+kd"), "version", 2)
-    said = changed_sources(scan(whole)[0])
+    said = changed_sources(whole, scan(whole)[0])
     assert len(said) == 2 and not any("at+kd" in line for line in said)  # no launch trains the earlier version again, nor the teacher
 
 
