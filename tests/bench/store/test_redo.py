@@ -1,5 +1,6 @@
 """Marking runs to be trained again: what stands in the way is told before anything is marked."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,20 @@ def test_one_that_is_damaged_starts_over(tmp_path, run, file):
     lease.release()
     redo.begin(tmp_path, [run])
     assert {path.name for path in place.iterdir()} - {LOCK} == {redo.COVERS} and redo.covered(tmp_path, [run]) == {run, other}
+
+
+def test_one_whose_folder_was_emptied_is_still_to_be_trained(tmp_path, run):
+    """The cure for a checkpoint of other code. One whose folder is gone counts as done by the --redo that goes on."""
+    other = add_run(tmp_path, run_of("kd", "resnet56", "resnet20", 1), 70.0).name
+    redo.begin(tmp_path, [run, other])
+    place = add_run(redo.root(tmp_path), run_of("student", None, "resnet20", 1), 70.0, status="failed", rows=1)
+    for path in place.iterdir():
+        path.unlink()
+    redo.begin(tmp_path, [run, other])
+    assert redo.pending(tmp_path, run) and not list(place.glob("*.json*"))
+    shutil.rmtree(place)
+    redo.begin(tmp_path, [run, other])
+    assert not redo.pending(tmp_path, run)
 
 
 def test_what_it_belongs_to_may_be_anything(tmp_path, run):
